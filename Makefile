@@ -1,0 +1,47 @@
+# `make demo` and `make test` each do their whole set-up: a virtual environment inside the
+# checkout, made once and kept until pyproject.toml or constraints.txt change.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# A second transformers, of the 4.x line, that tests start in a process of its own.
+TRANSFORMERS4 := $(VENV)/transformers4
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.run
+	$(BIN)/fastseg demo --output output
+
+test: lint $(TRANSFORMERS4)/.done
+	$(BIN)/pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python -m bench.models
+
+# torch goes first and alone, so that nothing after it can choose another build of it.
+$(VENV)/.torch: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch numpy
+	touch $@
+
+$(VENV)/.run: $(VENV)/.torch pyproject.toml
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(PIP) -e ".[test]"
+	touch $@
+
+$(TRANSFORMERS4)/.done: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
+		--target $(TRANSFORMERS4) transformers==4.57.6 tokenizers==0.22.1 huggingface_hub==0.36.0
+	$(PIP) requests
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info output

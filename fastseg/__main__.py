@@ -1,0 +1,7 @@
+"""`python -m fastseg`: the command line where the `fastseg` script is not on the path."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,41 @@
+"""The command line: `fastseg predict`, `fastseg info` and `fastseg demo`.
+
+Exit status: 0 where all went well, 1 where some or all of the work failed, 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import fastseg
+
+from . import demo, info, predict
+from .options import CommandError
+
+INTERRUPTED = 130  # as shells report a process ended by Ctrl-C
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (default: the process's own) and returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="fastseg", description="SegFormer semantic segmentation, fast."
+    )
+    parser.add_argument("--version", action="version", version=f"fastseg {fastseg.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in (predict, info, demo):
+        command.add_parser(commands)
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as stop:  # argparse has said why
+        return stop.code if isinstance(stop.code, int) else 2
+    try:
+        status: int = arguments.run(arguments)
+    except CommandError as error:
+        print(f"fastseg {arguments.command}: error: {error}", file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        print(f"fastseg {arguments.command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return status

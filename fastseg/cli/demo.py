@@ -1,0 +1,163 @@
+"""`fastseg demo`: the embedded model on a scene, and what the fast path gains there."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import fastseg
+from fastseg.scenes import draw_scene
+from fastseg.visualize import class_shares, format_share
+
+from .files import plan_outputs
+from .images import read_image
+from .options import EMBEDDED_NAME, CommandError, add_device_options, first_line, load_model
+from .results import ResultWriter
+
+SCENE = Path(fastseg.__file__).parent / "assets" / "scene.png"
+ROUNDS = 9
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="run the embedded model on a scene and time it",
+        description="Segments a drawn scene with the embedded model, writes a label map and an "
+        "overlay, and times the fast path against the plain one.",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output"),
+        metavar="DIR",
+        help="folder to write to, made where absent (default: output)",
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--image", type=Path, metavar="FILE", help="a picture of your own")
+    source.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="draw a new scene and compare with its true labels; the model was trained on scenes "
+        "of seeds from 1000000",
+    )
+    add_device_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    path, image, truth = _picture(arguments)
+    if arguments.output.exists() and not arguments.output.is_dir():
+        raise CommandError(f"--output {arguments.output}: not a folder", 2)
+    model, processor = load_model(None, arguments.device, arguments.dtype)
+    labels = fastseg.segment(model, [image], processor=processor)[0].cpu().numpy()
+
+    writer = ResultWriter(model.config, EMBEDDED_NAME)
+    target = plan_outputs([path], path.parent, arguments.output, writer.endings)[0]
+    try:
+        writer.write(target, path, image, labels)
+    except OSError as error:
+        raise CommandError(f"cannot write to {arguments.output}: {first_line(error)}") from error
+    print(f"{path.name}, {image.width}x{image.height}, model {EMBEDDED_NAME}")
+    for ending in writer.endings:
+        print(f"wrote {target.path(ending)}")
+
+    print(f"\n{'class':<16}{'share':>8}{'pixels':>10}")
+    for item in class_shares(labels, model.config.id2label):
+        print(f"{item.name:<16}{format_share(item.share):>8}{item.pixels:>10}")
+    if truth is not None:
+        agreement, mean_iou = _compare(labels, truth)
+        print(f"\nagreement with the true labels: {agreement:.2%} of pixels, mIoU {mean_iou:.3f}")
+    print("\n" + _time(model, processor, image, labels))
+    return 0
+
+
+def _picture(arguments: argparse.Namespace) -> tuple[Path, Image.Image, np.ndarray | None]:
+    """The picture to show, the name its outputs take, and its true labels where it is drawn."""
+    if arguments.seed is not None:
+        try:
+            scene = draw_scene(arguments.seed, (512, 512))
+        except ValueError as error:
+            raise CommandError(f"--seed: {error}", 2) from error
+        return Path(f"scene-{arguments.seed}.png"), Image.fromarray(scene.image), scene.labels
+    path = arguments.image or SCENE
+    try:
+        return path, read_image(path), None
+    except ValueError as error:
+        raise CommandError(f"{path}: {error}") from error
+
+
+def _compare(labels: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """Share of equal pixels, and the mean IoU over the classes that are in either map."""
+    ious = []
+    for index in np.union1d(labels, truth):
+        found, true = labels == index, truth == index
+        ious.append((found & true).sum() / (found | true).sum())
+    return float((labels == truth).mean()), float(np.mean(ious))
+
+
+def _time(model: Any, processor: Any, image: Image.Image, labels: np.ndarray) -> str:
+    """A table of the fast path against the plain one: the same weights, interpolate + argmax."""
+    device = next(model.parameters()).device
+    dtype = next(model.parameters()).dtype
+    pixels = processor([image], return_tensors="pt")["pixel_values"].to(device, dtype)
+
+    def forward_fast() -> torch.Tensor:
+        return model(pixels).logits
+
+    def forward_plain() -> torch.Tensor:
+        with fastseg.plain_path():
+            return model(pixels).logits
+
+    def whole_fast() -> torch.Tensor:
+        return fastseg.segment(model, [image], processor=processor)[0].cpu()
+
+    def whole_plain() -> torch.Tensor:
+        inputs = processor([image], return_tensors="pt")["pixel_values"].to(device, dtype)
+        with fastseg.plain_path():
+            logits = model(inputs).logits
+        size = (image.height, image.width)
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        return logits.argmax(dim=1)[0].cpu()
+
+    with torch.inference_mode():
+        same = float((whole_plain().numpy() == labels).mean())
+        forward = _medians(forward_plain, forward_fast, device)
+        whole = _medians(whole_plain, whole_fast, device)
+    where = f"{torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    title = ", ".join(filter(None, [str(device), where, str(dtype).removeprefix("torch.")]))
+    rows = [f"{title + ', ms':<34}{'plain':>9}{'fast':>9}{'ratio':>8}"]
+    for name, (plain, fast) in (("forward", forward), ("picture to label map", whole)):
+        rows.append(f"{name:<34}{plain:>9.1f}{fast:>9.1f}{plain / fast:>7.1f}x")
+    rows.append(f"medians of {ROUNDS} runs in turn; label maps equal in {same:.3%} of pixels")
+    return "\n".join(rows)
+
+
+def _medians(
+    first: Callable[[], Any], second: Callable[[], Any], device: torch.device
+) -> tuple[float, float]:
+    """Median milliseconds of both, run in turn so that drifts of the machine meet both alike."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(ROUNDS + 1):
+        for function, taken in zip((first, second), times, strict=True):
+            _synchronize(device)
+            start = time.perf_counter()
+            function()
+            _synchronize(device)
+            if turn > 0:  # the first turn warms up
+                taken.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

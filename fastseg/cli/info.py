@@ -1,0 +1,143 @@
+"""`fastseg info`: versions, devices, the backend that would run on each and why."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastseg
+from fastseg.kernels import select_backend
+
+from .options import EMBEDDED_MODEL, EMBEDDED_NAME
+
+_PACKAGES = ("torch", "triton", "numpy", "pillow", "safetensors", "transformers", "huggingface_hub")
+_GIB = 1 << 30
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "info",
+        help="versions, devices, and which backend would run",
+        description="Shows versions, devices, which backend would run on each and why.",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    info = collect()
+    if arguments.json:
+        print(json.dumps(info, indent=2))
+    else:
+        print(_text(info))
+    return 0
+
+
+def collect() -> dict[str, Any]:
+    """What `fastseg info --json` prints. Packages that are not installed have version None."""
+    return {
+        "versions": {
+            "fastseg": fastseg.__version__,
+            "python": platform.python_version(),
+            **{name: _version(name) for name in _PACKAGES},
+        },
+        "devices": [_cpu(), *(_gpu(index) for index in range(_gpu_count()))],
+        "embedded_model": _embedded_model(),
+    }
+
+
+def _version(package: str) -> str | None:
+    """Read from the installed metadata: importing transformers takes seconds."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> dict[str, Any]:
+    return {
+        "device": "cpu",
+        "name": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        **_backend("cpu"),
+    }
+
+
+def _gpu_count() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _gpu(index: int) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(index)
+    return {
+        "device": f"cuda:{index}",
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory_bytes": properties.total_memory,
+        **_backend(f"cuda:{index}"),
+    }
+
+
+def _backend(device: str) -> dict[str, str | None]:
+    """`backend` is None where the one asked for cannot run."""
+    try:
+        name, reason = select_backend(torch.device(device))
+    except (RuntimeError, ValueError) as error:  # FASTSEG_BACKEND asks for what is not there
+        return {"backend": None, "reason": str(error)}
+    return {"backend": name, "reason": reason}
+
+
+def _cpu_name() -> str:
+    """The marketing name where Linux tells it, else the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _embedded_model() -> dict[str, Any] | None:
+    """Its name and what metrics.json says of it; None where it is not installed."""
+    try:
+        metrics = json.loads((EMBEDDED_MODEL / "metrics.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return {"name": EMBEDDED_NAME, "path": str(EMBEDDED_MODEL), "metrics": metrics}
+
+
+def _text(info: dict[str, Any]) -> str:
+    lines = ["versions"]
+    for name, version in info["versions"].items():
+        lines.append(f"  {name:<16} {version or 'not installed'}")
+    lines.append("\ndevices")
+    for device in info["devices"]:
+        if "threads" in device:
+            facts = f"{device['threads']} threads"
+        else:
+            memory = device["memory_bytes"] / _GIB
+            facts = f"capability {device['capability']}, {memory:.1f} GiB"
+        lines.append(f"  {device['device']:<16} {device['name']}, {facts}")
+        lines.append(f"  {'':<16} backend {device['backend'] or 'none'}: {device['reason']}")
+    if len(info["devices"]) == 1:
+        lines.append("  no CUDA device that torch can use")
+    hub = info["versions"]["huggingface_hub"]
+    lines.append("\nmodels")
+    lines.append(
+        f"  {'hub ids':<16} "
+        + ("can be loaded" if hub else 'need huggingface_hub: pip install "fastseg-segformer[hub]"')
+    )
+    model = info["embedded_model"]
+    if model is None:
+        lines.append(f"  {'embedded':<16} not in this installation")
+    else:
+        score = f"held-out mIoU {model['metrics']['mean_iou']:.3f} on drawn scenes"
+        lines.append(f"  {'embedded':<16} {model['name']}, {score}")
+        lines.append(f"  {'':<16} {model['path']}")
+    return "\n".join(lines)

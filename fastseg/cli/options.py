@@ -1,0 +1,120 @@
+"""What commands share: the error they end with, option types, and loading a model."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastseg
+
+EMBEDDED_MODEL = Path(fastseg.__file__).parent / "assets" / "scenes-b0"
+EMBEDDED_NAME = "scenes-b0 (embedded)"
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class CommandError(Exception):
+    """Ends a command with a message. `status` is 2 where its arguments are wrong, else 1."""
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def device(text: str) -> torch.device:
+    """Option type: "cpu", "cuda", "cuda:N", or "auto" for the first GPU, else the CPU."""
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if text == "cpu":
+        return torch.device("cpu")
+    if not re.fullmatch(r"cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda, cuda:N or auto, got {text!r}")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (torch.device(text).index or 0) >= count:
+        raise argparse.ArgumentTypeError(f"{text}: torch sees {count} CUDA device(s)")
+    return torch.device(text)
+
+
+def positive(text: str) -> int:
+    """Option type: an integer from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer from 1, got {text!r}")
+    return int(text)
+
+
+def fraction(text: str) -> float:
+    """Option type: a number from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return number
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        type=device,
+        default="auto",
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:N, or auto: a GPU where there is one (default: auto)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="precision of the model (default: float32)",
+    )
+
+
+def load_model(
+    source: str | None, device: torch.device, dtype: str
+) -> tuple[Any, fastseg.SegformerImageProcessor]:
+    """A segmentation model in eval mode and its image processor; `source` None is the embedded one.
+
+    Raises:
+        CommandError: neither can be read, or the model does not segment.
+    """
+    name = EMBEDDED_NAME if source is None else source
+    place = str(EMBEDDED_MODEL) if source is None else source
+    try:
+        with warnings.catch_warnings():
+            # What it warns of is in `load_report`, told below.
+            warnings.simplefilter("ignore", fastseg.CheckpointWarning)
+            model = fastseg.from_pretrained(place, device=device, dtype=DTYPES[dtype])
+    except (OSError, ValueError, ImportError) as error:
+        raise CommandError(f"--model {name}: {error}") from error
+    if not isinstance(model, fastseg.SegformerForSemanticSegmentation):
+        found = type(model).__name__
+        raise CommandError(f"--model {name}: expected a segmentation model, got a {found}")
+    report: Any = model.load_report
+    if report.reinitialized:
+        raise CommandError(f"--model {name}: weights are missing\n{report}")
+    if report:
+        say(f"note: {name}, loaded with differences:\n{report}")
+    try:
+        return model, fastseg.SegformerImageProcessor.from_pretrained(place)
+    except FileNotFoundError:
+        say(f"note: no preprocessor_config.json in {name}; the default image processor is used")
+        return model, fastseg.SegformerImageProcessor()
+    except (OSError, ValueError) as error:
+        raise CommandError(f"--model {name}: {error}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The reason an error gives, in one line, or its class where it gives none."""
+    reason = getattr(error, "strerror", None) or str(error)  # without the number and the path
+    return reason.strip().split("\n")[0] or type(error).__name__
+
+
+def say(message: str) -> None:
+    """A remark to the user, kept apart from results."""
+    print(message, file=sys.stderr)

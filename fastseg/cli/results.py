@@ -1,0 +1,58 @@
+"""The files made of one segmented picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fastseg.visualize import class_shares, config_palette, label_image, overlay
+
+from .files import JSON, LABELS, OVERLAY, Target, write_json, write_png
+from .options import CommandError
+
+
+@dataclass
+class ResultWriter:
+    """Writes the files that `endings` lists. `model` is how JSON files name the model."""
+
+    config: Any
+    model: str
+    endings: Sequence[str] = (LABELS, OVERLAY)
+    alpha: float = 0.55
+
+    def __post_init__(self) -> None:
+        try:
+            self.colours = config_palette(self.config)
+        except ValueError as error:
+            raise CommandError(f"--model {self.model}: {error}") from error
+
+    def write(self, target: Target, source: Path, image: Image.Image, labels: np.ndarray) -> None:
+        """`labels` is (H, W), of the size of `image`, which was read from `source`.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        names = self.config.id2label
+        if LABELS in self.endings:
+            write_png(target.path(LABELS), label_image(labels, self.colours))
+        if OVERLAY in self.endings:
+            picture = overlay(image, labels, self.colours, names, alpha=self.alpha)
+            write_png(target.path(OVERLAY), picture)
+        if JSON in self.endings:
+            classes = [
+                {"id": item.id, "name": item.name, "pixels": item.pixels, "share": item.share}
+                for item in class_shares(labels, names)
+            ]
+            content = {
+                "model": self.model,
+                "image": str(source),
+                "width": image.width,
+                "height": image.height,
+                "classes": classes,
+            }
+            write_json(target.path(JSON), content)

@@ -1,0 +1,118 @@
+"""From a layer's parameters to the folded tensors that `fastseg.kernels` takes.
+
+Each function takes plain `torch.nn` modules by role, so it serves any model that has them. The
+maths is in the docstrings of the ops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .packing import Packed, fold_norm_into_linear, narrow, wide, wide_affine
+
+
+def fold_sr_attention(
+    norm: nn.LayerNorm,
+    query: nn.Linear,
+    key: nn.Linear,
+    value: nn.Linear,
+    output: nn.Linear,
+    num_heads: int,
+    reduction: nn.Conv2d | None = None,
+    reduction_norm: nn.LayerNorm | None = None,
+) -> Packed:
+    """Keyword arguments of `kernels.sr_attention`, but for the tokens and their grid."""
+    packed: Packed = {"num_heads": num_heads, "eps": norm.eps, "sr_ratio": 1}
+    key_value_norm = norm
+    if reduction is not None and reduction_norm is not None:
+        weight, bias = wide_affine(reduction)
+        gamma, beta = wide_affine(norm)
+        bias = bias + torch.einsum("oihw,i->o", weight, beta)
+        weight = (weight * gamma[:, None, None]).permute(0, 2, 3, 1).flatten(1)
+        packed.update(
+            sr_ratio=reduction.stride[0],
+            sr_weight=weight,
+            sr_bias=bias,
+            sr_eps=reduction_norm.eps,
+        )
+        key_value_norm = reduction_norm
+    query_weight, query_bias = fold_norm_into_linear(norm, *wide_affine(query))
+    key_weight, _ = fold_norm_into_linear(key_value_norm, *wide_affine(key))
+    value_weight, value_bias = fold_norm_into_linear(key_value_norm, *wide_affine(value))
+    output_weight, output_bias = wide_affine(output)
+    packed["output_bias"] = output_bias + output_weight @ value_bias
+
+    scale = (query_weight.shape[0] // num_heads) ** -0.5
+    query_weight, query_bias = query_weight * scale, query_bias * scale
+    if num_heads == 1:
+        absorbed_key = query_weight.T @ key_weight
+        absorbed_value = output_weight @ value_weight
+        packed["key_value_weight"] = torch.cat([absorbed_key, absorbed_value])
+        packed["key_offset_weight"] = key_weight.T @ query_bias
+    else:
+        packed["query_weight"], packed["query_bias"] = query_weight, query_bias
+        packed["key_value_weight"] = torch.cat([key_weight, value_weight])
+        packed["output_weight"] = output_weight
+    return narrow(packed, like=query.weight)
+
+
+def fold_mix_ffn(norm: nn.LayerNorm, fc1: nn.Linear, dwconv: nn.Conv2d, fc2: nn.Linear) -> Packed:
+    """Keyword arguments of `kernels.mix_ffn`, but for the tokens, their grid and the activation."""
+    fc1_weight, fc1_bias = fold_norm_into_linear(norm, *wide_affine(fc1))
+    dwconv_weight, dwconv_bias = wide_affine(dwconv)
+    fc2_weight, fc2_bias = wide_affine(fc2)
+    packed = {
+        "eps": norm.eps,
+        "fc1_weight": fc1_weight,
+        "fc1_bias": fc1_bias,
+        "dwconv_weight": dwconv_weight,
+        "dwconv_bias": dwconv_bias,
+        "fc2_weight": fc2_weight,
+        "fc2_bias": fc2_bias,
+    }
+    return narrow(packed, like=fc1.weight)
+
+
+def fold_decode_head(
+    projections: Sequence[nn.Linear],
+    fuse: nn.Conv2d,
+    batch_norm: nn.BatchNorm2d,
+    classifier: nn.Conv2d,
+) -> Packed:
+    """Arguments of `kernels.decode_head`, but for the maps.
+
+    Args:
+        projections: one for each stage, finest first.
+        fuse: 1x1 convolution of the concatenated projections, COARSEST first, as all SegFormers
+            concatenate them.
+    """
+    fuse_weight, bias = wide_affine(fuse)
+    slices = fuse_weight.flatten(1).chunk(len(projections), dim=1)[::-1]
+    weights = []
+    for projection, fuse_slice in zip(projections, slices, strict=True):
+        weight, projection_bias = wide_affine(projection)
+        weights.append(fuse_slice @ weight)
+        bias = bias + fuse_slice @ projection_bias
+    assert batch_norm.running_var is not None
+    assert batch_norm.running_mean is not None
+    gain = torch.rsqrt(wide(batch_norm.running_var) + batch_norm.eps)
+    shift = -wide(batch_norm.running_mean) * gain
+    if batch_norm.affine:
+        gamma, beta = wide_affine(batch_norm)
+        gain, shift = gain * gamma, shift * gamma + beta
+    classifier_weight, classifier_bias = wide_affine(classifier)
+    like = projections[0].weight
+    packed = narrow(
+        {
+            "bias": bias * gain + shift,
+            "classifier_weight": classifier_weight.flatten(1),
+            "classifier_bias": classifier_bias,
+        },
+        like,
+    )
+    folded = {str(index): gain[:, None] * weight for index, weight in enumerate(weights)}
+    packed["weights"] = list(narrow(folded, like).values())
+    return packed

@@ -1,0 +1,82 @@
+"""The published sizes: mit_b0 to mit_b5 and segformer_b0 to segformer_b5.
+
+Depths and widths: Xie et al., SegFormer, arXiv:2105.15203, table 6.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .config import SegformerConfig
+from .modeling import (
+    SegformerForImageClassification,
+    SegformerForSemanticSegmentation,
+    SegformerModel,
+)
+
+_WIDTHS_B0 = (32, 64, 160, 256)
+_WIDTHS = (64, 128, 320, 512)
+
+# depths, hidden_sizes, width of the decode head in the paper
+_SIZES = {
+    "b0": ((2, 2, 2, 2), _WIDTHS_B0, 256),
+    "b1": ((2, 2, 2, 2), _WIDTHS, 256),
+    "b2": ((3, 4, 6, 3), _WIDTHS, 768),
+    "b3": ((3, 4, 18, 3), _WIDTHS, 768),
+    "b4": ((3, 8, 27, 3), _WIDTHS, 768),
+    "b5": ((3, 6, 40, 3), _WIDTHS, 768),
+}
+
+PRESETS = tuple(f"{family}_{size}" for family in ("mit", "segformer") for size in _SIZES)
+
+
+def preset_config(
+    name: str,
+    num_classes: int | None = None,
+    projection_filters: int | None = None,
+    **kwargs: Any,
+) -> SegformerConfig:
+    """The configuration of a preset.
+
+    Args:
+        name: one of `PRESETS`.
+        num_classes: number of classes; 1000 for mit_*, 150 (ADE20K) for segformer_* where None.
+        projection_filters: width of the decode head; that of the paper where None (256 for B0 and
+            B1, 768 for B2 to B5).
+        **kwargs: other fields of SegformerConfig.
+
+    Raises:
+        ValueError: no such preset.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"name: expected one of {', '.join(PRESETS)}, got {name!r}")
+    family, size = name.split("_")
+    depths, hidden_sizes, decoder_hidden_size = _SIZES[size]
+    if num_classes is None and "id2label" not in kwargs:
+        num_classes = 1000 if family == "mit" else 150
+    return SegformerConfig(
+        depths=depths,
+        hidden_sizes=hidden_sizes,
+        decoder_hidden_size=projection_filters or decoder_hidden_size,
+        num_labels=num_classes,
+        **kwargs,
+    )
+
+
+def from_preset(
+    name: str,
+    num_classes: int | None = None,
+    projection_filters: int | None = None,
+    **kwargs: Any,
+) -> SegformerForSemanticSegmentation | SegformerForImageClassification | SegformerModel:
+    """A model with newly drawn weights, in training mode as any new module.
+
+    segformer_* gives SegformerForSemanticSegmentation; mit_* gives SegformerForImageClassification,
+    or SegformerModel, the encoder alone, with `num_classes=0`. Arguments as in `preset_config`.
+    """
+    if name in PRESETS and name.startswith("mit") and num_classes == 0:
+        return SegformerModel(preset_config(name, None, projection_filters, **kwargs))
+    config = preset_config(name, num_classes, projection_filters, **kwargs)
+    if name.startswith("mit"):
+        return SegformerForImageClassification(config)
+    return SegformerForSemanticSegmentation(config)

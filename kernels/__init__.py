@@ -1,0 +1,22 @@
+"""The ops that a SegFormer forward is made of, on folded weights, in eager PyTorch.
+
+Installed as `fastseg.kernels`; imports torch alone.
+"""
+
+from .backend import backend, requested_backend, select_backend
+from .decode_head import decode_head
+from .mix_ffn import mix_ffn
+from .patch_embed import patch_embed
+from .sr_attention import sr_attention
+from .upsample_argmax import upsample_argmax
+
+__all__ = [
+    "backend",
+    "decode_head",
+    "mix_ffn",
+    "patch_embed",
+    "requested_backend",
+    "select_backend",
+    "sr_attention",
+    "upsample_argmax",
+]

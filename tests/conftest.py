@@ -1,0 +1,58 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+# `import transformers` is of the 5.x line here; this folder holds one of the 4.x line.
+TRANSFORMERS4 = Path(__file__).parent.parent / ".venv" / "transformers4"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    # The tests run in as many processes as there are cores; the models here are small.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002  # for libraries that still draw from it
+
+
+@pytest.fixture(scope="session")
+def run_transformers4() -> Callable[..., str]:
+    """`run_transformers4(code, *arguments)`: what `code` prints in a process of its own.
+
+    There `import transformers` gives 4.57.6, and `sys.argv[1:]` holds the arguments.
+    """
+    if not (TRANSFORMERS4 / "transformers").is_dir():
+        pytest.skip("no transformers of the 4.x line: `make test` installs one")
+
+    def run(code: str, *arguments: object) -> str:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(TRANSFORMERS4),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "2",
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
