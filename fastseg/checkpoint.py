@@ -159,6 +159,7 @@ def load_pretrained(
     model._apply(allocate)
     _fill(model, plan, tensors)
     model.load_report = plan.report
+    model.name_or_path = os.fspath(path)
     if plan.report:
         warnings.warn(
             f"{source}, loaded into {chosen.__name__}:\n{plan.report}",

@@ -27,6 +27,12 @@ _PROBABILITIES = (
     "classifier_dropout_prob",
     "drop_path_rate",
 )
+_PROBLEM_TYPES = (
+    None,
+    "regression",
+    "single_label_classification",
+    "multi_label_classification",
+)
 
 
 class SegformerConfig:
@@ -186,6 +192,11 @@ class SegformerConfig:
             raise ValueError(
                 f"hidden_act: expected one of {', '.join(sorted(ACTIVATIONS))}, "
                 f"got {self.hidden_act!r}"
+            )
+
+        if self.problem_type not in _PROBLEM_TYPES:
+            raise ValueError(
+                f"problem_type: expected one of {_PROBLEM_TYPES}, got {self.problem_type!r}"
             )
 
     def to_dict(self) -> dict[str, Any]:

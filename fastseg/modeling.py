@@ -28,6 +28,7 @@ class SegformerPreTrainedModel(nn.Module):
     config_class = SegformerConfig
     base_model_prefix = "segformer"
     main_input_name = "pixel_values"
+    name_or_path = ""  # where the weights were loaded from
 
     def __init__(self, config: SegformerConfig) -> None:
         super().__init__()

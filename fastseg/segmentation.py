@@ -71,8 +71,8 @@ def saved_processor(model: Any) -> SegformerImageProcessor:
     if source:
         try:
             return SegformerImageProcessor.from_pretrained(source, local_files_only=True)
-        except FileNotFoundError:
-            pass  # Encoders and models of one's own are often saved without one.
+        except (FileNotFoundError, ImportError):
+            pass  # Saved without one, or the folder is no more.
     return SegformerImageProcessor()
 
 

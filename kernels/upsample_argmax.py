@@ -7,6 +7,8 @@ too: only pixels between corners that disagree, those on a class border, need al
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -19,7 +21,7 @@ _CLASSES_PER_INDEX = 45
 _PIXELS_PER_CHUNK = 8192
 
 
-def upsample_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def upsample_argmax(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """The class with the highest logit at every pixel of a map of `size`.
 
     Equal to `interpolate(logits, size, mode="bilinear", align_corners=False).argmax(1)` wherever
@@ -56,7 +58,7 @@ def upsample_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
     return _border_pixels(grid, labels, mixed, rows, columns)
 
 
-def _check(logits: torch.Tensor, size: tuple[int, int]) -> tuple[int, int]:
+def _check(logits: torch.Tensor, size: Sequence[int]) -> tuple[int, int]:
     if not isinstance(logits, torch.Tensor) or not logits.is_floating_point():
         got = getattr(logits, "dtype", type(logits).__name__)
         raise TypeError(f"logits: expected a floating-point tensor, got {got}")
@@ -64,10 +66,9 @@ def _check(logits: torch.Tensor, size: tuple[int, int]) -> tuple[int, int]:
         raise ValueError(
             f"logits: expected shape (batch, classes, height, width), got {tuple(logits.shape)}"
         )
-    height, width = (int(side) for side in size)
-    if min(height, width) < 1:
-        raise ValueError(f"size: expected a positive height and width, got {tuple(size)}")
-    return height, width
+    if not isinstance(size, Sequence) or len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size: expected a positive height and width, got {size!r}")
+    return int(size[0]), int(size[1])
 
 
 def _all_pixels(grid: torch.Tensor, rows: Source, width: int) -> torch.Tensor:

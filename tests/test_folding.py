@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from fastseg.kernels import decode_head, mix_ffn, patch_embed, sr_attention
-from fastseg.kernels.sr_attention import reduce_tokens
 from model_cases import randomize
 from torch import nn
 
 import fastseg
 from fastseg.decode_head import SegformerDecodeHead
 from fastseg.folding import fold_decode_head, fold_mix_ffn, fold_sr_attention
+from fastseg.kernels import decode_head, mix_ffn, patch_embed, sr_attention
+from fastseg.kernels.sr_attention import reduce_tokens
 from fastseg.layers import SegformerLayer, SegformerOverlapPatchEmbeddings
 from fastseg.packing import fold_norm_into_linear, wide_affine
 
