@@ -13,6 +13,7 @@ from .modeling import (
 )
 from .packing import plain_path
 from .presets import PRESETS, from_preset
+from .reporting import report
 from .segmentation import segment
 
 __version__ = "0.1.0"
@@ -31,5 +32,6 @@ __all__ = [
     "from_preset",
     "from_pretrained",
     "plain_path",
+    "report",
     "segment",
 ]

@@ -13,7 +13,7 @@ from . import kernels
 from .config import SegformerConfig
 from .folding import fold_decode_head
 from .layers import map_to_tokens
-from .packing import Packed, PackedModule, uses_packed
+from .packing import Packed, PackedModule, plain_reason
 
 
 class SegformerMLP(nn.Module):
@@ -61,7 +61,7 @@ class SegformerDecodeHead(PackedModule):
                 f"encoder_hidden_states: expected {len(self.linear_c)} maps (B, C, H, W), "
                 f"got shapes {shapes}"
             )
-        if uses_packed(self, *encoder_hidden_states):
+        if plain_reason(self, *encoder_hidden_states) is None:
             return kernels.decode_head(encoder_hidden_states, **self.packed())
         size = encoder_hidden_states[0].shape[2:]
         projected = [

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .config import SegformerConfig
 from .layers import SegformerLayer, SegformerOverlapPatchEmbeddings, tokens_to_map
-from .packing import uses_packed
+from .packing import plain_reason
 
 
 class SegformerEncoder(nn.Module):
@@ -59,7 +59,7 @@ class SegformerEncoder(nn.Module):
             attention probabilities (B, heads, N, N_kv) of every layer, or () where not asked for.
         """
         self._check(pixel_values)
-        packed = not output_attentions and uses_packed(self, pixel_values)
+        packed = not output_attentions and plain_reason(self, pixel_values) is None
         feature_map = pixel_values
         maps: list[torch.Tensor] = []
         attentions: list[torch.Tensor] = []

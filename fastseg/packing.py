@@ -20,6 +20,18 @@ from torch import nn
 
 Packed = dict[str, Any]
 
+# What may be inside a folded module beside fastseg's own classes.
+_FOLDED_KINDS = {
+    nn.BatchNorm2d,
+    nn.Conv2d,
+    nn.Dropout,
+    nn.Identity,
+    nn.LayerNorm,
+    nn.Linear,
+    nn.ModuleList,
+    nn.ReLU,
+}
+
 _plain_path = False
 
 
@@ -34,19 +46,34 @@ def plain_path() -> Iterator[None]:
         _plain_path = before
 
 
-def uses_packed(module: nn.Module, *inputs: torch.Tensor) -> bool:
-    """Whether `module` may run on folded weights: eval mode, and no gradient can be asked for.
+def plain_reason(module: nn.Module, *inputs: torch.Tensor) -> str | None:
+    """Why `module` has to take the plain path for `inputs`; None where it may run folded.
 
-    A part of it in training mode, dropout alone for instance, keeps the whole on the plain path.
+    Folding needs eval mode, no gradient that could be asked for, and parts that are what they were
+    built as: a hook, a replaced layer (LoRA, quantised, parametrised) or a `forward` of one's own
+    would be left out.
     """
-    if _plain_path or any(part.training for part in module.modules()):
-        return False
-    if not torch.is_grad_enabled():
-        return True
-    return not (
-        any(tensor.requires_grad for tensor in inputs)
-        or any(parameter.requires_grad for parameter in module.parameters())
-    )
+    if _plain_path:
+        return "asked for by fastseg.plain_path"
+    for name, part in module.named_modules():
+        if part.training:
+            return f"{name or 'it'} is in training mode"
+        if part is module:
+            continue  # its own forward is running
+        if part._forward_hooks or part._forward_pre_hooks:
+            return f"{name} has forward hooks"
+        if "forward" in part.__dict__:
+            return f"{name} has a forward of its own"
+        kind = type(part)
+        if kind not in _FOLDED_KINDS and not kind.__module__.startswith("fastseg."):
+            return f"{name} is a {kind.__name__}"
+    if torch.is_grad_enabled():
+        if any(tensor.requires_grad for tensor in inputs):
+            return "the input requires gradients"
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                return f"gradients are on and {name} requires them"
+    return None
 
 
 def _sources(module: nn.Module) -> Iterator[torch.Tensor]:

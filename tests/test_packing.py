@@ -211,6 +211,67 @@ def test_dropout_alone_in_training_mode_is_heard(model, pixel_values):
     assert not torch.equal(folded(model, pixel_values), folded(model, pixel_values))
 
 
+class Doubled(torch.nn.Module):
+    """A layer put in the place of another, as LoRA does it."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x):
+        return 2 * self.layer(x)
+
+
+def hook(model):
+    linear = model.segformer.encoder.block[1][0].attention.self.query
+    linear.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
+def replace(model):
+    attention = model.segformer.encoder.block[1][0].attention.self
+    attention.query = Doubled(attention.query)
+
+
+def own_forward(model):
+    linear = model.segformer.encoder.block[1][0].attention.self.query
+    forward = linear.forward
+    linear.forward = lambda x: 2 * forward(x)
+
+
+def parametrize(model):
+    linear = model.segformer.encoder.block[1][0].attention.self.query
+    doubling = torch.nn.Module()
+    doubling.forward = lambda weight: 2 * weight
+    torch.nn.utils.parametrize.register_parametrization(linear, "weight", doubling)
+    with torch.no_grad():
+        linear.bias.mul_(2)
+
+
+@pytest.mark.parametrize("change", [hook, replace, own_forward, parametrize])
+def test_changed_parts_are_not_left_out(model, pixel_values, change):
+    before = folded(model, pixel_values)
+    change(model.eval())
+    model.eval()
+    result = folded(model, pixel_values)
+    torch.testing.assert_close(result, plain(model, pixel_values), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(result, before, rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        assert "segformer.encoder: plain: block.1.0.attention.self.query" in fastseg.report(model)
+        assert "decode_head: folded" in fastseg.report(model)
+
+
+def test_report(model):
+    names = ["segformer.encoder", "decode_head"]
+    with torch.no_grad():
+        assert fastseg.report(model).splitlines() == [f"{name}: folded" for name in names]
+        model.decode_head.dropout.train()
+        assert "decode_head: plain: dropout is in training mode" in fastseg.report(model)
+    assert "gradients are on and patch_embeddings.0.proj.weight" in fastseg.report(model)
+    with pytest.raises(ValueError, match="model: .*Linear"):
+        fastseg.report(torch.nn.Linear(2, 2))
+
+
 def test_copies_fold_for_themselves(model, pixel_values):
     before = folded(model, pixel_values)
     for duplicate in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
