@@ -1,0 +1,1 @@
+"""Benchmarks: fastseg and what people use today, side by side, on this machine."""

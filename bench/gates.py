@@ -1,0 +1,68 @@
+"""Parity gates: how wrong a result is, and how wrong it may be before no figure is given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+class RedGate(Exception):
+    """A provider's result is too far from the reference to time it."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The error of a result may be at most `bound`; `measure` says in words what it is."""
+
+    measure: str
+    bound: float
+    error: Callable[[torch.Tensor], float]
+
+    def check(self, provider: str, result: torch.Tensor) -> float:
+        """The error of `result`.
+
+        Raises:
+            RedGate: it is above the bound, or not a number.
+        """
+        error = self.error(result)
+        if not error <= self.bound:
+            raise RedGate(f"{provider}: {self.measure} {error:.3g}, at most {self.bound:.3g}")
+        return error
+
+
+def logits_gate(reference: torch.Tensor) -> Gate:
+    """For float32 logits against those of a float64 run of transformers' model."""
+
+    def error(logits: torch.Tensor) -> float:
+        if logits.shape != reference.shape:
+            return math.inf
+        difference = (logits.double() - reference).square().mean()
+        return (difference / reference.square().mean()).sqrt().item()
+
+    return Gate("relative RMS error of the logits against float64", 2e-6, error)
+
+
+def labels_gate(logits: torch.Tensor, size: tuple[int, int]) -> Gate:
+    """For label maps of float32 `logits` (B, K, h, w): only near-ties may be decided otherwise.
+
+    The error is how far the chosen class is below the highest one in float64, at the worst pixel,
+    in units of the largest logit. Blending four logits in float32 loses some three roundings on
+    either of two classes; the bound is eight. It holds where size / (h, w) is a power of two, for
+    which the positions of the pixels are exact.
+    """
+    wide = F.interpolate(logits.double(), size=size, mode="bilinear", align_corners=False)
+    highest = wide.amax(dim=1)
+    largest = logits.abs().max().item()
+
+    def error(labels: torch.Tensor) -> float:
+        if labels.shape != highest.shape or labels.dtype != torch.int64:
+            return math.inf
+        chosen = wide.gather(1, labels.unsqueeze(1)).squeeze(1)
+        return (highest - chosen).max().item() / largest
+
+    measure = "shortfall of the chosen class in float64, of the largest logit"
+    return Gate(measure, 8 * torch.finfo(torch.float32).eps, error)

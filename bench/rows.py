@@ -1,0 +1,134 @@
+"""Results as rows: JSON lines that are only ever added to, each checked against one schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+SCHEMA_VERSION = 1
+KINDS = ("forward", "labels", "memory")
+
+# Rows that agree in these are measurements of the same thing, of which the newest counts.
+CASE_FIELDS = ("kind", "case", "size", "batch", "dtype", "threads", "cpu")
+
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "schema": int,
+    "date": str,  # UTC, ISO 8601; the same in all rows of one case of one run
+    "kind": str,  # one of KINDS
+    "case": str,
+    "size": list,  # height, width of the image or of the label map
+    "batch": int,
+    "dtype": str,
+    "threads": int,
+    "provider": str,
+    "baseline": str,  # the provider that `ratio` compares with
+    "unit": str,  # ms or MB
+    "p20": float,
+    "p50": float,
+    "p80": float,
+    "repeats": int,
+    "ratio": float,  # median of the baseline over this one's: above 1 is better than it
+    "paired_ratio": float,  # median of the ratios of single rounds
+    "parity": str,  # what parity_error is
+    "parity_error": float,
+    "parity_gate": float,
+    "cpu": str,
+    "python": str,
+    "torch": str,
+    "transformers": str,
+    "fastseg": str,
+    "commit": str,
+    "command": str,
+}
+
+
+def check_row(row: Any) -> None:
+    """Raise a ValueError that lists all that is wrong with `row`."""
+    if not isinstance(row, dict):
+        raise ValueError(f"row: expected an object, got {row!r}")
+    wrong = [f"{name} is missing" for name in FIELDS if name not in row]
+    wrong += [f"{name} is not a field" for name in row if name not in FIELDS]
+    for name, kind in FIELDS.items():
+        # bool is an int to isinstance.
+        if name in row and (not isinstance(row[name], kind) or isinstance(row[name], bool)):
+            wrong.append(f"{name}: expected {kind}, got {row[name]!r}")
+    if not wrong:
+        wrong = _wrong_values(row)
+    if wrong:
+        raise ValueError("row: " + "; ".join(wrong))
+
+
+def _wrong_values(row: Row) -> list[str]:
+    wrong = []
+    if row["schema"] != SCHEMA_VERSION:
+        wrong.append(f"schema: expected {SCHEMA_VERSION}, got {row['schema']}")
+    if not 0 < row["p20"] <= row["p50"] <= row["p80"]:
+        wrong.append(
+            f"expected 0 < p20 <= p50 <= p80, got {row['p20']}, {row['p50']}, {row['p80']}"
+        )
+    if not row["parity_error"] <= row["parity_gate"]:
+        wrong.append(f"parity_error {row['parity_error']} is above its gate {row['parity_gate']}")
+    if row["kind"] not in KINDS:
+        wrong.append(f"kind: expected one of {KINDS}, got {row['kind']!r}")
+    if row["unit"] not in ("ms", "MB"):
+        wrong.append(f"unit: expected ms or MB, got {row['unit']!r}")
+    if len(row["size"]) != 2 or not all(isinstance(side, int) for side in row["size"]):
+        wrong.append(f"size: expected two integers, got {row['size']}")
+    if row["provider"] == row["baseline"] and row["ratio"] != 1:
+        wrong.append(f"ratio: expected 1 for the baseline itself, got {row['ratio']}")
+    try:
+        if datetime.fromisoformat(row["date"]).utcoffset() is None:
+            raise ValueError("no time zone")
+    except ValueError as error:
+        wrong.append(f"date: expected ISO 8601 with a time zone, got {row['date']!r} ({error})")
+    return wrong
+
+
+def append_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Add checked rows at the end of `path`, made with its folder where absent."""
+    rows = list(rows)
+    for row in rows:
+        check_row(row)
+    text = "".join(json.dumps({name: row[name] for name in FIELDS}) + "\n" for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if file.tell() > 0:
+            file.seek(-1, 2)
+            if file.read(1) != b"\n":
+                raise ValueError(f"{path}: its last line is cut off; mend it before adding rows")
+        file.write(text.encode())
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All rows of `path`, oldest first.
+
+    Raises:
+        ValueError: a line is not a valid row; its number is named.
+        OSError: the file cannot be read.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            check_row(row)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        rows.append(row)
+    return rows
+
+
+def newest(rows: Iterable[Row]) -> list[list[Row]]:
+    """The rows of the newest run of each case, all providers together, in order of first sight."""
+    latest: dict[str, list[Row]] = {}
+    for row in rows:
+        key = json.dumps([row[name] for name in CASE_FIELDS])
+        group = latest.setdefault(key, [])
+        if group and group[0]["date"] != row["date"]:
+            group.clear()
+        group.append(row)
+    return list(latest.values())

@@ -1,0 +1,153 @@
+"""examples/train.py: it learns, resumes exactly, fine-tunes on a folder, and counts right."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import fastseg
+from fastseg.scenes import CLASSES
+
+SCRIPT = Path(__file__).parent.parent / "examples" / "train.py"
+TINY = ["--steps", "3", "--batch-size", "2", "--crops-per-picture", "1", "--crop", "64"]
+TINY += ["--picture-sizes", "64", "--eval-size", "64", "--eval-count", "2", "--workers", "0"]
+TINY += ["--device", "cpu", "--lr", "1e-3", "--optimizer", "muon"]
+
+
+@pytest.fixture(scope="module")
+def script() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))  # as running the script does
+        yield load_script()
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_example", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(script: ModuleType, folder: Path, *more: str) -> Path:
+    where = ["--run-dir", str(folder / "run"), "--output", str(folder / "model")]
+    script.train(script.parse([*TINY, *where, *more]))
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def trained(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(script, tmp_path_factory.mktemp("whole"))
+
+
+def test_a_resumed_run_ends_with_the_same_weights(
+    script: ModuleType, trained: Path, tmp_path: Path
+) -> None:
+    run(script, tmp_path, "--stop-at", "2")
+    assert not (tmp_path / "model").exists()
+    torch.manual_seed(123)  # whatever happened in between
+    resumed = load_file(run(script, tmp_path, "--resume") / "model.safetensors")
+    whole = load_file(trained / "model.safetensors")
+    assert resumed.keys() == whole.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(resumed[name], tensor), name
+
+
+def test_a_run_is_not_resumed_with_other_arguments(script: ModuleType, tmp_path: Path) -> None:
+    run(script, tmp_path, "--stop-at", "1")
+    with pytest.raises(ValueError, match="seed"):
+        run(script, tmp_path, "--resume", "--seed", "7")
+
+
+def test_the_export_is_a_whole_checkpoint(trained: Path) -> None:
+    model = fastseg.from_pretrained(trained)
+    assert model.dtype == torch.float16
+    assert model.config.id2label == dict(enumerate(CLASSES))
+    fastseg.SegformerImageProcessor.from_pretrained(trained)
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert 0 < metrics["mean_iou"] < 1
+    assert metrics["steps"] == 3
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_training_lowers_the_loss(script: ModuleType, optimizer: str) -> None:
+    args = script.parse([*TINY, "--drop-path", "0", "--dropout", "0", "--optimizer", optimizer])
+    torch.manual_seed(0)
+    model = script.build_model(args, list(CLASSES)).train()
+    optimizers = script.build_optimizers(model, args)
+    item = script.Crops(script.DrawnScenes([64], 64, 1), 64, 2, seed=0)[0]
+    losses = []
+    for _ in range(8):
+        loss = model(pixel_values=item[0], labels=item[1]).loss
+        model.zero_grad()
+        loss.backward()
+        for one in optimizers:
+            one.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_fine_tuning_on_a_folder(script: ModuleType, trained: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "images").mkdir(parents=True)
+    (data / "masks").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        picture = rng.integers(0, 256, (80, 100, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(data / "images" / f"{i}.jpg")
+        mask = np.zeros((80, 100), np.uint8)
+        mask[:, 50:], mask[:8] = 2, 255
+        Image.fromarray(mask).save(data / "masks" / f"{i}.png")
+    (data / "classes.txt").write_text("left\nnowhere\nright\n")
+    more = ("--data", str(data), "--init", str(trained), "--steps", "1", "--optimizer", "adamw")
+    with pytest.warns(fastseg.CheckpointWarning):
+        model = fastseg.from_pretrained(run(script, tmp_path, *more))
+    assert model.config.id2label == {0: "left", 1: "nowhere", 2: "right"}
+    assert json.loads((tmp_path / "model" / "metrics.json").read_text())["held_out"] == 1
+
+
+def test_a_missing_mask_is_named(script: ModuleType, tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "classes.txt").write_text("one\n")
+    with pytest.raises(FileNotFoundError, match=r"a\.png"):
+        script.Folder(tmp_path, seed=0)
+
+
+def test_confusion_matrix_by_hand(script: ModuleType) -> None:
+    labels = np.array([[0, 0, 1, 255], [1, 1, 2, 2]])
+    predicted = np.array([[0, 1, 1, 3], [1, 0, 2, 1]])
+    matrix = script.confusion_matrix(predicted, labels, 4)
+    assert matrix.tolist() == [[1, 1, 0, 0], [1, 2, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+    iou = script.class_iou(matrix)
+    np.testing.assert_allclose(iou[:3], [1 / 3, 2 / 5, 1 / 2])
+    assert np.isnan(iou[3])
+
+
+def test_parameter_groups_and_schedule(script: ModuleType) -> None:
+    args = script.parse(["--steps", "100", "--lr", "1.0", "--warmup", "0.1"])
+    model = script.build_model(args, ["a", "b"])
+    groups = script.build_optimizers(model, args)[0].param_groups
+    count = sum(len(group["params"]) for group in groups)
+    assert count == len(list(model.parameters()))
+    decayed = {id(p) for group in groups if group["weight_decay"] > 0 for p in group["params"]}
+    fast = {id(p) for group in groups if group["scale"] == 10 for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in decayed) == (parameter.ndim > 1), name
+        assert (id(parameter) in fast) == name.startswith("decode_head."), name
+    rates = [script.learning_rate(step, args) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5)
+    assert 0 < rates[-1] < 0.02
