@@ -13,11 +13,20 @@ def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+def quick_gelu(x: torch.Tensor) -> torch.Tensor:
+    """x * sigmoid(1.702 x), an approximation of GELU."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": F.gelu,
     "gelu_new": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
+    "mish": F.mish,
+    "quick_gelu": quick_gelu,
     "relu": F.relu,
+    "relu6": F.relu6,
     "selu": F.selu,
     "silu": F.silu,
+    "swish": F.silu,
 }

@@ -31,6 +31,10 @@ class BatchFeature(dict[str, Any]):
                     'pass return_tensors="pt" to the image processor'
                 )
         for name, value in self.items():
-            moved = value.to(*args, **kwargs)
-            self[name] = moved if value.is_floating_point() else moved.to(value.dtype)
+            if value.is_floating_point():
+                self[name] = value.to(*args, **kwargs)
+            else:
+                # The device alone: whole numbers must not pass through a floating dtype.
+                device = torch.empty(0, device=value.device).to(*args, **kwargs).device
+                self[name] = value.to(device)
         return self

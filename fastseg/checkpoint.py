@@ -7,6 +7,7 @@ before anything is copied, so an error lists all that does not fit.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
@@ -20,7 +21,13 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .checkpoint_files import CONFIG_NAME, Tensors, read_config, read_weights
+from .checkpoint_files import (
+    CONFIG_NAME,
+    PREPROCESSOR_NAME,
+    Tensors,
+    read_config,
+    read_weights,
+)
 from .checkpoint_keys import BASE_PREFIX, HEADS, class_name_of, full_names
 from .checkpoint_report import CheckpointError, CheckpointWarning, LoadReport, Mismatch, section
 from .checkpoint_save import save_pretrained
@@ -160,6 +167,9 @@ def load_pretrained(
     _fill(model, plan, tensors)
     model.load_report = plan.report
     model.name_or_path = os.fspath(path)
+    # For `fastseg.segment`. Absolute, for the working directory may change.
+    with contextlib.suppress(FileNotFoundError):
+        model.preprocessor_file = resolve(PREPROCESSOR_NAME).absolute()
     if plan.report:
         warnings.warn(
             f"{source}, loaded into {chosen.__name__}:\n{plan.report}",

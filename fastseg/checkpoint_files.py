@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from .checkpoint_report import CheckpointError
 
 CONFIG_NAME = "config.json"
+PREPROCESSOR_NAME = "preprocessor_config.json"
 WEIGHTS_NAME = "model.safetensors"
 WEIGHTS_INDEX_NAME = WEIGHTS_NAME + ".index.json"
 PICKLED_NAME = "pytorch_model.bin"

@@ -50,7 +50,8 @@ class SegformerConfig:
         strides: stride of each stage's patch embedding.
         num_attention_heads: heads in each stage; must divide the width.
         mlp_ratios: hidden width of the Mix-FFN as a multiple of the stage's width.
-        hidden_act: "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "selu" or "silu".
+        hidden_act: a name in `fastseg.activations.ACTIVATIONS`: "gelu", "gelu_new", "relu",
+            "selu" and others of transformers' names.
         hidden_dropout_prob, attention_probs_dropout_prob, classifier_dropout_prob: dropout rates.
         initializer_range: standard deviation of the normal initialisation of weights.
         drop_path_rate: largest stochastic-depth rate; layers rise to it linearly from 0.
@@ -61,7 +62,7 @@ class SegformerConfig:
         reshape_last_stage: whether the last stage gives (B, C, H, W) rather than (B, N, C).
         num_labels: number of classes; 2 where neither it nor `id2label` is given.
         id2label: class names by number; string keys are turned into integers.
-        label2id: the inverse; derived from `id2label` where absent.
+        label2id: the inverse; derived from `id2label` where it is absent or does not fit.
         problem_type: None, "regression", "single_label_classification" or
             "multi_label_classification": the loss of the image classifier.
         output_attentions, output_hidden_states, return_dict: defaults of `forward`'s arguments.
@@ -136,11 +137,9 @@ class SegformerConfig:
                     "num_labels and id2label: expected the same number of classes, got "
                     f"{num_labels} and {len(self.id2label)}"
                 )
-            self.label2id = (
-                {name: number for number, name in self.id2label.items()}
-                if label2id is None
-                else dict(label2id)
-            )
+            self.label2id = {name: number for number, name in self.id2label.items()}
+            if label2id is not None and {*label2id.values()} == {*self.id2label}:
+                self.label2id = dict(label2id)
         # `num_hidden_layers` is transformers' alias of `num_encoder_blocks`.
         kwargs.pop("num_hidden_layers", None)
         kwargs.pop("model_type", None)
@@ -155,7 +154,7 @@ class SegformerConfig:
 
     @num_labels.setter
     def num_labels(self, num_labels: int) -> None:
-        if not isinstance(num_labels, int) or num_labels < 1:
+        if not isinstance(num_labels, int) or isinstance(num_labels, bool) or num_labels < 1:
             raise ValueError(f"num_labels: expected an integer of at least 1, got {num_labels!r}")
         if len(getattr(self, "id2label", ())) != num_labels:
             self.id2label = {number: f"LABEL_{number}" for number in range(num_labels)}
@@ -167,6 +166,10 @@ class SegformerConfig:
         return self.num_encoder_blocks
 
     def _validate(self) -> None:
+        for name in ("num_channels", "num_encoder_blocks", "decoder_hidden_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
         for name in _PER_STAGE:
             values = getattr(self, name)
             if len(values) != self.num_encoder_blocks:
@@ -208,8 +211,7 @@ class SegformerConfig:
     def from_dict(cls, fields: Mapping[str, Any]) -> SegformerConfig:
         """A configuration from the contents of a `config.json`.
 
-        Where `id2label` and `num_labels` disagree, `id2label` counts, as in transformers. A
-        `label2id` that does not fit is made anew.
+        Where `id2label` and `num_labels` disagree, `id2label` counts, as in transformers.
         """
         fields = dict(fields)
         if fields.get("id2label") is not None:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .config import SegformerConfig
+from .kernels import select_backend
 from .layers import SegformerLayer, SegformerOverlapPatchEmbeddings, tokens_to_map
 from .packing import plain_reason
 
@@ -19,7 +20,7 @@ class SegformerEncoder(nn.Module):
     def __init__(self, config: SegformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing: dict[str, Any] | None = None
         channels = [config.num_channels, *config.hidden_sizes]
         self.patch_embeddings = nn.ModuleList(
             SegformerOverlapPatchEmbeddings(
@@ -32,7 +33,7 @@ class SegformerEncoder(nn.Module):
         )
         # Stochastic depth rises linearly over all layers of all stages.
         layers = sum(config.depths)
-        drop_path = iter(torch.linspace(0, config.drop_path_rate, layers, device="cpu").tolist())
+        drop_path = iter(config.drop_path_rate * i / max(layers - 1, 1) for i in range(layers))
         self.block = nn.ModuleList(
             nn.ModuleList(
                 SegformerLayer(
@@ -59,6 +60,8 @@ class SegformerEncoder(nn.Module):
             attention probabilities (B, heads, N, N_kv) of every layer, or () where not asked for.
         """
         self._check(pixel_values)
+        if not torch.compiler.is_compiling():
+            select_backend(pixel_values.device)  # an unknown or absent one is an error
         packed = not output_attentions and plain_reason(self, pixel_values) is None
         feature_map = pixel_values
         maps: list[torch.Tensor] = []
@@ -73,9 +76,9 @@ class SegformerEncoder(nn.Module):
             for layer in layers:
                 if packed:
                     tokens = layer.packed_forward(tokens, height, width)
-                elif self.gradient_checkpointing and self.training:
+                elif self.gradient_checkpointing is not None and self.training:
                     tokens, attention = checkpoint(
-                        layer, tokens, height, width, use_reentrant=False
+                        layer, tokens, height, width, **self.gradient_checkpointing
                     )
                     attentions.append(attention)
                 else:

@@ -1,7 +1,7 @@
 """From a layer's parameters to the folded tensors that `fastseg.kernels` takes.
 
-Each function takes plain `torch.nn` modules by role, so it serves any model that has them. The
-maths is in the docstrings of the ops.
+Exact algebra, computed in float64 and cast last. Each function takes plain `torch.nn` modules by
+role, so it serves any model that has them. The maths is in the docstrings of the ops.
 """
 
 from __future__ import annotations
@@ -11,7 +11,46 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from .packing import Packed, fold_norm_into_linear, narrow, wide, wide_affine
+from .packing import Packed
+
+
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` in float64, on the CPU where its device may have none."""
+    device = tensor.device if tensor.device.type in ("cpu", "cuda", "meta") else "cpu"
+    return tensor.detach().to(device=device, dtype=torch.float64)
+
+
+def wide_affine(
+    layer: nn.Linear | nn.Conv2d | nn.LayerNorm | nn.BatchNorm2d,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of a Linear, Conv2d or LayerNorm in float64; zeros where it has no bias."""
+    weight = wide(layer.weight)
+    bias = weight.new_zeros(weight.shape[0]) if layer.bias is None else wide(layer.bias)
+    return weight, bias
+
+
+def fold_norm_into_linear(
+    norm: nn.LayerNorm, weight: torch.Tensor, bias: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Move LayerNorm's affine part into the linear map after it (A1).
+
+    W (z * gamma + beta) + b = (W diag(gamma)) z + (b + W beta).
+
+    Args:
+        weight, bias: (out, C) and (out,), float64.
+    """
+    gamma, beta = wide_affine(norm)
+    return weight * gamma, bias + weight @ beta
+
+
+def narrow(packed: Packed, like: torch.Tensor) -> Packed:
+    """Cast folded tensors to the dtype and device of `like`, contiguous; other values stay."""
+    return {
+        name: value.to(device=like.device, dtype=like.dtype).contiguous()
+        if isinstance(value, torch.Tensor)
+        else value
+        for name, value in packed.items()
+    }
 
 
 def fold_sr_attention(
@@ -105,14 +144,10 @@ def fold_decode_head(
         gain, shift = gain * gamma, shift * gamma + beta
     classifier_weight, classifier_bias = wide_affine(classifier)
     like = projections[0].weight
-    packed = narrow(
-        {
-            "bias": bias * gain + shift,
-            "classifier_weight": classifier_weight.flatten(1),
-            "classifier_bias": classifier_bias,
-        },
-        like,
-    )
-    folded = {str(index): gain[:, None] * weight for index, weight in enumerate(weights)}
-    packed["weights"] = list(narrow(folded, like).values())
-    return packed
+    packed = {
+        "bias": bias * gain + shift,
+        "classifier_weight": classifier_weight.flatten(1),
+        "classifier_bias": classifier_bias,
+    }
+    folded = [(gain[:, None] * weight).to(like.device, like.dtype) for weight in weights]
+    return {**narrow(packed, like), "weights": folded}

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from .batch_feature import BatchFeature
-from .checkpoint_files import read_json
+from .checkpoint_files import PREPROCESSOR_NAME, read_json
 from .checkpoint_report import CheckpointError
 from .hub import find_file, resolve_file
 from .image_inputs import (
@@ -37,7 +37,6 @@ from .image_transforms import (
 )
 from .post_processing import post_process_semantic_segmentation
 
-PREPROCESSOR_FILE = "preprocessor_config.json"
 PROCESSOR_FILE = "processor_config.json"
 
 _OPTION_NAMES = tuple(field.name for field in dataclasses.fields(ImageOptions))
@@ -233,11 +232,11 @@ class SegformerImageProcessor:
         }
         path = Path(pretrained_model_name_or_path)
         if not path.is_file():
-            found = find_file(pretrained_model_name_or_path, PREPROCESSOR_FILE, **where)
+            found = find_file(pretrained_model_name_or_path, PREPROCESSOR_NAME, **where)
             if found is None:
                 found = find_file(pretrained_model_name_or_path, PROCESSOR_FILE, **where)
             # With neither there, this raises and says what is.
-            path = found or resolve_file(pretrained_model_name_or_path, PREPROCESSOR_FILE, **where)
+            path = found or resolve_file(pretrained_model_name_or_path, PREPROCESSOR_NAME, **where)
         config = read_json(path)
         nested = config.get("image_processor")
         try:
@@ -290,9 +289,9 @@ class SegformerImageProcessor:
         """
         directory = Path(save_directory)
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / PREPROCESSOR_FILE
+        path = directory / PREPROCESSOR_NAME
         text = self.to_json_string()
-        temporary = directory / f".{PREPROCESSOR_FILE}.{os.getpid()}.tmp"
+        temporary = directory / f".{PREPROCESSOR_NAME}.{os.getpid()}.tmp"
         try:
             temporary.write_text(text, encoding="utf-8")
             os.replace(temporary, path)

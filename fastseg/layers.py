@@ -68,6 +68,14 @@ class SegformerOverlapPatchEmbeddings(PackedModule):
         height, width = embeddings.shape[2:]
         return self.layer_norm(embeddings.flatten(2).transpose(1, 2)), height, width
 
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """The grid of tokens of an input of `height` x `width`."""
+        patch_size, stride = self.proj.kernel_size[0], self.proj.stride[0]
+        rows, columns = (
+            (side + 2 * (patch_size // 2) - patch_size) // stride + 1 for side in (height, width)
+        )
+        return rows, columns
+
     def packed_forward(self, feature_map: torch.Tensor) -> tuple[torch.Tensor, int, int]:
         """`forward` in eval mode, without NCHW memory in between."""
         return kernels.patch_embed(feature_map, **self.packed())
@@ -204,7 +212,7 @@ class SegformerLayer(PackedModule):
         super().__init__()
         self.layer_norm_1 = nn.LayerNorm(hidden_size)
         self.attention = SegformerAttention(config, hidden_size, num_attention_heads, sr_ratio)
-        self.drop_path = SegformerDropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.drop_path = SegformerDropPath(drop_path)
         self.layer_norm_2 = nn.LayerNorm(hidden_size)
         self.mlp = SegformerMixFFN(config, hidden_size, int(hidden_size * mlp_ratio))
 

@@ -8,6 +8,7 @@ Paper: Xie et al., SegFormer, arXiv:2105.15203.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,7 @@ from .checkpoint import load_pretrained, save_pretrained
 from .config import SegformerConfig
 from .decode_head import SegformerDecodeHead
 from .encoder import SegformerEncoder
+from .layers import tokens_to_map
 from .outputs import BaseModelOutput, ImageClassifierOutput, SemanticSegmenterOutput
 from .packing import drop_packed
 
@@ -29,6 +31,7 @@ class SegformerPreTrainedModel(nn.Module):
     base_model_prefix = "segformer"
     main_input_name = "pixel_values"
     name_or_path = ""  # where the weights were loaded from
+    preprocessor_file: Path | None = None  # the image processor found there
 
     def __init__(self, config: SegformerConfig) -> None:
         super().__init__()
@@ -68,16 +71,32 @@ class SegformerPreTrainedModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
-    def num_parameters(self) -> int:
+    def num_parameters(self, only_trainable: bool = False) -> int:
         """Number of weights, without BatchNorm's statistics."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        return sum(
+            parameter.numel()
+            for parameter in self.parameters()
+            if parameter.requires_grad or not only_trainable
+        )
 
-    def gradient_checkpointing_enable(self) -> None:
-        """Recompute each layer in the backward pass instead of keeping its activations."""
-        self._encoder.gradient_checkpointing = True
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Recompute each layer in the backward pass instead of keeping its activations.
+
+        The arguments are those of `torch.utils.checkpoint.checkpoint`.
+        """
+        self._encoder.gradient_checkpointing = {
+            "use_reentrant": False,
+            **(gradient_checkpointing_kwargs or {}),
+        }
 
     def gradient_checkpointing_disable(self) -> None:
-        self._encoder.gradient_checkpointing = False
+        self._encoder.gradient_checkpointing = None
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self._encoder.gradient_checkpointing is not None
 
     @property
     def _encoder(self) -> SegformerEncoder:
@@ -153,24 +172,31 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
                 give the loss, without pixels of `semantic_loss_ignore_index`: cross-entropy, or
                 binary cross-entropy for `num_labels == 1`.
         """
-        config = self.config
         if output_hidden_states is None:
-            output_hidden_states = config.output_hidden_states
-        if output_attentions is None:
-            output_attentions = config.output_attentions
-        # The head takes maps of every stage, whatever `reshape_last_stage` says of the output.
-        maps, attentions = self.segformer.encoder(pixel_values, output_attentions=output_attentions)
-        logits = self.decode_head(maps)
-        loss = None if labels is None else self._loss(logits, labels)
-        if output_hidden_states and not config.reshape_last_stage:
-            maps = (*maps[:-1], maps[-1].flatten(2).transpose(1, 2))
+            output_hidden_states = self.config.output_hidden_states
+        encoded = self.segformer(
+            pixel_values,
+            output_attentions=output_attentions,
+            output_hidden_states=True,
+            return_dict=True,
+        )
+        logits = self.decode_head(self._stage_maps(encoded.hidden_states))
         output = SemanticSegmenterOutput(
-            loss=loss,
+            loss=None if labels is None else self._loss(logits, labels),
             logits=logits,
-            hidden_states=maps if output_hidden_states else None,
-            attentions=attentions if output_attentions else None,
+            hidden_states=encoded.hidden_states if output_hidden_states else None,
+            attentions=encoded.attentions,
         )
         return output if self._return_dict(return_dict) else output.to_tuple()
+
+    def _stage_maps(self, hidden_states: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Maps of all stages, the last one too where `reshape_last_stage` leaves it as tokens."""
+        last = hidden_states[-1]
+        if last.ndim == 4:
+            return hidden_states
+        embeddings: Any = self._encoder.patch_embeddings[-1]
+        height, width = embeddings.output_size(*hidden_states[-2].shape[2:])
+        return (*hidden_states[:-1], tokens_to_map(last, height, width))
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if labels.ndim != 3 or labels.shape[0] != logits.shape[0]:

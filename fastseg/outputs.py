@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections import OrderedDict
 from typing import Any
 
 import torch
 
 
-@dataclass
-class ModelOutput:
-    """Fields that are None are left out of indices, iteration, `keys()` and `to_tuple()`."""
+class ModelOutput(OrderedDict[str, Any]):
+    """A dict of the fields that are not None, in order, which are attributes and indices too.
 
-    def keys(self) -> tuple[str, ...]:
-        return tuple(field.name for field in fields(self) if getattr(self, field.name) is not None)
+    `output.loss`, `output["loss"]`, `output[0]`, `"loss" in output`; a known field that is None is
+    None as an attribute and absent otherwise. Iteration gives names, as in transformers.
+    """
+
+    fields: tuple[str, ...] = ()
+
+    def __init__(self, *pairs: Any, **fields: Any) -> None:
+        super().__init__()
+        for name, value in dict(*pairs, **fields).items():
+            if name not in self.fields:
+                raise TypeError(f"{name}: expected one of {', '.join(self.fields)}")
+            if value is not None:
+                self[name] = value
+
+    def __getattr__(self, name: str) -> Any:
+        if name in type(self).fields:
+            return self.get(name)
+        raise AttributeError(f"{type(self).__name__} has no field {name!r}")
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
     def to_tuple(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, name) for name in self.keys())
-
-    def __getitem__(self, key: str | int | slice) -> Any:
-        if not isinstance(key, str):
-            return self.to_tuple()[key]
-        if key not in self.keys():
-            raise KeyError(key)
-        return getattr(self, key)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.to_tuple())
-
-    def __len__(self) -> int:
-        return len(self.keys())
+        """The values of the fields that are not None."""
+        return tuple(self.values())
 
 
-@dataclass
 class BaseModelOutput(ModelOutput):
     """Of SegformerModel.
 
@@ -42,26 +46,27 @@ class BaseModelOutput(ModelOutput):
     attentions: one (B, heads, N, N_kv) for each layer.
     """
 
-    last_hidden_state: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
+    fields = ("last_hidden_state", "hidden_states", "attentions")
+    last_hidden_state: torch.Tensor
+    hidden_states: tuple[torch.Tensor, ...] | None
+    attentions: tuple[torch.Tensor, ...] | None
 
 
-@dataclass
 class SemanticSegmenterOutput(ModelOutput):
     """Of SegformerForSemanticSegmentation. logits: (B, num_labels, H/4, W/4)."""
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
+    fields = ("loss", "logits", "hidden_states", "attentions")
+    loss: torch.Tensor | None
+    logits: torch.Tensor
+    hidden_states: tuple[torch.Tensor, ...] | None
+    attentions: tuple[torch.Tensor, ...] | None
 
 
-@dataclass
 class ImageClassifierOutput(ModelOutput):
     """Of SegformerForImageClassification. logits: (B, num_labels)."""
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
+    fields = ("loss", "logits", "hidden_states", "attentions")
+    loss: torch.Tensor | None
+    logits: torch.Tensor
+    hidden_states: tuple[torch.Tensor, ...] | None
+    attentions: tuple[torch.Tensor, ...] | None

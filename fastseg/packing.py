@@ -1,19 +1,19 @@
-"""Folded ("packed") weights: how they are made, and how they never go stale.
+"""The life of folded ("packed") weights: they are derived, and never stale.
 
-`fold_*` are exact algebra, computed in float64 and cast last. A `PackedModule` keeps its folded
-tensors beside its parameters, outside `state_dict`, `buffers()` and pickles. They are made on the
-first eval forward without gradients and dropped by `train()`, `to()`, `half()`, `load_state_dict()`
-and copying. Before each use the addresses and version counters of the parameters are compared with
-those at the time of folding, so an edit in place (an optimizer step, `copy_` under no_grad) is
-noticed too. What PyTorch does not count, edits through `parameter.data`, needs
-`model.repack()`.
+A `PackedModule` keeps its folded tensors beside its parameters, outside `state_dict`, `buffers()`
+and pickles. They are made on the first eval forward without gradients and dropped by `train()`,
+`to()`, `half()`, `load_state_dict()` and copying. Before each use the parameters are compared with
+those at the time of folding, by identity, version counter and address, so an edit in place (an
+optimizer step, `copy_` under no_grad) or a replaced parameter is noticed too. What PyTorch does not
+count, edits in place through `parameter.data`, needs `model.repack()`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -25,25 +25,30 @@ _FOLDED_KINDS = {
     nn.BatchNorm2d,
     nn.Conv2d,
     nn.Dropout,
-    nn.Identity,
     nn.LayerNorm,
     nn.Linear,
     nn.ModuleList,
     nn.ReLU,
 }
 
-_plain_path = False
+_plain_paths = 0  # blocks of plain_path() that are open, in all threads
+_lock = threading.Lock()
 
 
 @contextlib.contextmanager
 def plain_path() -> Iterator[None]:
-    """Run models on the plain path inside the block, as in training: for comparisons."""
-    global _plain_path
-    before, _plain_path = _plain_path, True
+    """Run models on the plain path inside the block, as in training: for comparisons.
+
+    It holds for all threads of the process.
+    """
+    global _plain_paths
+    with _lock:
+        _plain_paths += 1
     try:
         yield
     finally:
-        _plain_path = before
+        with _lock:
+            _plain_paths -= 1
 
 
 def plain_reason(module: nn.Module, *inputs: torch.Tensor) -> str | None:
@@ -53,38 +58,69 @@ def plain_reason(module: nn.Module, *inputs: torch.Tensor) -> str | None:
     built as: a hook, a replaced layer (LoRA, quantised, parametrised) or a `forward` of one's own
     would be left out.
     """
-    if _plain_path:
+    if _plain_paths:
         return "asked for by fastseg.plain_path"
-    for name, part in module.named_modules():
-        if part.training:
-            return f"{name or 'it'} is in training mode"
-        if part is module:
-            continue  # its own forward is running
-        if part._forward_hooks or part._forward_pre_hooks:
-            return f"{name} has forward hooks"
-        if "forward" in part.__dict__:
-            return f"{name} has a forward of its own"
-        kind = type(part)
-        if kind not in _FOLDED_KINDS and not kind.__module__.startswith("fastseg."):
-            return f"{name} is a {kind.__name__}"
+    for part in _parts(module):
+        reason = _part_reason(part, is_whole=part is module)
+        if reason is not None:
+            name = next(name for name, found in module.named_modules() if found is part)
+            return f"{name or 'it'} {reason}"
     if torch.is_grad_enabled():
         if any(tensor.requires_grad for tensor in inputs):
             return "the input requires gradients"
+        # The weights of a replica in DataParallel are no parameters, and want gradients all the
+        # same.
+        if getattr(module, "_is_replica", False):
+            return "gradients are on in a replica of DataParallel"
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
                 return f"gradients are on and {name} requires them"
     return None
 
 
-def _sources(module: nn.Module) -> Iterator[torch.Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
+def _part_reason(part: nn.Module, is_whole: bool) -> str | None:
+    if part.training:
+        return "is in training mode"
+    if not torch.compiler.is_compiling() and any(
+        p is not None and p.is_inference() for p in part._parameters.values()
+    ):
+        return "was made in inference mode, where edits are not counted"
+    if is_whole:
+        return None  # its own forward is running
+    if part._forward_hooks or part._forward_pre_hooks:
+        return "has forward hooks"
+    if "forward" in part.__dict__:
+        return "has a forward of its own"
+    kind = type(part)
+    if kind not in _FOLDED_KINDS and not kind.__module__.startswith("fastseg."):
+        return f"is a {kind.__name__}"
+    if kind is nn.BatchNorm2d and part.running_var is None:
+        return "has no running statistics"
+    return None
 
 
-def _signature(sources: Iterable[torch.Tensor]) -> tuple[tuple[int, int], ...]:
-    # Inference tensors have no version counter.
-    return tuple(
-        (source.data_ptr(), 0 if source.is_inference() else source._version) for source in sources
+def _parts(module: nn.Module) -> list[nn.Module]:
+    """`module` and all modules in it; a quarter of the time that `modules()` takes."""
+    parts = [module]
+    for part in parts:
+        parts.extend(child for child in part._modules.values() if child is not None)
+    return parts
+
+
+class _Source(NamedTuple):
+    """A parameter or buffer as it was when it was folded."""
+
+    tensor: torch.Tensor
+    alias: torch.Tensor  # holds the memory, so that nothing else can take its address
+    version: int
+    address: int
+
+
+def _same(source: _Source, tensor: torch.Tensor) -> bool:
+    return (
+        tensor is source.tensor
+        and tensor._version == source.version
+        and tensor.data_ptr() == source.address
     )
 
 
@@ -92,7 +128,7 @@ class PackedModule(nn.Module):
     """A module with a second forward, on tensors folded from its parameters."""
 
     _packed: Packed | None = None
-    _packed_from: tuple[tuple[int, int], ...] = ()
+    _packed_from: tuple[list[_Source], list[float | None]] = ([], [])
 
     def fold(self) -> Packed:
         """The folded tensors, in the parameters' dtype and on their device."""
@@ -101,19 +137,35 @@ class PackedModule(nn.Module):
     def packed(self) -> Packed:
         """The folded tensors, made anew where a parameter has changed."""
         if torch.compiler.is_compiling():
-            # Addresses and versions are not to be traced. A graph traced before the first eager
-            # forward holds the folding itself: right, and slower.
-            return self.fold() if self._packed is None else self._packed
-        signature = _signature(_sources(self))
-        if self._packed is None or signature != self._packed_from:
+            # Versions and addresses are not to be traced. Weights that may still be trained are
+            # folded inside the graph, so that it sees their edits; frozen ones are taken as they
+            # are folded now.
+            frozen = not any(parameter.requires_grad for parameter in self.parameters())
+            return self._packed if frozen and self._packed is not None else self.fold()
+        tensors: list[torch.Tensor] = []
+        eps: list[float | None] = []
+        for part in _parts(self):
+            tensors.extend(t for t in part._parameters.values() if t is not None)
+            tensors.extend(t for t in part._buffers.values() if t is not None)
+            eps.append(part.__dict__.get("eps"))
+        sources, folded_eps = self._packed_from
+        if (
+            self._packed is None
+            or len(tensors) != len(sources)
+            or eps != folded_eps
+            or not all(map(_same, sources, tensors))
+        ):
             with torch.no_grad():
                 self._packed = self.fold()
-            self._packed_from = signature
+            self._packed_from = (
+                [_Source(t, t.detach(), t._version, t.data_ptr()) for t in tensors],
+                eps,
+            )
         return self._packed
 
     def drop_packed(self) -> None:
         """Forget the folded tensors."""
-        self._packed, self._packed_from = None, ()
+        self._packed, self._packed_from = None, ([], [])
 
     def train(self, mode: bool = True) -> PackedModule:
         if mode:
@@ -143,42 +195,3 @@ def drop_packed(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, PackedModule):
             module.drop_packed()
-
-
-def wide(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` in float64, on the CPU where its device has no float64."""
-    device = torch.device("cpu") if tensor.device.type == "mps" else tensor.device
-    return tensor.detach().to(device=device, dtype=torch.float64)
-
-
-def wide_affine(
-    layer: nn.Linear | nn.Conv2d | nn.LayerNorm | nn.BatchNorm2d,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of a Linear, Conv2d or LayerNorm in float64; zeros where it has no bias."""
-    weight = wide(layer.weight)
-    bias = weight.new_zeros(weight.shape[0]) if layer.bias is None else wide(layer.bias)
-    return weight, bias
-
-
-def fold_norm_into_linear(
-    norm: nn.LayerNorm, weight: torch.Tensor, bias: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Move LayerNorm's affine part into the linear map after it (A1).
-
-    W (z * gamma + beta) + b = (W diag(gamma)) z + (b + W beta).
-
-    Args:
-        weight, bias: (out, C) and (out,), float64.
-    """
-    gamma, beta = wide_affine(norm)
-    return weight * gamma, bias + weight @ beta
-
-
-def narrow(packed: Packed, like: torch.Tensor) -> Packed:
-    """Cast folded tensors to the dtype and device of `like`, contiguous; other values stay."""
-    return {
-        name: value.to(device=like.device, dtype=like.dtype).contiguous()
-        if isinstance(value, torch.Tensor)
-        else value
-        for name, value in packed.items()
-    }

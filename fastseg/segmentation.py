@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from .image_inputs import flatten_images, image_size
 from .image_processing import SegformerImageProcessor
@@ -19,7 +21,7 @@ def segment(
     *,
     processor: SegformerImageProcessor | None = None,
     batch_size: int = 8,
-    slide: tuple[int | tuple[int, int], int | tuple[int, int]] | None = None,
+    slide: Sequence[int | Sequence[int]] | None = None,
 ) -> list[torch.Tensor]:
     """The class of every pixel of `images`.
 
@@ -36,7 +38,8 @@ def segment(
 
     Returns:
         a list with one (H, W) int64 label map for each image, on the model's device, H and W the
-        image's own size.
+        image's own size. A model of one class (`num_labels == 1`) gives 1 where its logit is
+        positive, else 0.
 
     Raises:
         TypeError, ValueError: as SegformerImageProcessor raises them, or `batch_size` or `slide` is
@@ -44,8 +47,8 @@ def segment(
     """
     if model.training:
         raise ValueError("model: expected eval mode, got training mode; call model.eval() first")
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size: expected an integer of at least 1, got {batch_size!r}")
     windows = None
     if slide is not None:
         if not isinstance(slide, Sequence) or len(slide) != 2:
@@ -54,7 +57,7 @@ def segment(
     if processor is None:
         processor = saved_processor(model)
     labels: list[torch.Tensor] = []
-    with torch.inference_mode():
+    with torch.no_grad():
         for image_batch in _batches(flatten_images(images), batch_size):
             if windows is None:
                 labels += _segment_batch(model, image_batch, processor)
@@ -66,13 +69,22 @@ def segment(
 
 
 def saved_processor(model: Any) -> SegformerImageProcessor:
-    """The image processor saved beside the checkpoint that `model` came from, else the default."""
-    source = getattr(model, "name_or_path", "")
+    """The image processor saved beside the checkpoint that `model` came from, else the default.
+
+    Where there was a checkpoint without one, a warning says so.
+    """
+    model = getattr(model, "module", model)  # inside DataParallel
+    # fastseg's models know the file; of others the folder or the hub id is known.
+    source = getattr(model, "preprocessor_file", None) or getattr(model, "name_or_path", "")
     if source:
         try:
             return SegformerImageProcessor.from_pretrained(source, local_files_only=True)
         except (FileNotFoundError, ImportError):
-            pass  # Saved without one, or the folder is no more.
+            warnings.warn(
+                f"no preprocessor_config.json with {source}: images are prepared with the default "
+                "SegformerImageProcessor, at 512x512",
+                stacklevel=3,  # the caller of segment
+            )
     return SegformerImageProcessor()
 
 
@@ -102,5 +114,13 @@ def _segment_batch(
         logits = model(torch.cat([prepared[index] for index in indices])).logits
         for position, index in enumerate(indices):
             size = image_size(images[index])
-            labels[index] = upsample_argmax(logits[position : position + 1], size)[0]
+            labels[index] = _label_map(logits[position : position + 1], size)
     return [labels[index] for index in range(len(images))]
+
+
+def _label_map(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if logits.shape[1] > 1:
+        return upsample_argmax(logits, size)[0]
+    # One class: is it, or is it not.
+    resized = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    return (resized[0, 0] > 0).long()

@@ -8,6 +8,8 @@ stripe of rows at a time, and a window's logits for as long as rows of it are mi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -27,10 +29,10 @@ def window_pair(name: str, value: Any) -> tuple[int, int]:
     Raises:
         ValueError: neither a positive integer nor two of them.
     """
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if len(pair) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in pair):
         raise ValueError(f"slide: expected a {name} of one or two positive integers, got {value!r}")
-    return pair
+    return int(pair[0]), int(pair[1])
 
 
 def window_starts(size: int, crop: int, stride: int) -> list[int]:
@@ -107,4 +109,5 @@ def _label_rows(
                 scores[begin - top : end - top, left : left + crop_width] += upsample_rows(
                     window[None], source, begin - row.top, end - row.top, crop_width
                 )[0]
-        labels[top:bottom] = scores.max(dim=-1).indices
+        # One class: is it, or is it not.
+        labels[top:bottom] = scores.max(dim=-1).indices if classes > 1 else scores[..., 0] > 0

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 # ones are mapped and zeroed anew at every call. Forward of B0 / B2 at 512x512 with stripes of
 # 1, 2, 4, 8, 16 and 64 MB: 69 / 283, 63 / 259, 61 / 255, 65 / 252, 78 / 291 and 80 / 353 ms.
 STRIPE_BYTES = 4 << 20
+GPU_STRIPE_BYTES = 1 << 30
 
 
 class Source(NamedTuple):
@@ -23,13 +24,15 @@ class Source(NamedTuple):
 
 
 def row_stripes(height: int, row_bytes: int, device: torch.device) -> list[tuple[int, int]]:
-    """Split `height` rows into nearly equal stripes [top, bottom) of about STRIPE_BYTES each.
+    """Split `height` rows into equal stripes [top, bottom): of about STRIPE_BYTES on a CPU.
 
-    One stripe on anything but a CPU: a GPU wants the whole grid at once.
+    A GPU wants the whole grid at once, up to a size that 32-bit kernels can still address. In a
+    traced graph there is one stripe: their number would be compiled in, for one size of image.
     """
-    if device.type != "cpu":
+    if torch.compiler.is_compiling():
         return [(0, height)]
-    count = max(1, min(height, -(-height * row_bytes // STRIPE_BYTES)))
+    stripe_bytes = STRIPE_BYTES if device.type == "cpu" else GPU_STRIPE_BYTES
+    count = max(1, min(height, -(-height * row_bytes // stripe_bytes)))
     edges = [height * index // count for index in range(count + 1)]
     return list(itertools.pairwise(edges))
 

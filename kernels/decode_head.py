@@ -1,7 +1,7 @@
 """The all-MLP decode head, with every projection applied at its own stage's resolution.
 
 A 1x1 convolution commutes with bilinear upsampling, so a stage's linear projection, its slice of
-the fuse convolution and BatchNorm make one C_i x D matrix (`fastseg.packing`):
+the fuse convolution and BatchNorm make one C_i x D matrix (`fastseg.folding`):
 
     logits = relu(x_1 M_1 + b + sum_i upsample(x_i M_i)) W + c
 
@@ -49,11 +49,12 @@ def decode_head(
         rows = bilinear_source(height, projected.shape[1], projected.device, projected.dtype)
         coarse.append((projected, rows))
 
-    logits = finest.new_empty(batch, height, width, classifier_weight.shape[0])
+    stripes = []
     for top, bottom in row_stripes(height, row_bytes, finest.device):
         fused = F.linear(finest[:, top:bottom], weights[0], bias).to(sum_dtype)
         for projected, rows in coarse:
             fused += upsample_rows(projected, rows, top, bottom, width)
         fused = fused.relu_().to(finest.dtype)
-        logits[:, top:bottom] = F.linear(fused, classifier_weight, classifier_bias)
+        stripes.append(F.linear(fused, classifier_weight, classifier_bias))
+    logits = stripes[0] if len(stripes) == 1 else torch.cat(stripes, dim=1)
     return logits.permute(0, 3, 1, 2)

@@ -1,6 +1,6 @@
 """Mix-FFN with its LayerNorm and residual: x + W2 act(dwconv3x3(W1 LN(x) + b1)) + b2.
 
-LayerNorm's affine part is inside W1 and b1 (`fastseg.packing`). The hidden tensor is four times as
+LayerNorm's affine part is inside W1 and b1 (`fastseg.folding`). The hidden tensor is four times as
 wide as x; on a CPU it is made in stripes of rows, so that it stays in the cache and no stripe is
 large enough to be mapped and zeroed anew by the allocator at every call.
 """
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from .bilinear import row_stripes
+from .residual import add_residual
 
 
 def mix_ffn(
@@ -55,6 +56,7 @@ def mix_ffn(
         hidden = F.linear(normalized, fc1_weight, fc1_bias).permute(0, 3, 1, 2)
         hidden = F.conv2d(hidden, dwconv_weight, dwconv_bias, padding=1, groups=hidden_channels)
         hidden = hidden[:, :, top - above : bottom - above].permute(0, 2, 3, 1)
-        outputs.append(F.linear(activation(hidden), fc2_weight, fc2_bias).add_(grid[:, top:bottom]))
+        mixed = F.linear(activation(hidden), fc2_weight, fc2_bias)
+        outputs.append(add_residual(mixed, grid[:, top:bottom]))
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     return output.view(batch, height * width, channels)

@@ -1,7 +1,7 @@
 """Spatial-reduction attention with LayerNorm, output projection and residual, on folded weights.
 
 With z = (x - mean) / std of the tokens and r the normalised tokens of the reduced grid, what is
-left of attention after folding (weights made by `fastseg.packing`):
+left of attention after folding (weights made by `fastseg.folding`):
 
     several heads:  x + softmax((z Wq + bq) (r Wk)^T) (r Wv) Wo + bo
     one head:       x + softmax(z (r Wqk)^T + r wqb) (r Wvo) + bo
@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+
+from .residual import add_residual
 
 
 def reduce_tokens(
@@ -102,7 +104,7 @@ def sr_attention(
             attn_mask=offset,
             scale=1.0,
         )
-        return context.squeeze(1).add_(x)
+        return add_residual(context.squeeze(1), x)
 
     assert query_weight is not None
     assert output_weight is not None
@@ -112,4 +114,4 @@ def sr_attention(
     )
     context = F.scaled_dot_product_attention(query, key, value, scale=1.0)
     context = context.transpose(1, 2).reshape(batch, tokens, channels)
-    return F.linear(context, output_weight, output_bias).add_(x)
+    return add_residual(F.linear(context, output_weight, output_bias), x)

@@ -35,7 +35,7 @@ def run_transformers4() -> Callable[..., str]:
     There `import transformers` gives 4.57.6, and `sys.argv[1:]` holds the arguments.
     """
     if not (TRANSFORMERS4 / "transformers").is_dir():
-        pytest.skip("no transformers of the 4.x line: `make test` installs one")
+        pytest.fail("no transformers of the 4.x line: `make test` installs one")
 
     def run(code: str, *arguments: object) -> str:
         environment = {

@@ -16,7 +16,6 @@ from cli_cases import make_photos, photo, read_labels, save_model, tree
 
 import fastseg
 from fastseg.cli import demo, main, options
-from fastseg.cli.options import EMBEDDED_MODEL
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -176,12 +175,6 @@ def test_agreement_with_true_labels():
     assert mean_iou == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
-needs_embedded_model = pytest.mark.skipif(
-    not EMBEDDED_MODEL.exists(), reason="the embedded model is not in this checkout"
-)
-
-
-@needs_embedded_model
 def test_demo(tmp_path, capsys):
     assert main(["demo", "--output", str(tmp_path)]) == 0
     assert tree(tmp_path) == {"scene_labels.png", "scene_overlay.png"}
@@ -192,7 +185,6 @@ def test_demo(tmp_path, capsys):
     assert len(np.unique(labels)) >= 4
 
 
-@needs_embedded_model
 def test_demo_of_a_new_scene_agrees_with_its_true_labels(tmp_path, capsys):
     assert main(["demo", "--seed", "777777", "--output", str(tmp_path)]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "true labels" in line)
@@ -200,7 +192,6 @@ def test_demo_of_a_new_scene_agrees_with_its_true_labels(tmp_path, capsys):
     assert share > 85
 
 
-@needs_embedded_model
 def test_the_default_model_comes_with_a_notice(photos, tmp_path, capsys):
     out = str(tmp_path / "out")
     assert main(["predict", str(photos), "--output", out, "--no-overlay"]) == 0

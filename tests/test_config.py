@@ -113,9 +113,12 @@ def test_a_config_is_not_shared_with_its_arguments():
         ({"sr_ratios": [8, 4, 2, 0]}, "sr_ratios: .*at least 1"),
         ({"num_attention_heads": [3, 2, 5, 8]}, "num_attention_heads: .*3 heads.*32"),
         ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob: .*1.5"),
-        ({"hidden_act": "mish"}, "hidden_act: .*gelu_new.*mish"),
+        ({"hidden_act": "sine"}, "hidden_act: .*gelu_new.*sine"),
         ({"num_labels": 0}, "num_labels: .*0"),
         ({"num_labels": 3, "id2label": {0: "a"}}, "num_labels and id2label: .*3 and 1"),
+        ({"num_labels": True}, "num_labels: .*True"),
+        ({"num_channels": 0}, "num_channels: .*0"),
+        ({"decoder_hidden_size": 2.5}, "decoder_hidden_size: .*2.5"),
         ({"problem_type": "ranking"}, "problem_type: .*ranking"),
     ],
 )

@@ -10,11 +10,16 @@ from torch import nn
 
 import fastseg
 from fastseg.decode_head import SegformerDecodeHead
-from fastseg.folding import fold_decode_head, fold_mix_ffn, fold_sr_attention
+from fastseg.folding import (
+    fold_decode_head,
+    fold_mix_ffn,
+    fold_norm_into_linear,
+    fold_sr_attention,
+    wide_affine,
+)
 from fastseg.kernels import decode_head, mix_ffn, patch_embed, sr_attention
 from fastseg.kernels.sr_attention import reduce_tokens
 from fastseg.layers import SegformerLayer, SegformerOverlapPatchEmbeddings
-from fastseg.packing import fold_norm_into_linear, wide_affine
 
 BOUND = 1e-12
 GRIDS = [(1, 1), (7, 5), (16, 16), (33, 9)]

@@ -225,6 +225,9 @@ def test_batch_feature():
     assert features.to(torch.bfloat16) is features
     assert torch.equal(features.pixel_values, values.bfloat16())
     assert features.labels.dtype == torch.int64
+    features["labels"] = torch.arange(255, 300)  # beyond what bfloat16 can hold
+    features.to("cpu", torch.bfloat16)
+    assert torch.equal(features.labels, torch.arange(255, 300))
     features.to("meta", torch.float16)
     assert features.pixel_values.device.type == features.labels.device.type == "meta"
     assert features.pixel_values.dtype == torch.float16

@@ -48,6 +48,9 @@ def test_outputs_by_name_index_and_tuple(name, pixel_values):
         assert type(value) is type(expected[key])
         first, theirs_first = (v if torch.is_tensor(v) else v[0] for v in (value, expected[key]))
         assert first.shape == theirs_first.shape
+    assert list(result) == list(expected)
+    assert "logits" in result or name == "SegformerModel"
+    assert "nothing" not in result
     assert result[:1] == (result[0],)
     with pytest.raises(KeyError, match="nothing"):
         result["nothing"]
@@ -85,9 +88,7 @@ def test_initialisation_is_that_of_transformers(name):
 def test_drop_path_rates_rise_over_the_layers():
     model = make(depths=[1, 2, 1, 2], drop_path_rate=0.5)
     rates = [
-        getattr(layer.drop_path, "drop_prob", 0.0)
-        for stage in model.segformer.encoder.block
-        for layer in stage
+        layer.drop_path.drop_prob for stage in model.segformer.encoder.block for layer in stage
     ]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
 
@@ -135,11 +136,35 @@ def test_nan_pixels_stay_visible(pixel_values):
         assert model(pixel_values).logits.isnan().any()
 
 
+def replica_of(module):
+    """A replica as DataParallel makes it: its weights are tensors computed from the parameters."""
+    replica = module._replicate_for_data_parallel()
+    for name, parameter in module._parameters.items():
+        setattr(replica, name, None if parameter is None else parameter * 1)
+    replica._modules = {name: replica_of(child) for name, child in module._modules.items()}
+    return replica
+
+
 def test_data_parallel(pixel_values):
     model = make()
-    wrapped = torch.nn.DataParallel(model)  # on a machine without GPUs it calls the model itself
-    with torch.no_grad():
-        assert torch.equal(wrapped(pixel_values).logits, model(pixel_values).logits)
+    model(pixel_values)
+    outputs = [replica_of(model)(part) for part in (pixel_values, 2 * pixel_values)]
+    gathered = gather_map(outputs)
+    torch.testing.assert_close(
+        gathered.logits, model(torch.cat([pixel_values, 2 * pixel_values])).logits
+    )
+    assert gathered.loss is None
+    gathered.logits.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with torch.no_grad():  # folded
+        result = replica_of(model)(pixel_values).logits
+        torch.testing.assert_close(result, model(pixel_values).logits)
+
+
+def gather_map(outputs):
+    """torch.nn.parallel.gather's treatment of dicts, without its CUDA tensors."""
+    assert isinstance(outputs[0], dict)
+    return type(outputs[0])((key, torch.cat([out[key] for out in outputs])) for key in outputs[0])
 
 
 def test_backends(monkeypatch):

@@ -147,7 +147,18 @@ def test_attentions(training):
 
 
 @pytest.mark.parametrize(
-    "hidden_act", ["gelu", "relu", "selu", "gelu_new", "gelu_pytorch_tanh", "silu"]
+    "hidden_act",
+    [
+        "gelu",
+        "relu",
+        "selu",
+        "gelu_new",
+        "gelu_pytorch_tanh",
+        "silu",
+        "mish",
+        "relu6",
+        "quick_gelu",
+    ],
 )
 def test_hidden_act(hidden_act, monkeypatch):
     if hidden_act not in ACT2FN:  # transformers 5.23 lacks selu, which its documentation names

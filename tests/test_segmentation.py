@@ -47,6 +47,29 @@ def whole_image(model, image, processor):
 SMALL = fastseg.SegformerImageProcessor(size={"height": 64, "width": 96})
 
 
+def test_labels_can_be_edited(model):
+    labels = fastseg.segment(model, picture(50, 70), processor=SMALL)[0]
+    labels[0] = 255
+    assert (labels[0] == 255).all()
+
+
+@pytest.mark.parametrize("slide", [None, (64, 40)])
+def test_one_class_is_there_or_not(slide):
+    config = fastseg.SegformerConfig(**{**TINY, "num_labels": 1})
+    model = fastseg.SegformerForSemanticSegmentation(config).eval()
+    randomize(model)
+    with torch.no_grad():
+        model.decode_head.classifier.bias.zero_()
+    processor = fastseg.SegformerImageProcessor(do_resize=False)
+    image = picture(64, 64)
+    labels = fastseg.segment(model, image, processor=processor, slide=slide)[0]
+    with torch.no_grad(), fastseg.plain_path():
+        logits = model(processor(image, return_tensors="pt")["pixel_values"]).logits
+    resized = F.interpolate(logits, size=(64, 64), mode="bilinear", align_corners=False)[0, 0]
+    agree(labels, (resized > 0).long())
+    assert labels.dtype == torch.int64
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_each_image_at_its_own_size(model, batch_size):
     images = [picture(*size, seed) for seed, size in enumerate([(50, 70), (131, 64), (50, 70)])]
@@ -97,6 +120,14 @@ def test_the_processor_saved_with_the_model_is_used(model, tmp_path):
     loaded = fastseg.from_pretrained(tmp_path)
     image = picture(50, 70)
     agree(fastseg.segment(loaded, image)[0], whole_image(model, image, SMALL))
+    wrapped = torch.nn.DataParallel(loaded).eval()
+    agree(fastseg.segment(wrapped, image)[0], whole_image(model, image, SMALL))
+
+
+def test_a_missing_processor_is_told(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"no preprocessor_config\.json"):
+        fastseg.segment(fastseg.from_pretrained(tmp_path), picture(50, 70))
 
 
 # Sliding windows -------------------------------------------------------------------------------
@@ -178,6 +209,8 @@ def test_windows_cover_an_axis(size, crop, stride):
     ("options", "text"),
     [
         ({"batch_size": 0}, "batch_size: .*0"),
+        ({"batch_size": "3"}, "batch_size: .*'3'"),
+        ({"slide": (512.0, 256)}, "slide: .*crop.*512.0"),
         ({"slide": 64}, "slide: .*64"),
         ({"slide": (64, 40, 3)}, "slide: .*3"),
         ({"slide": (64, 0)}, "slide: .*stride.* 0"),

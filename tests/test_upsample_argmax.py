@@ -64,6 +64,14 @@ def test_memory_layouts(view):
     check(view(smooth(2, 7, 20, 12)), (50, 61), tie=1e-5)
 
 
+def test_masked_classes_never_win():
+    logits = smooth(1, 9, 12, 12)
+    logits[:, [2, 7]] = -torch.inf
+    labels = upsample_argmax(logits, (48, 48))
+    kept = [0, 1, 3, 4, 5, 6, 8]
+    assert torch.equal(labels, torch.tensor(kept)[upsample_argmax(logits[:, kept], (48, 48))])
+
+
 def test_lowest_class_wins_ties():
     logits = torch.zeros(1, 4, 5, 5)
     logits[:, 1:3] = 1.0  # classes 1 and 2 are equal everywhere

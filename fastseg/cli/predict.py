@@ -175,8 +175,13 @@ def _finish(
     yield from ((picture.job.path, picture.reason) for picture in batch if picture.image is None)
     try:
         maps = segment([image for _, image in readable]) if readable else []
-    except (ValueError, RuntimeError) as error:  # such as a lack of memory
-        yield from ((job.path, first_line(error)) for job, _ in readable)
+    except (ValueError, TypeError, RuntimeError, MemoryError) as error:
+        if len(readable) == 1:
+            yield readable[0][0].path, first_line(error)
+            return
+        # It may be one picture's fault: the others go on without it.
+        for job, image in readable:
+            yield from _finish([_Picture(job, image=image)], segment, writer)
         return
     for (job, image), labels in zip(readable, maps, strict=True):
         try:
