@@ -18,15 +18,6 @@ import fastseg
 from fastseg.cli import demo, main, options
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny models gain nothing by threads and lose much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
     return save_model(tmp_path_factory.mktemp("model"))

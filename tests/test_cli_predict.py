@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from cli_cases import SIZE, make_photos, photo, read_labels, save_model, segmented, tree
 from PIL import Image
 
@@ -15,15 +14,6 @@ import fastseg
 from fastseg.cli import main
 from fastseg.cli.images import read_ahead
 from fastseg.visualize import palette
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny models gain nothing by threads and lose much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +117,20 @@ def test_unreadable_pictures_are_reported_and_the_others_go_on(predict, photos, 
         "coffee_labels.png",
         "below/astronaut_labels.png",
     }
+
+
+def test_a_picture_that_fails_in_a_batch_is_reported_and_the_others_go_on(
+    predict, tmp_path, capsys
+):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, size in (("a", (90, 80)), ("flat", (300, 20)), ("z", (70, 70))):
+        photo("coffee", size).save(folder / f"{name}.png")  # 20 rows are too few for the model
+    assert predict(folder, "--slide", 64, 32, "--batch-size", 3, "--no-overlay") == 1
+    printed = capsys.readouterr()
+    assert "2 of 3 images segmented" in printed.out
+    assert f"{folder / 'flat.png'}: pixel_values: expected" in printed.err
+    assert tree(tmp_path / "out") == {"a_labels.png", "z_labels.png"}
 
 
 def test_a_path_that_is_not_there_is_reported_and_the_others_go_on(predict, photos, capsys):

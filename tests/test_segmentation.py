@@ -114,10 +114,12 @@ def test_half_precision_model(model):
     agree(labels, expected, least=0.9)
 
 
-def test_the_processor_saved_with_the_model_is_used(model, tmp_path):
-    model.save_pretrained(tmp_path)
-    SMALL.save_pretrained(tmp_path)
-    loaded = fastseg.from_pretrained(tmp_path)
+def test_the_processor_saved_with_the_model_is_used(model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path / "model")
+    SMALL.save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    loaded = fastseg.from_pretrained("model")
+    monkeypatch.chdir("/")
     image = picture(50, 70)
     agree(fastseg.segment(loaded, image)[0], whole_image(model, image, SMALL))
     wrapped = torch.nn.DataParallel(loaded).eval()
