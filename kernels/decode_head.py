@@ -49,12 +49,18 @@ def decode_head(
         rows = bilinear_source(height, projected.shape[1], projected.device, projected.dtype)
         coarse.append((projected, rows))
 
-    stripes = []
+    logits: torch.Tensor | None = None
     for top, bottom in row_stripes(height, row_bytes, finest.device):
         fused = F.linear(finest[:, top:bottom], weights[0], bias).to(sum_dtype)
         for projected, rows in coarse:
             fused += upsample_rows(projected, rows, top, bottom, width)
         fused = fused.relu_().to(finest.dtype)
-        stripes.append(F.linear(fused, classifier_weight, classifier_bias))
-    logits = stripes[0] if len(stripes) == 1 else torch.cat(stripes, dim=1)
+        stripe = F.linear(fused, classifier_weight, classifier_bias)
+        if bottom - top == height:
+            logits = stripe
+            break
+        if logits is None:  # in the dtype of the classifier's output, which autocast may choose
+            logits = stripe.new_empty(batch, height, width, stripe.shape[-1])
+        logits[:, top:bottom] = stripe
+    assert logits is not None
     return logits.permute(0, 3, 1, 2)

@@ -51,15 +51,18 @@ def upsample_argmax(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         logits = logits.float()
     # A class masked by -inf would turn to NaN where it is blended.
     logits = logits.clamp(min=torch.finfo(logits.dtype).min / 4)
-    if height * width < 4 * grid_height * grid_width:
-        # Hardly larger than the logits, or smaller: looking at these first would not pay.
+    few = classes <= _FEW_CLASSES
+    if few or height * width < 4 * grid_height * grid_width:
+        # A map hardly larger than the logits, or a few classes: to look for borders first, or to
+        # work in stripes, would not pay.
+        if few:
+            logits = logits.contiguous(memory_format=torch.channels_last)
         resized = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
         return resized.max(dim=1).indices
     grid = logits.permute(0, 2, 3, 1).contiguous()
     rows = bilinear_source(height, grid.shape[1], grid.device, grid.dtype)
-    # How many pixels lie on a border is not known to a graph, nor to a GPU's queue; with a few
-    # classes it costs as much to find out as to blend them all.
-    if grid.device.type != "cpu" or torch.compiler.is_compiling() or classes <= _FEW_CLASSES:
+    # How many pixels lie on a border is not known to a graph, nor to a GPU's queue.
+    if grid.device.type != "cpu" or torch.compiler.is_compiling():
         return _all_pixels(grid, rows, width)
 
     labels = grid.max(dim=-1).indices
