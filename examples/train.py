@@ -100,7 +100,7 @@ def build_model(
 
 def build_optimizers(model: nn.Module, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
     """AdamW: no decay for norms and biases, a higher rate for the head. With --optimizer muon the
-    matrices go to Muon instead, which needs a third of the steps where nothing is pretrained."""
+    matrices go to Muon instead, which needs far fewer steps where nothing is pretrained."""
     matrices: list[nn.Parameter] = []
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
