@@ -19,6 +19,7 @@ from .bilinear import Source, bilinear_source, row_stripes, upsample_rows
 # CPU: 0.058, 0.065 and 0.145 us a pixel for 2, 19 and 150 classes, against 0.008, 0.036 and 0.143
 # for a pixel of a whole stripe).
 _CLASSES_PER_INDEX = 45
+# Up to here one piece is the quickest: 1.8 ms for 2 classes at 512x512, against 2.9 in stripes.
 _FEW_CLASSES = 5
 _PIXELS_PER_CHUNK = 8192
 

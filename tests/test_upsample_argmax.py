@@ -72,8 +72,9 @@ def test_masked_classes_never_win():
     assert torch.equal(labels, torch.tensor(kept)[upsample_argmax(logits[:, kept], (48, 48))])
 
 
-def test_lowest_class_wins_ties():
-    logits = torch.zeros(1, 4, 5, 5)
+@pytest.mark.parametrize("classes", [4, 30])  # blended whole, and along borders alone
+def test_lowest_class_wins_ties(classes):
+    logits = torch.zeros(1, classes, 5, 5)
     logits[:, 1:3] = 1.0  # classes 1 and 2 are equal everywhere
     assert (upsample_argmax(logits, (20, 20)) == 1).all()
     logits[:, 0, 2, 2] = 2.0
@@ -106,13 +107,25 @@ def test_chunks_and_stripes(monkeypatch):
     module = importlib.import_module("fastseg.kernels.upsample_argmax")  # not the function in it
     monkeypatch.setattr(module, "_PIXELS_PER_CHUNK", 7)
     monkeypatch.setattr("fastseg.kernels.bilinear.STRIPE_BYTES", 100)
-    check(smooth(2, 5, 9, 11), (36, 44), tie=1e-5)
-    check(torch.randn(2, 5, 9, 11), (36, 44), tie=1e-5)
+    calls = []
+    for name in ("embedding_bag", "interpolate"):
+        original = getattr(F, name)
+        monkeypatch.setattr(
+            F, name, lambda *a, n=name, f=original, **k: calls.append(n) or f(*a, **k)
+        )
+    halves = 0.1 * torch.randn(2, 30, 9, 11)  # borders alone are blended: in chunks
+    halves[:, 3, :, :5] += 5
+    halves[:, 7, :, 5:] += 5
+    check(halves, (36, 44), tie=1e-5)
+    assert calls.count("embedding_bag") > 10
+    calls.clear()
+    check(torch.randn(2, 9, 9, 11), (36, 44), tie=1e-5)  # everything is blended: in stripes
+    assert calls.count("interpolate") > 10
 
 
 def test_in_a_graph():
     compiled = torch.compile(upsample_argmax, fullgraph=True, backend="eager")
-    logits = smooth(1, 5, 8, 8)
+    logits = smooth(1, 9, 8, 8)
     assert torch.equal(compiled(logits, (32, 32)), upsample_argmax(logits, (32, 32)))
 
 
