@@ -14,6 +14,7 @@ demo: $(VENV)/.run
 
 test: lint $(TRANSFORMERS4)/.done
 	$(BIN)/pytest
+	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Which implementation of the ops runs: `backend(...)` and the variable FASTSEG_BACKEND."""
+"""Which implementation of the ops runs: `backend(...)`, FASTSEG_BACKEND, and the device."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from collections.abc import Iterator
 
 import torch
 
+from .optional_triton import HAS_TRITON, interpreting
+
 BACKENDS = ("auto", "eager", "triton")
+MINIMUM_CAPABILITY = (8, 0)
 
 _chosen: str | None = None
+_fallbacks: dict[tuple[str, str], int] = {}
 
 
 def _check(name: str, source: str) -> str:
@@ -26,32 +30,84 @@ def requested_backend() -> str:
     return _check(os.environ.get("FASTSEG_BACKEND", "auto"), "FASTSEG_BACKEND")
 
 
-def select_backend(device: torch.device) -> tuple[str, str]:
-    """The backend that runs for tensors on `device`, and why.
+@torch.compiler.assume_constant_result
+def _device_reason(device_type: str, index: int | None) -> str | None:
+    """Why kernels cannot run on a device; None where they can."""
+    if not HAS_TRITON:
+        return "triton is not installed"
+    if device_type == "cpu":
+        return None if interpreting() else "a CPU runs Triton kernels under TRITON_INTERPRET=1 only"
+    if device_type != "cuda":
+        return f"there are no Triton kernels for {device_type}"
+    if interpreting():
+        return "TRITON_INTERPRET=1 runs kernels on CPU tensors only"
+    if torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(index)
+        if capability < MINIMUM_CAPABILITY:
+            return "its compute capability is {}.{}, kernels need {}.{}".format(
+                *capability, *MINIMUM_CAPABILITY
+            )
+    return None
+
+
+def select_backend(device: torch.device | str) -> tuple[str, str]:
+    """The backend that runs for tensors on `device`, "triton" or "eager", and why.
 
     Raises:
-        RuntimeError: "triton" is asked for, which this version does not have.
+        RuntimeError: "triton" is asked for and cannot run there.
     """
     requested = requested_backend()
-    if requested == "triton":
-        raise RuntimeError("backend: this version of fastseg has no Triton kernels, got 'triton'")
     if requested == "eager":
         return "eager", "asked for by fastseg.backend or FASTSEG_BACKEND"
-    return "eager", f"this version has no Triton kernels for {torch.device(device).type}"
+    device = torch.device(device)
+    reason = _device_reason(device.type, device.index)
+    if reason is None:
+        return "triton", "interpreted" if interpreting() else "Triton kernels for this device"
+    if requested == "triton":
+        raise RuntimeError(f"backend: 'triton' was asked for, but on {device} {reason}")
+    return "eager", reason
 
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
     """Choose the backend of the ops inside the block: "auto", "eager" or "triton".
 
+    With "triton" an op that cannot run its kernels raises an error instead of running eagerly.
+
     Raises:
         ValueError: another name.
-        RuntimeError: "triton", which this version does not have.
     """
     global _chosen
     before, _chosen = _chosen, _check(name, "backend")
     try:
-        select_backend(torch.device("cpu"))
         yield
     finally:
         _chosen = before
+
+
+def use_triton(op: str, device: torch.device, declined: str | None) -> bool:
+    """Whether `op` runs its kernels for tensors on `device`.
+
+    Args:
+        declined: what the op's `supports` says: a reason, or None.
+
+    Raises:
+        RuntimeError: "triton" is asked for and cannot run.
+    """
+    if select_backend(device)[0] != "triton":
+        return False
+    if declined is None:
+        return True
+    if requested_backend() == "triton":
+        raise RuntimeError(f"{op}: backend 'triton' was asked for, but {declined}")
+    if not torch.compiler.is_compiling():
+        _fallbacks[op, declined] = _fallbacks.get((op, declined), 0) + 1
+    return False
+
+
+def fallbacks() -> dict[tuple[str, str], int]:
+    """How often an op ran eagerly where the backend was "triton", by (op, reason).
+
+    Counted since the process started; calls inside compiled graphs are not counted.
+    """
+    return dict(_fallbacks)

@@ -1,0 +1,52 @@
+"""Argument checks that the ops share. Each names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import torch
+
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_tokens(name: str, x: torch.Tensor, height: int, width: int) -> None:
+    """Raise unless `x` is floating (B, height * width, C) with a grid that is not empty."""
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        got = getattr(x, "dtype", type(x).__name__)
+        raise TypeError(f"{name}: expected a floating-point tensor, got {got}")
+    if height < 1 or width < 1:
+        raise ValueError(f"height, width: expected positive sizes, got {height} and {width}")
+    if x.ndim != 3 or x.shape[1] != height * width:
+        raise ValueError(
+            f"{name}: expected shape (batch, {height} * {width}, channels), got {tuple(x.shape)}"
+        )
+
+
+def check_parameter(
+    name: str, parameter: torch.Tensor | None, shape: tuple[int, ...], like: torch.Tensor
+) -> None:
+    """Raise unless `parameter` has `shape` and is on the device and of the dtype of `like`.
+
+    Under autocast dtypes may differ: torch casts as it goes.
+    """
+    if parameter is None:
+        raise ValueError(f"{name}: expected a tensor of shape {shape}, got None")
+    if tuple(parameter.shape) != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {tuple(parameter.shape)}")
+    if parameter.device != like.device:
+        raise ValueError(f"{name}: expected a tensor on {like.device}, got {parameter.device}")
+    if parameter.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
+        raise TypeError(f"{name}: expected {like.dtype} as the input, got {parameter.dtype}")
+
+
+def common_reason(*tensors: torch.Tensor | None) -> str | None:
+    """Why kernels cannot take `tensors`, whatever the op: the first reason, or None.
+
+    The kernels have no backward, and their dtypes are those of `KERNEL_DTYPES`.
+    """
+    present = [tensor for tensor in tensors if tensor is not None]
+    if present[0].dtype not in KERNEL_DTYPES:
+        return f"there are no kernels for {present[0].dtype}"
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in present):
+        return "gradients are asked for"
+    if torch.is_autocast_enabled(present[0].device.type):
+        return "autocast is on"
+    return None
