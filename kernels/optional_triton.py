@@ -3,18 +3,18 @@
 from types import SimpleNamespace
 from typing import Any
 
-triton: Any
-tl: Any
-
 try:
-    import triton
-    import triton.language as tl
+    import triton as _triton
+    import triton.language as _language
 except ImportError:
-    triton = SimpleNamespace(jit=lambda function: function)
-    tl = SimpleNamespace(constexpr=lambda value=None: value)
     HAS_TRITON = False
+    _triton = SimpleNamespace(jit=lambda function: function)
+    _language = SimpleNamespace(constexpr=lambda value=None: value)
 else:
     HAS_TRITON = True
+
+triton: Any = _triton
+tl: Any = _language
 
 
 def interpreting() -> bool:

@@ -38,7 +38,7 @@ def mended_interpreter() -> None:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill what `torch.empty` and its like give with NaN, so that an unwritten output cannot pass."""
+    """Fill what `torch.empty` gives with NaN, so that an unwritten output cannot pass."""
 
     def poison(function):
         def wrapped(*arguments, **keywords):

@@ -14,8 +14,8 @@ GRIDS = ((1, 1), (7, 5), (16, 16), (33, 9))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HALF = (torch.float16, torch.bfloat16)
 
-# Relative RMS errors against float64 that stand for exact, where the eager twin happens to err less:
-# a quarter of a half-precision rounding; some ten roundings of float32.
+# Relative RMS errors against float64 that stand for exact where the eager twin errs less: a quarter
+# of a half-precision rounding; some ten roundings of float32.
 FLOORS = {torch.float32: 1.6e-6, torch.float16: 2.5e-4, torch.bfloat16: 2e-3}
 
 
