@@ -8,7 +8,6 @@ import subprocess
 from pathlib import Path
 
 import torch
-import transformers
 
 import fastseg
 
@@ -18,6 +17,9 @@ _MEASURED = ("fastseg", "kernels", "bench", ":!bench/results")
 
 
 def machine() -> dict[str, str]:
+    # Where it is used: other benchmarks run where it is not installed.
+    import transformers
+
     return {
         "cpu": cpu_name(),
         "python": platform.python_version(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -49,34 +49,35 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 
 def check_row(row: Any) -> None:
     """Raise a ValueError that lists all that is wrong with `row`."""
-    if not isinstance(row, dict):
-        raise ValueError(f"row: expected an object, got {row!r}")
-    wrong = [f"{name} is missing" for name in FIELDS if name not in row]
-    wrong += [f"{name} is not a field" for name in row if name not in FIELDS]
-    for name, kind in FIELDS.items():
-        # bool is an int to isinstance.
-        if name in row and (not isinstance(row[name], kind) or isinstance(row[name], bool)):
-            wrong.append(f"{name}: expected {kind}, got {row[name]!r}")
-    if not wrong:
-        wrong = _wrong_values(row)
+    wrong = wrong_fields(row, FIELDS) or _wrong_values(row)
     if wrong:
         raise ValueError("row: " + "; ".join(wrong))
 
 
-def _wrong_values(row: Row) -> list[str]:
+def wrong_fields(row: Any, fields: Mapping[str, type | tuple[type, ...]]) -> list[str]:
+    """What is wrong with the names and types in `row`."""
+    if not isinstance(row, dict):
+        return [f"expected an object, got {row!r}"]
+    wrong = [f"{name} is missing" for name in fields if name not in row]
+    wrong += [f"{name} is not a field" for name in row if name not in fields]
+    for name, kind in fields.items():
+        # bool is an int to isinstance.
+        if name in row and (not isinstance(row[name], kind) or isinstance(row[name], bool)):
+            wrong.append(f"{name}: expected {kind}, got {row[name]!r}")
+    return wrong
+
+
+def wrong_measurement(row: Row, schema: int) -> list[str]:
+    """What is wrong with the values of the fields that rows of any schema have."""
     wrong = []
-    if row["schema"] != SCHEMA_VERSION:
-        wrong.append(f"schema: expected {SCHEMA_VERSION}, got {row['schema']}")
+    if row["schema"] != schema:
+        wrong.append(f"schema: expected {schema}, got {row['schema']}")
     if not 0 < row["p20"] <= row["p50"] <= row["p80"]:
         wrong.append(
             f"expected 0 < p20 <= p50 <= p80, got {row['p20']}, {row['p50']}, {row['p80']}"
         )
     if not row["parity_error"] <= row["parity_gate"]:
         wrong.append(f"parity_error {row['parity_error']} is above its gate {row['parity_gate']}")
-    if row["kind"] not in KINDS:
-        wrong.append(f"kind: expected one of {KINDS}, got {row['kind']!r}")
-    if row["unit"] not in ("ms", "MB"):
-        wrong.append(f"unit: expected ms or MB, got {row['unit']!r}")
     if len(row["size"]) != 2 or not all(isinstance(side, int) for side in row["size"]):
         wrong.append(f"size: expected two integers, got {row['size']}")
     if row["provider"] == row["baseline"] and row["ratio"] != 1:
@@ -89,12 +90,31 @@ def _wrong_values(row: Row) -> list[str]:
     return wrong
 
 
-def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Add checked rows at the end of `path`, made with its folder where absent."""
-    rows = list(rows)
+def _wrong_values(row: Row) -> list[str]:
+    wrong = wrong_measurement(row, SCHEMA_VERSION)
+    if row["kind"] not in KINDS:
+        wrong.append(f"kind: expected one of {KINDS}, got {row['kind']!r}")
+    if row["unit"] not in ("ms", "MB"):
+        wrong.append(f"unit: expected ms or MB, got {row['unit']!r}")
+    return wrong
+
+
+def append_rows(
+    path: Path,
+    rows: Iterable[Row],
+    check: Callable[[Any], None] = check_row,
+    fields: Iterable[str] = tuple(FIELDS),
+) -> None:
+    """Add rows at the end of `path`, made with its folder where absent.
+
+    Args:
+        check: raises a ValueError for a row that does not fit its schema.
+        fields: of the schema, in the order in which they are written.
+    """
+    rows, fields = list(rows), tuple(fields)
     for row in rows:
-        check_row(row)
-    text = "".join(json.dumps({name: row[name] for name in FIELDS}) + "\n" for row in rows)
+        check(row)
+    text = "".join(json.dumps({name: row[name] for name in fields}) + "\n" for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         if file.tell() > 0:
@@ -104,7 +124,7 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
         file.write(text.encode())
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path, check: Callable[[Any], None] = check_row) -> list[Row]:
     """All rows of `path`, oldest first.
 
     Raises:
@@ -115,7 +135,7 @@ def read_rows(path: Path) -> list[Row]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             row = json.loads(line)
-            check_row(row)
+            check(row)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
         rows.append(row)

@@ -15,6 +15,7 @@ from .packing import plain_path
 from .presets import PRESETS, from_preset
 from .reporting import report
 from .segmentation import segment
+from .warmup import warmup
 
 __version__ = "0.1.0"
 
@@ -34,4 +35,5 @@ __all__ = [
     "plain_path",
     "report",
     "segment",
+    "warmup",
 ]

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .activations import ACTIVATIONS
+from .kernels.activations import ACTIVATIONS
 
 _PER_STAGE = (
     "depths",
@@ -50,7 +50,7 @@ class SegformerConfig:
         strides: stride of each stage's patch embedding.
         num_attention_heads: heads in each stage; must divide the width.
         mlp_ratios: hidden width of the Mix-FFN as a multiple of the stage's width.
-        hidden_act: a name in `fastseg.activations.ACTIVATIONS`: "gelu", "gelu_new", "relu",
+        hidden_act: a name in `fastseg.kernels.activations.ACTIVATIONS`: "gelu", "gelu_new", "relu",
             "selu" and others of transformers' names.
         hidden_dropout_prob, attention_probs_dropout_prob, classifier_dropout_prob: dropout rates.
         initializer_range: standard deviation of the normal initialisation of weights.

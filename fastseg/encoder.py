@@ -73,9 +73,12 @@ class SegformerEncoder(nn.Module):
                 embed.packed_forward(feature_map) if packed else embed(feature_map)
             )
             self._check_grid(stage, height, width, pixel_values)
+            norm = self.layer_norm[stage]
             for layer in layers:
                 if packed:
-                    tokens = layer.packed_forward(tokens, height, width)
+                    # The stage's last layer takes the norm with it: one pass over the tokens less.
+                    last_norm = norm if layer is layers[-1] else None
+                    tokens = layer.packed_forward(tokens, height, width, last_norm)
                 elif self.gradient_checkpointing is not None and self.training:
                     tokens, attention = checkpoint(
                         layer, tokens, height, width, **self.gradient_checkpointing
@@ -86,7 +89,9 @@ class SegformerEncoder(nn.Module):
                     attentions.append(attention)
                 if not output_attentions:
                     attentions.clear()
-            feature_map = tokens_to_map(self.layer_norm[stage](tokens), height, width)
+            if not packed or len(layers) == 0:
+                tokens = norm(tokens)
+            feature_map = tokens_to_map(tokens, height, width)
             maps.append(feature_map)
         return tuple(maps), tuple(attentions)
 

@@ -53,6 +53,15 @@ def narrow(packed: Packed, like: torch.Tensor) -> Packed:
     }
 
 
+def input_sums(weight: torch.Tensor) -> torch.Tensor:
+    """Sums of a narrow weight over its last dimension, its input channels, in float32 at least.
+
+    They are what a row's mean adds to each output: of the weight as it is rounded, so that the mean
+    cancels (A2).
+    """
+    return weight.sum(-1, dtype=torch.promote_types(weight.dtype, torch.float32))
+
+
 def fold_sr_attention(
     norm: nn.LayerNorm,
     query: nn.Linear,
@@ -95,7 +104,15 @@ def fold_sr_attention(
         packed["query_weight"], packed["query_bias"] = query_weight, query_bias
         packed["key_value_weight"] = torch.cat([key_weight, value_weight])
         packed["output_weight"] = output_weight
-    return narrow(packed, like=query.weight)
+    packed = narrow(packed, like=query.weight)
+    if packed["sr_ratio"] > 1:
+        taps = packed["sr_weight"].unflatten(1, (packed["sr_ratio"] ** 2, -1))
+        packed["sr_weight_sum"] = input_sums(taps).t().contiguous()
+    if num_heads > 1:
+        packed["query_weight_sum"] = input_sums(packed["query_weight"])
+        if packed["sr_ratio"] == 1:
+            packed["key_value_weight_sum"] = input_sums(packed["key_value_weight"])
+    return packed
 
 
 def fold_mix_ffn(norm: nn.LayerNorm, fc1: nn.Linear, dwconv: nn.Conv2d, fc2: nn.Linear) -> Packed:
@@ -104,7 +121,6 @@ def fold_mix_ffn(norm: nn.LayerNorm, fc1: nn.Linear, dwconv: nn.Conv2d, fc2: nn.
     dwconv_weight, dwconv_bias = wide_affine(dwconv)
     fc2_weight, fc2_bias = wide_affine(fc2)
     packed = {
-        "eps": norm.eps,
         "fc1_weight": fc1_weight,
         "fc1_bias": fc1_bias,
         "dwconv_weight": dwconv_weight,
@@ -112,7 +128,16 @@ def fold_mix_ffn(norm: nn.LayerNorm, fc1: nn.Linear, dwconv: nn.Conv2d, fc2: nn.
         "fc2_weight": fc2_weight,
         "fc2_bias": fc2_bias,
     }
-    return narrow(packed, like=fc1.weight)
+    packed = narrow(packed, like=fc1.weight)
+    # The mean cancels against the sums of the weight as it is rounded.
+    sum_dtype = torch.promote_types(fc1.weight.dtype, torch.float32)
+    packed["fc1_weight_sum"] = packed["fc1_weight"].sum(1, dtype=sum_dtype)
+    if fc1.weight.device.type != "cpu":
+        # Kernels want the channels of a tap side by side. On a CPU conv2d would copy such a weight
+        # at each call, 5 to 17 us: up to a tenth of the convolution.
+        taps = packed["dwconv_weight"].flatten(1).t().contiguous()
+        packed["dwconv_weight"] = taps.t().unflatten(1, (1, 3, 3))
+    return {"eps": norm.eps, **packed}
 
 
 def fold_decode_head(

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from . import kernels
-from .activations import ACTIVATIONS
 from .config import SegformerConfig
 from .folding import fold_mix_ffn, fold_sr_attention
+from .kernels.activations import ACTIVATIONS
 from .packing import Packed, PackedModule
 
 
@@ -225,15 +225,20 @@ class SegformerLayer(PackedModule):
         mixed = self.mlp(self.layer_norm_2(hidden_states), height, width)
         return self.drop_path(mixed) + hidden_states, probabilities
 
-    def packed_forward(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Tokens of `forward` in eval mode, on folded weights."""
+    def packed_forward(
+        self, hidden_states: torch.Tensor, height: int, width: int, norm: nn.LayerNorm | None = None
+    ) -> torch.Tensor:
+        """Tokens of `forward` in eval mode, on folded weights; after `norm`, where one is given."""
         packed = self.packed()
         hidden_states = kernels.sr_attention(hidden_states, height, width, **packed["attention"])
         return kernels.mix_ffn(
             hidden_states,
             height,
             width,
-            activation=ACTIVATIONS[self.mlp.hidden_act],
+            activation=self.mlp.hidden_act,
+            norm_weight=None if norm is None else norm.weight,
+            norm_bias=None if norm is None else norm.bias,
+            norm_eps=1e-5 if norm is None else norm.eps,
             **packed["mix_ffn"],
         )
 

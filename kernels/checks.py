@@ -7,6 +7,12 @@ import torch
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast is on for `device`; not every kind has it."""
+    kind = device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def check_tokens(name: str, x: torch.Tensor, height: int, width: int) -> None:
     """Raise unless `x` is floating (B, height * width, C) with a grid that is not empty."""
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
@@ -33,8 +39,24 @@ def check_parameter(
         raise ValueError(f"{name}: expected shape {shape}, got {tuple(parameter.shape)}")
     if parameter.device != like.device:
         raise ValueError(f"{name}: expected a tensor on {like.device}, got {parameter.device}")
-    if parameter.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
+    if parameter.dtype != like.dtype and not autocasts(like.device):
         raise TypeError(f"{name}: expected {like.dtype} as the input, got {parameter.dtype}")
+
+
+def check_sums(
+    name: str, sums: torch.Tensor | None, shape: tuple[int, ...], like: torch.Tensor
+) -> None:
+    """Raise unless `sums`, of a weight of `like`'s dtype, fit. None is for kernels to make them."""
+    if sums is None:
+        return
+    if tuple(sums.shape) != shape or sums.device != like.device:
+        raise ValueError(
+            f"{name}: expected shape {shape} on {like.device}, "
+            f"got {tuple(sums.shape)} on {sums.device}"
+        )
+    sum_dtype = torch.promote_types(like.dtype, torch.float32)
+    if sums.dtype != sum_dtype:
+        raise TypeError(f"{name}: expected {sum_dtype}, got {sums.dtype}")
 
 
 def common_reason(*tensors: torch.Tensor | None) -> str | None:
@@ -47,6 +69,6 @@ def common_reason(*tensors: torch.Tensor | None) -> str | None:
         return f"there are no kernels for {present[0].dtype}"
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in present):
         return "gradients are asked for"
-    if torch.is_autocast_enabled(present[0].device.type):
+    if autocasts(present[0].device):
         return "autocast is on"
     return None

@@ -10,13 +10,14 @@ measurements on the present GPU; FASTSEG_CONFIGS names it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,6 +25,19 @@ FOLDER = Path(__file__).parent / "configs"
 FAMILIES = ("sm_80", "sm_90", "sm_100", "sm_120")
 
 Config = dict[str, Any]
+
+
+class Query(NamedTuple):
+    """What a launch looks up."""
+
+    kernel: str
+    dtype: str  # "half" or "float32"
+    sizes: tuple[tuple[str, int], ...]
+    divides: tuple[tuple[str, int], ...]
+
+
+_overrides: dict[Query, Config] = {}
+_recorders: list[list[Query]] = []
 
 
 @functools.cache
@@ -50,12 +64,17 @@ def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
         ) from error
 
 
-def _entries(kernel: str, family: str) -> list[list[dict[str, Any]]]:
-    """Entries of `kernel` in the user's file, the family's and the default one, in this order."""
-    paths = [FOLDER / f"{family}.json", FOLDER / "default.json"]
-    if user_file := os.environ.get("FASTSEG_CONFIGS"):
-        paths.insert(0, Path(user_file))
-    return [_read(path).get(kernel, []) for path in paths]
+def configs_source(device: torch.device) -> str:
+    """Where the configurations for `device` come from, in a line for people."""
+    family = device_family(device)
+    source = json.loads((FOLDER / f"{family}.json").read_text(encoding="utf-8"))["source"]
+    user_file = os.environ.get("FASTSEG_CONFIGS")
+    return f"{user_file}, then " * bool(user_file) + f"{family} ({source})"
+
+
+def family_entries(family: str) -> dict[str, list[dict[str, Any]]]:
+    """The committed entries of a family, by kernel."""
+    return _read(FOLDER / f"{family}.json")
 
 
 def look_up(
@@ -75,26 +94,27 @@ def look_up(
     Raises:
         LookupError: no entry fits.
     """
-    return _look_up(
+    query = Query(
         kernel,
-        device_family(device),
         "float32" if dtype == torch.float32 else "half",
         tuple(sizes.items()),
         tuple((divides or {}).items()),
-        os.environ.get("FASTSEG_CONFIGS"),
     )
+    for recorder in _recorders:
+        recorder.append(query)
+    return answer(query, device)
+
+
+def answer(query: Query, device: torch.device) -> Config:
+    """The configuration for `query` on `device`, as `look_up` gives it."""
+    if query in _overrides:
+        return dict(_overrides[query])
+    return dict(_nearest(query, device_family(device), os.environ.get("FASTSEG_CONFIGS")))
 
 
 @functools.cache
-def _look_up(
-    kernel: str,
-    family: str,
-    dtype: str,
-    sizes: tuple[tuple[str, int], ...],
-    divides: tuple[tuple[str, int], ...],
-    user_file: str | None,  # part of the key
-) -> Config:
-    wanted = dict(sizes)
+def _nearest(query: Query, family: str, user_file: str | None) -> Config:
+    wanted = dict(query.sizes)
 
     def distance(entry: dict[str, Any]) -> float:
         return sum(
@@ -102,13 +122,45 @@ def _look_up(
             for name, size in entry.get("sizes", {}).items()
         )
 
-    for entries in _entries(kernel, family):
+    paths = [FOLDER / f"{family}.json", FOLDER / "default.json"]
+    if user_file:
+        paths.insert(0, Path(user_file))
+    for path in paths:
         fitting = [
             entry
-            for entry in entries
-            if entry["dtype"] in (dtype, "any")
-            and all(size % entry["config"].get(block, 1) == 0 for block, size in divides)
+            for entry in _read(path).get(query.kernel, [])
+            if entry["dtype"] in (query.dtype, "any") and fits(entry["config"], query)
         ]
         if fitting:
             return dict(min(fitting, key=distance)["config"])
-    raise LookupError(f"{kernel}: no configuration for {dtype}, {wanted}, {dict(divides)}")
+    raise LookupError(f"no configuration for {query}")
+
+
+def fits(config: Config, query: Query) -> bool:
+    """Whether the blocks of `config` divide the sizes that they must."""
+    return all(size % config.get(block, 1) == 0 for block, size in query.divides)
+
+
+@contextlib.contextmanager
+def overrides(configs: Mapping[Query, Config]) -> Iterator[None]:
+    """Inside the block each query gives its configuration here, whatever the files say.
+
+    For the tuner; it holds for the whole process.
+    """
+    global _overrides
+    before, _overrides = _overrides, {**_overrides, **configs}
+    try:
+        yield
+    finally:
+        _overrides = before
+
+
+@contextlib.contextmanager
+def record_queries() -> Iterator[list[Query]]:
+    """What is looked up inside the block, in order. For the tuner."""
+    queries: list[Query] = []
+    _recorders.append(queries)
+    try:
+        yield queries
+    finally:
+        _recorders.pop()

@@ -9,6 +9,10 @@ import torch
 
 from .optional_triton import interpreting
 
+# The launchers and the eager twins by op, for tools: launches recorded, configurations tuned.
+FUSED: dict[str, Callable[..., Any]] = {}
+EAGER: dict[str, Callable[..., Any]] = {}
+
 # Registered by dispatch key and not by `custom_op`: a third of its cost at each call (measured:
 # 2.7 us against 7.8 us).
 _LIBRARY = torch.library.Library("fastseg", "FRAGMENT")
@@ -31,6 +35,7 @@ def register(
         # Face's `kernels`: transformers imports it once more under that name. Ops exist once.
         return
     name = schema.split("(", 1)[0]
+    FUSED[name], EAGER[name] = fused, eager
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, fused, "CUDA")
     _LIBRARY.impl(name, fused if interpreting() else eager, "CPU")

@@ -1,19 +1,288 @@
-"""Mix-FFN with its LayerNorm and residual: x + W2 act(dwconv3x3(W1 LN(x) + b1)) + b2.
+"""Mix-FFN with its LayerNorm and residual, and the stage's final LayerNorm where it ends one.
+
+    y = x + W2 act(dwconv3x3(W1 N(x) + b1)) + b2,   N(x) = (x - mean) * rstd
 
 LayerNorm's affine part is inside W1 and b1 (`fastseg.folding`). The hidden tensor is four times as
-wide as x; on a CPU it is made in stripes of rows, so that it stays in the cache and no stripe is
-large enough to be mapped and zeroed anew by the allocator at every call.
+wide as x, and the convolution is what keeps the two linear maps apart: it looks one pixel around.
+Kernels take one of three forms, which the configuration names:
+
+- "tail": N and W1, then one kernel for all the rest (`depthwise`): the activated tensor is never
+  written. Where few programs of it would fill the GPU or its accumulators would spill:
+- "split": N and W1, convolution and activation, W2 and the residual: three kernels.
+- "implicit": one kernel, no hidden tensor. W1 and the convolution are one dense 3x3 convolution of
+  N(x), an implicit matrix product of nine times the FLOPs, hence for narrow stages only. The
+  convolution pads the HIDDEN tensor with zeros, so a tap outside of the image contributes
+  neither x nor its share of b1.
+
+On a CPU the hidden tensor is made in stripes of rows, so that it stays in the cache and no stripe
+is large enough to be mapped and zeroed anew by the allocator at every call.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from .activations import ACTIVATIONS, activate
+from .backend import use_triton
 from .bilinear import row_stripes
+from .checks import check_parameter, check_tokens, common_reason
+from .configs import look_up
+from .depthwise import depthwise_kernel, finish_rows, tail_kernel, tile_pixels
+from .launch import launch
+from .layer_norm import fused as fused_layer_norm
+from .library import register
+from .linear import linear
+from .optional_triton import tl, triton
+from .primitives import ceil_div, matmul_precision
 from .residual import add_residual
+
+
+def eager(
+    x: torch.Tensor,
+    height: int,
+    width: int,
+    *,
+    eps: float,
+    fc1_weight: torch.Tensor,
+    fc1_bias: torch.Tensor,
+    dwconv_weight: torch.Tensor,
+    dwconv_bias: torch.Tensor,
+    fc2_weight: torch.Tensor,
+    fc2_bias: torch.Tensor,
+    activation: str,
+    fc1_weight_sum: torch.Tensor | None,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    norm_eps: float,
+) -> torch.Tensor:
+    """The eager twin."""
+    batch, _, channels = x.shape
+    hidden_channels = fc1_weight.shape[0]
+    row_bytes = batch * width * hidden_channels * x.element_size()
+    grid = x.reshape(batch, height, width, channels)
+    stripes = row_stripes(height, row_bytes, x.device)
+    outputs = []
+    for top, bottom in stripes:
+        # The convolution looks one row beyond the stripe on either side, where there is one.
+        above, below = max(top - 1, 0), min(bottom + 1, height)
+        normalized = F.layer_norm(grid[:, above:below], (channels,), eps=eps)
+        hidden = F.linear(normalized, fc1_weight, fc1_bias).permute(0, 3, 1, 2)
+        hidden = F.conv2d(hidden, dwconv_weight, dwconv_bias, padding=1, groups=hidden_channels)
+        hidden = hidden[:, :, top - above : bottom - above].permute(0, 2, 3, 1)
+        mixed = F.linear(ACTIVATIONS[activation](hidden), fc2_weight, fc2_bias)
+        outputs.append(add_residual(mixed, grid[:, top:bottom]))
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+    output = output.view(batch, height * width, channels)
+    if norm_weight is not None:
+        output = F.layer_norm(output, (channels,), norm_weight, norm_bias, norm_eps)
+    return output
+
+
+@triton.jit
+def implicit_kernel(
+    x_pointer,  # (pixels, CHANNELS)
+    weight_pointer,  # (9, HIDDEN, CHANNELS): fc1's times a tap's
+    tap_bias_pointer,  # (9, HIDDEN) float32: fc1's bias times a tap's weight
+    bias_pointer,  # (HIDDEN,)
+    fc2_weight_pointer,  # (CHANNELS, HIDDEN)
+    fc2_bias_pointer,  # (CHANNELS,)
+    norm_weight_pointer,  # (CHANNELS,), or None for no LayerNorm of the result
+    norm_bias_pointer,  # (CHANNELS,) or None
+    output_pointer,  # (pixels, CHANNELS)
+    height,
+    width,
+    eps,
+    norm_eps,
+    HIDDEN: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    y, x, pixel = tile_pixels(height, width, BLOCK_Y, BLOCK_X, 1)
+    channel = tl.arange(0, BLOCK_C)
+    in_row = channel < CHANNELS
+    k = tl.arange(0, BLOCK_E)
+    product = tl.zeros((BLOCK_Y * BLOCK_X, BLOCK_C), tl.float32)
+    for first_channel in tl.range(0, HIDDEN, BLOCK_E, num_stages=1):
+        hidden_channel = first_channel + k
+        hidden = tl.zeros((BLOCK_Y * BLOCK_X, BLOCK_E), tl.float32)
+        hidden += tl.load(bias_pointer + hidden_channel).to(tl.float32)[None, :]
+        for tap in range(9):
+            source_y = y + tap // 3 - 1
+            source_x = x + tap % 3 - 1
+            inside = (source_y >= 0) & (source_y < height) & (source_x >= 0) & (source_x < width)
+            source = pixel + (tap // 3 - 1) * width + (tap % 3 - 1)
+            tile = tl.load(
+                x_pointer + source[:, None] * CHANNELS + channel[None, :],
+                mask=inside[:, None] & in_row[None, :],
+                other=0.0,
+            ).to(tl.float32)
+            # A row outside of the image is all zeros, and stays so.
+            tile = tl.where(in_row[None, :], tile - (tl.sum(tile, 1) / CHANNELS)[:, None], 0.0)
+            rstd = tl.rsqrt(tl.sum(tile * tile, 1) / CHANNELS + eps)
+            weight = tl.load(
+                weight_pointer
+                + (tap * HIDDEN + hidden_channel)[None, :] * CHANNELS
+                + channel[:, None],
+                mask=in_row[:, None],
+                other=0.0,
+            )
+            normalized = (tile * rstd[:, None]).to(weight.dtype)
+            hidden = tl.dot(normalized, weight, hidden, input_precision=PRECISION)
+            tap_bias = tl.load(tap_bias_pointer + tap * HIDDEN + hidden_channel)
+            hidden += tl.where(inside[:, None], tap_bias[None, :], 0.0)
+        fc2 = tl.load(
+            fc2_weight_pointer + channel[None, :] * HIDDEN + hidden_channel[:, None],
+            mask=in_row[None, :],
+            other=0.0,
+        )
+        activated = activate(hidden, ACTIVATION).to(fc2.dtype)
+        product = tl.dot(activated, fc2, product, input_precision=PRECISION)
+    finish_rows(
+        (product,),
+        pixel,
+        (y < height) & (x < width),
+        channel,
+        fc2_bias_pointer,
+        x_pointer,
+        norm_weight_pointer,
+        norm_bias_pointer,
+        output_pointer,
+        norm_eps,
+        CHANNELS,
+        BLOCK_C,
+        1,
+    )
+
+
+def tiles(x: torch.Tensor, height: int, width: int, config: dict[str, Any]) -> int:
+    """How many tiles cover the images of a batch."""
+    block_width = config["BLOCK_X"] * config.get("STRIP", 1)
+    return x.shape[0] * ceil_div(height, config["BLOCK_Y"]) * ceil_div(width, block_width)
+
+
+def fused(
+    x: torch.Tensor,
+    height: int,
+    width: int,
+    *,
+    eps: float,
+    fc1_weight: torch.Tensor,
+    fc1_bias: torch.Tensor,
+    dwconv_weight: torch.Tensor,
+    dwconv_bias: torch.Tensor,
+    fc2_weight: torch.Tensor,
+    fc2_bias: torch.Tensor,
+    activation: str,
+    fc1_weight_sum: torch.Tensor | None,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    norm_eps: float,
+) -> torch.Tensor:
+    """The kernels, in the form that the configuration names."""
+    x = x.contiguous()
+    output = torch.empty_like(x)
+    if x.numel() == 0:
+        return output
+    fc1_weight, fc1_bias = fc1_weight.contiguous(), fc1_bias.contiguous()
+    fc2_weight, fc2_bias = fc2_weight.contiguous(), fc2_bias.contiguous()
+    dwconv_bias = dwconv_bias.contiguous()
+    if norm_weight is not None:
+        norm_weight = norm_weight.contiguous()
+        norm_bias = None if norm_bias is None else norm_bias.contiguous()
+    hidden_channels, channels = fc1_weight.shape
+    config = look_up(
+        "mix_ffn",
+        x.device,
+        x.dtype,
+        {"channels": channels, "tokens": x.shape[0] * height * width},
+        divides={"BLOCK_E": hidden_channels},
+    )
+    form = config.pop("form")
+    grid = (tiles(x, height, width, config),)
+    sizes = {"HIDDEN": hidden_channels, "ACTIVATION": activation}
+    precision = matmul_precision(x.dtype)
+
+    if form == "implicit":
+        taps = dwconv_weight.flatten(1).t().float().contiguous()
+        weight = taps.unsqueeze(2) * fc1_weight.float()
+        launch(
+            implicit_kernel,
+            grid,
+            *(x, weight.to(x.dtype), taps * fc1_bias.float(), dwconv_bias, fc2_weight, fc2_bias),
+            *(norm_weight, norm_bias, output, height, width, eps, norm_eps),
+            CHANNELS=channels,
+            PRECISION=precision,
+            BLOCK_C=triton.next_power_of_2(channels),
+            **sizes,
+            **config,
+        )
+        return output
+
+    if fc1_weight_sum is None:
+        fc1_weight_sum = fc1_weight.sum(1, dtype=torch.float32)
+    hidden = linear(x, fc1_weight, fc1_bias, eps=eps, weight_sum=fc1_weight_sum)
+    channel_stride, _, row_stride, column_stride = dwconv_weight.stride()
+    strides = (channel_stride, row_stride, column_stride)
+    if form == "tail":
+        splits = ceil_div(channels, config["BLOCK_N"] * config["CHUNKS"])
+        # A program that has only a part of a row cannot normalise it.
+        in_tail = norm_weight if splits == 1 else None
+        launch(
+            tail_kernel,
+            (*grid, splits),
+            *(hidden, dwconv_weight, dwconv_bias, fc2_weight, fc2_bias, x, in_tail, norm_bias),
+            *(output, height, width, *strides, norm_eps),
+            CHANNELS=channels,
+            PRECISION=precision,
+            **sizes,
+            **config,
+        )
+        if splits == 1:
+            return output
+    else:
+        activated = torch.empty_like(hidden)
+        launch(
+            depthwise_kernel,
+            (*grid, hidden_channels // config["BLOCK_E"]),
+            *(hidden, dwconv_weight, dwconv_bias, activated, height, width, *strides),
+            **sizes,
+            **config,
+        )
+        output = linear(activated, fc2_weight, fc2_bias, residual=x)
+    if norm_weight is None:
+        return output
+    return fused_layer_norm(output, norm_weight, norm_bias, norm_eps)
+
+
+register(
+    "mix_ffn(Tensor x, SymInt height, SymInt width, *, float eps, Tensor fc1_weight,"
+    " Tensor fc1_bias, Tensor dwconv_weight, Tensor dwconv_bias, Tensor fc2_weight,"
+    " Tensor fc2_bias, str activation, Tensor? fc1_weight_sum, Tensor? norm_weight,"
+    " Tensor? norm_bias, float norm_eps) -> Tensor",
+    fused,
+    eager,
+    lambda x, height, width, **_: torch.empty(x.shape, dtype=x.dtype, device=x.device),
+)
+
+
+def supports(
+    x: torch.Tensor, fc1_weight: torch.Tensor, *parameters: torch.Tensor | None
+) -> str | None:
+    """Why the kernels cannot take these arguments; None where they can.
+
+    Args:
+        parameters: the other tensors.
+    """
+    hidden_channels, channels = fc1_weight.shape
+    if channels % 32 or hidden_channels % 32:
+        return f"{channels} to {hidden_channels} channels are not multiples of 32"
+    return common_reason(x, fc1_weight, *parameters)
 
 
 def mix_ffn(
@@ -28,35 +297,78 @@ def mix_ffn(
     dwconv_bias: torch.Tensor,
     fc2_weight: torch.Tensor,
     fc2_bias: torch.Tensor,
-    activation: Callable[[torch.Tensor], torch.Tensor] = F.gelu,
+    activation: str = "gelu",
+    fc1_weight_sum: torch.Tensor | None = None,
+    norm_weight: torch.Tensor | None = None,
+    norm_bias: torch.Tensor | None = None,
+    norm_eps: float = 1e-5,
 ) -> torch.Tensor:
-    """`x` plus its Mix-FFN.
+    """`x` plus its Mix-FFN; with `norm_weight` LayerNorm of that.
 
     Args:
-        x: tokens (B, H * W, C), contiguous.
-        eps: of the LayerNorm.
+        x: tokens (B, H * W, C), floating.
+        eps: of the LayerNorm before fc1.
         fc1_weight, fc1_bias: (E, C), (E,).
-        dwconv_weight, dwconv_bias: (E, 1, 3, 3), (E,); zero padding of one pixel.
+        dwconv_weight, dwconv_bias: (E, 1, 3, 3), (E,); zero padding of one pixel. Kernels read the
+            weight fastest where channels are contiguous in memory.
         fc2_weight, fc2_bias: (C, E), (C,).
-        activation: elementwise, between the convolution and W2.
+        activation: a name in `ACTIVATIONS`, between the convolution and fc2.
+        fc1_weight_sum: (E,) float32 (float64 for float64), the row sums of `fc1_weight`, which
+            kernels need in half precision: computed at each call where they are not given.
+        norm_weight, norm_bias, norm_eps: (C,), of a LayerNorm of the result; None for none.
 
     Returns:
-        (B, H * W, C).
+        (B, H * W, C), contiguous.
+
+    Raises:
+        TypeError: `x` is not a floating tensor, or dtypes differ.
+        ValueError: shapes or devices do not match, the grid is empty, or there is no such
+            activation.
     """
-    batch, _, channels = x.shape
-    hidden_channels = fc1_weight.shape[0]
-    row_bytes = batch * width * hidden_channels * x.element_size()
-    grid = x.view(batch, height, width, channels)
-    stripes = row_stripes(height, row_bytes, x.device)
-    outputs = []
-    for top, bottom in stripes:
-        # The convolution looks one row beyond the stripe on either side, where there is one.
-        above, below = max(top - 1, 0), min(bottom + 1, height)
-        normalized = F.layer_norm(grid[:, above:below], (channels,), eps=eps)
-        hidden = F.linear(normalized, fc1_weight, fc1_bias).permute(0, 3, 1, 2)
-        hidden = F.conv2d(hidden, dwconv_weight, dwconv_bias, padding=1, groups=hidden_channels)
-        hidden = hidden[:, :, top - above : bottom - above].permute(0, 2, 3, 1)
-        mixed = F.linear(activation(hidden), fc2_weight, fc2_bias)
-        outputs.append(add_residual(mixed, grid[:, top:bottom]))
-    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-    return output.view(batch, height * width, channels)
+    check_tokens("x", x, height, width)
+    channels, hidden_channels = x.shape[2], fc1_weight.shape[0]
+    check_parameter("fc1_weight", fc1_weight, (hidden_channels, channels), x)
+    check_parameter("fc1_bias", fc1_bias, (hidden_channels,), x)
+    check_parameter("dwconv_weight", dwconv_weight, (hidden_channels, 1, 3, 3), x)
+    check_parameter("dwconv_bias", dwconv_bias, (hidden_channels,), x)
+    check_parameter("fc2_weight", fc2_weight, (channels, hidden_channels), x)
+    check_parameter("fc2_bias", fc2_bias, (channels,), x)
+    if fc1_weight_sum is not None:
+        sum_dtype = torch.promote_types(x.dtype, torch.float32)
+        if fc1_weight_sum.dtype != sum_dtype:
+            raise TypeError(f"fc1_weight_sum: expected {sum_dtype}, got {fc1_weight_sum.dtype}")
+        if fc1_weight_sum.shape != fc1_bias.shape or fc1_weight_sum.device != x.device:
+            raise ValueError(
+                f"fc1_weight_sum: expected shape ({hidden_channels},) on {x.device}, "
+                f"got {tuple(fc1_weight_sum.shape)} on {fc1_weight_sum.device}"
+            )
+    if activation not in ACTIVATIONS:
+        names = ", ".join(sorted(ACTIVATIONS))
+        raise ValueError(f"activation: expected one of {names}, got {activation!r}")
+    if norm_weight is not None:
+        check_parameter("norm_weight", norm_weight, (channels,), x)
+    if norm_bias is not None:
+        if norm_weight is None:
+            raise ValueError("norm_bias: expected None as norm_weight is None, got a tensor")
+        check_parameter("norm_bias", norm_bias, (channels,), x)
+    arguments: dict[str, Any] = {
+        "eps": eps,
+        "fc1_weight": fc1_weight,
+        "fc1_bias": fc1_bias,
+        "dwconv_weight": dwconv_weight,
+        "dwconv_bias": dwconv_bias,
+        "fc2_weight": fc2_weight,
+        "fc2_bias": fc2_bias,
+        "activation": activation,
+        "fc1_weight_sum": fc1_weight_sum,
+        "norm_weight": norm_weight,
+        "norm_bias": norm_bias,
+        "norm_eps": norm_eps,
+    }
+    declined = supports(
+        *(x, fc1_weight, fc1_bias, dwconv_weight, dwconv_bias, fc2_weight, fc2_bias),
+        *(norm_weight, norm_bias),
+    )
+    if use_triton("mix_ffn", x.device, declined):
+        return torch.ops.fastseg.mix_ffn(x, height, width, **arguments)
+    return eager(x, height, width, **arguments)

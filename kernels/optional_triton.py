@@ -17,6 +17,10 @@ triton: Any = _triton
 tl: Any = _language
 
 
+# Asked once, as triton itself does: graphs of torch.compile cannot ask.
+_INTERPRETING = HAS_TRITON and bool(triton.knobs.runtime.interpret)
+
+
 def interpreting() -> bool:
     """Whether kernels run in Triton's interpreter, on a CPU: TRITON_INTERPRET=1 at import."""
-    return HAS_TRITON and bool(triton.knobs.runtime.interpret)
+    return _INTERPRETING

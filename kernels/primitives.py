@@ -52,3 +52,10 @@ def row_moments(
         tile = tl.load(pointers + k0, mask=row_mask[:, None], other=0.0).to(tl.float32)
         mean, square_sum = update_moments(mean, square_sum, k0, tile, BLOCK_K)
     return mean, tl.rsqrt(square_sum / CHANNELS + eps)
+
+
+@triton.jit
+def normalize_rows(rows, eps, CHANNELS: tl.constexpr):
+    """Whole rows less their mean, over their standard deviation: (BLOCK_M, CHANNELS) float32."""
+    centred = rows - (tl.sum(rows, 1) / CHANNELS)[:, None]
+    return centred * tl.rsqrt(tl.sum(centred * centred, 1) / CHANNELS + eps)[:, None]

@@ -203,5 +203,21 @@ def test_inputs_are_not_written_to():
 def test_folded_tensors_have_the_parameters_dtype():
     layer = make_layer(20, 1, 2).bfloat16()
     for part in layer.packed().values():
-        dtypes = {value.dtype for value in part.values() if isinstance(value, torch.Tensor)}
-        assert dtypes == {torch.bfloat16}
+        for name, value in part.items():
+            if isinstance(value, torch.Tensor):
+                # Sums are of the weights as they are rounded, and are not rounded themselves.
+                expected = torch.float32 if name.endswith("_weight_sum") else torch.bfloat16
+                assert value.dtype == expected, name
+
+
+@pytest.mark.parametrize("sr_ratio", [1, 2])
+def test_sums_are_those_of_the_rounded_weights(sr_ratio):
+    packed = make_layer(20, 5, sr_ratio).bfloat16().packed()["attention"]
+    sums = {name: value for name, value in packed.items() if name.endswith("_weight_sum")}
+    second = "key_value_weight_sum" if sr_ratio == 1 else "sr_weight_sum"
+    assert set(sums) == {"query_weight_sum", second}
+    for name, value in sums.items():
+        weight = packed[name.removesuffix("_sum")].double()
+        if name == "sr_weight_sum":
+            weight = weight.view(20, 4, 20).transpose(0, 1)
+        torch.testing.assert_close(value.double(), weight.sum(-1), rtol=1e-6, atol=1e-6)

@@ -263,8 +263,10 @@ def test_changed_parts_are_not_left_out(model, pixel_values, change):
 
 def test_report(model):
     names = ["segformer.encoder", "decode_head"]
+    reason = fastseg.kernels.select_backend("cpu")[1]
     with torch.no_grad():
-        assert fastseg.report(model).splitlines() == [f"{name}: folded" for name in names]
+        lines = fastseg.report(model).splitlines()
+        assert lines[:2] == [f"{name}: folded, eager: {reason}" for name in names]
         model.decode_head.dropout.train()
         assert "decode_head: plain: dropout is in training mode" in fastseg.report(model)
     assert "gradients are on and patch_embeddings.0.proj.weight" in fastseg.report(model)

@@ -13,6 +13,7 @@ import torch
 
 import fastseg
 from fastseg.kernels import select_backend
+from fastseg.kernels.configs import configs_source
 
 from .options import EMBEDDED_MODEL, EMBEDDED_NAME
 
@@ -80,6 +81,7 @@ def _gpu(index: int) -> dict[str, Any]:
         "name": properties.name,
         "capability": f"{properties.major}.{properties.minor}",
         "memory_bytes": properties.total_memory,
+        "configurations": configs_source(torch.device(f"cuda:{index}")),
         **_backend(f"cuda:{index}"),
     }
 
@@ -125,6 +127,8 @@ def _text(info: dict[str, Any]) -> str:
             facts = f"capability {device['capability']}, {memory:.1f} GiB"
         lines.append(f"  {device['device']:<16} {device['name']}, {facts}")
         lines.append(f"  {'':<16} backend {device['backend'] or 'none'}: {device['reason']}")
+        if "configurations" in device:
+            lines.append(f"  {'':<16} configurations {device['configurations']}")
     if len(info["devices"]) == 1:
         lines.append("  no CUDA device that torch can use")
     hub = info["versions"]["huggingface_hub"]

@@ -6,14 +6,11 @@ a second time, with TRITON_INTERPRET=1, for this folder alone.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
-
-INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-HAS_GPU = torch.cuda.is_available() and not INTERPRETING
+from kernel_cases import HAS_GPU, INTERPRETING
 
 if not (INTERPRETING or HAS_GPU):
     collect_ignore_glob = ["*.py"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 
 import fastseg
 from fastseg.kernels.launch import record_launches
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+HAS_GPU = torch.cuda.is_available() and not INTERPRETING
 
 WIDTHS = (32, 64, 128, 160, 256, 320, 512)
 GRIDS = ((1, 1), (7, 5), (16, 16), (33, 9))

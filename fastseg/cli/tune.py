@@ -1,0 +1,119 @@
+"""`fastseg tune`: measure launch configurations on the present GPU, and write them to a file."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastseg
+from fastseg.kernels import select_backend, upsample_argmax
+from fastseg.kernels.configs import device_family
+
+from . import options
+from .options import CommandError
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "tune",
+        help="measure kernel configurations on this GPU",
+        description="Tries launch configurations of every kernel on this GPU, checks each for the "
+        "right answer, times it, and writes the best to a file. Set FASTSEG_CONFIGS to that file "
+        "to use it.",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON to write")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=[f"b{size}" for size in range(6)],
+        default=["b0", "b2"],
+        help="models to tune for (default: b0 b2; B1 to B5 share the widths of B2)",
+    )
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=options.positive,
+        default=(512, 512),
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the images (default: 512 512)",
+    )
+    parser.add_argument(
+        "--batch", nargs="+", type=options.positive, default=[1, 8], help="(default: 1 8)"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=options.positive,
+        default=10,
+        help="begin nothing new after so many (default: 10)",
+    )
+    parser.add_argument(
+        "--device", type=options.device, default="auto", metavar="DEVICE", help="(default: auto)"
+    )
+    parser.add_argument(
+        "--dtype", choices=options.DTYPES, default="bfloat16", help="(default: bfloat16)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    device = arguments.device
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    name, reason = select_backend(device)
+    if device.type != "cuda" or name != "triton":
+        raise CommandError(f"--device {device}: tuning needs a GPU that runs the kernels; {reason}")
+    from fastseg import tuning  # it needs triton
+
+    if not arguments.output.absolute().parent.is_dir():
+        raise CommandError(f"--output {arguments.output}: there is no such folder", status=2)
+    calls: dict[str, Any] = {}
+    for variant in arguments.variants:
+        for batch in arguments.batch:
+            for call in _calls(
+                variant, arguments.size, batch, options.DTYPES[arguments.dtype], device
+            ):
+                calls.setdefault(call.key(), call)
+    family = device_family(device)
+    done: list[tuning.Tuned] = []
+
+    def report(tuned: tuning.Tuned) -> None:
+        """Tell and write each result at once: a lost GPU loses nothing."""
+        done.append(tuned)
+        sizes = " ".join(f"{name} {size}" for name, size in tuned.query.sizes)
+        gain = tuned.before_microseconds / tuned.microseconds
+        print(
+            f"{tuned.query.kernel} ({sizes}): {tuned.microseconds:.1f} us, {gain:.2f}x as fast as "
+            f"before, {tuned.tried} tried, {tuned.rejected} rejected: {tuned.config}"
+        )
+        tuning.write_configs(arguments.output, family, _source(device), done)
+
+    print(f"{len(calls)} different calls of ops")
+    tuning.tune(list(calls.values()), seconds=60 * arguments.minutes, report=report)
+    print(
+        f"{len(done)} configurations in {arguments.output}; to use it: "
+        f"FASTSEG_CONFIGS={arguments.output}"
+    )
+    return 0
+
+
+def _calls(
+    variant: str, size: tuple[int, int], batch: int, dtype: torch.dtype, device: torch.device
+) -> list[Any]:
+    """What a forward of `variant` to its label map asks of the ops."""
+    from fastseg.tuning import record_calls
+
+    model = fastseg.from_preset(f"segformer_{variant}").eval().to(device, dtype)
+    pixels = torch.randn(batch, 3, *size, device=device, dtype=dtype)
+    return record_calls(lambda: upsample_argmax(model(pixels).logits, size))
+
+
+def _source(device: torch.device) -> str:
+    import triton
+
+    name = torch.cuda.get_device_name(device)
+    today = datetime.date.today().isoformat()
+    return f"fastseg tune: {name}, torch {torch.__version__}, triton {triton.__version__}, {today}"

@@ -1,0 +1,462 @@
+"""Spatial-reduction attention: every form against float64 and the others, hard rows, semaphores."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from kernel_cases import DTYPES, HALF, check_parity, randn, relative_error
+
+import fastseg
+from fastseg.kernels import sr_attention
+from fastseg.kernels.launch import record_launches
+
+op = importlib.import_module("fastseg.kernels.sr_attention")
+semaphores = importlib.import_module("fastseg.kernels.semaphores")
+spatial_reduction = importlib.import_module("fastseg.kernels.spatial_reduction")
+attention = importlib.import_module("fastseg.kernels.attention")
+
+KERNELS = {
+    "one_launch": ["sr_key_value_kernel"],
+    "split": ["sr_partials_kernel", "key_value_kernel"],
+    "linear": ["linear_kernel"],
+    "one_head": ["one_head_kernel"],
+    "block": ["block_kernel"],
+    "per_head": ["per_head_kernel", "linear_kernel"],
+}
+
+
+def weights(channels, heads, sr_ratio, dtype, device, sums=True):
+    """Folded weights that give scores of deviation 1 or so."""
+
+    def random(*shape, scale):
+        return randn(*shape, dtype=dtype, device=device, scale=scale)
+
+    scale, head_scale = channels**-0.5, (channels // heads) ** -0.5
+    packed = {
+        "num_heads": heads,
+        "sr_ratio": sr_ratio,
+        "eps": 1e-6,
+        "output_bias": random(channels, scale=0.3),
+        "key_value_weight": random(2 * channels, channels, scale=scale),
+    }
+    if heads == 1:
+        packed["key_value_weight"][:channels] *= head_scale
+        packed["key_offset_weight"] = random(channels, scale=scale)
+    else:
+        packed["query_weight"] = random(channels, channels, scale=scale * head_scale)
+        packed["query_bias"] = random(channels, scale=head_scale)
+        packed["output_weight"] = random(channels, channels, scale=scale)
+    if sr_ratio > 1:
+        taps = sr_ratio * sr_ratio
+        packed["sr_weight"] = random(channels, taps * channels, scale=(taps * channels) ** -0.5)
+        packed["sr_bias"] = random(channels, scale=0.3)
+        packed["sr_eps"] = 1e-5
+    if sums:
+        # As float64 sums of the rounded weights, in float32: check_parity widens them again.
+        if heads > 1:
+            packed["query_weight_sum"] = packed["query_weight"].double().sum(1).float()
+        packed["key_value_weight_sum"] = packed["key_value_weight"].double().sum(1).float()
+        if sr_ratio > 1:
+            taps = packed["sr_weight"].double().unflatten(1, (taps, -1))
+            packed["sr_weight_sum"] = taps.sum(2).t().float().contiguous()
+    return packed
+
+
+def force(monkeypatch, key_value=None, attention=None):
+    """Have `choose` give these forms where they are not None."""
+    chosen = op.choose
+
+    def choose(*arguments):
+        forms = chosen(*arguments)
+        return op.Forms(key_value or forms.key_value, attention or forms.attention)
+
+    monkeypatch.setattr(op, "choose", choose)
+
+
+def configure(monkeypatch, module, **blocks):
+    """Overwrite parts of the configurations that `module` looks up."""
+    look_up = module.look_up
+
+    def patched(*arguments, **keywords):
+        config = look_up(*arguments, **keywords)
+        return {**config, **{name: blocks[name] for name in blocks if name in config}}
+
+    monkeypatch.setattr(module, "look_up", patched)
+
+
+# Channels, heads, sr_ratio, grid, batch: all stages of B0 and of B1 to B5, and what is unlike them.
+CASES = [
+    (32, 1, 8, (16, 16), 1),
+    (64, 1, 8, (33, 9), 3),
+    (64, 2, 4, (16, 16), 1),
+    (128, 2, 4, (33, 9), 1),
+    (160, 5, 2, (7, 5), 3),
+    (320, 5, 2, (7, 5), 1),
+    (64, 2, 1, (16, 16), 1),
+    (256, 8, 1, (7, 5), 1),
+    (512, 8, 1, (7, 5), 1),
+    (512, 8, 1, (1, 1), 3),
+    (128, 1, 2, (7, 5), 1),
+    (32, 1, 3, (10, 11), 2),
+    (160, 5, 3, (10, 11), 1),
+    (96, 3, 8, (8, 9), 1),
+    (96, 3, 2, (2, 5), 1),
+    (32, 2, 1, (7, 5), 1),  # heads of 16 channels
+    (256, 2, 2, (2, 3), 1),  # heads of 128
+    (64, 1, 1, (1, 1), 1),
+    (128, 1, 1, (7, 5), 3),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("channels", "heads", "sr_ratio", "grid", "batch"), CASES)
+def test_parity(channels, heads, sr_ratio, grid, batch, dtype, device):
+    x = randn(batch, grid[0] * grid[1], channels, dtype=dtype, device=device, scale=1.5)
+    packed = weights(channels, heads, sr_ratio, dtype, device)
+    assert check_parity(sr_attention, x, *grid, **packed).is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("heads", [1, 2])
+def test_several_tiles_of_keys(heads, dtype, device):
+    x = randn(1, 17 * 16, 64, dtype=dtype, device=device)
+    packed = weights(64, heads, 1, dtype, device)
+    # The largest scores come last, so that what was summed before has to be scaled down.
+    x[:, -20:] *= 8
+    packed["key_value_weight"][:64] *= 6
+    packed["key_value_weight_sum"][:64] *= 6
+    check_parity(sr_attention, x, 17, 16, **packed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("channels", "heads", "sr_ratio"),
+    [(32, 1, 2), (64, 1, 3), (64, 2, 2), (128, 2, 3), (160, 5, 2), (256, 8, 1)],
+)
+def test_forms_agree(channels, heads, sr_ratio, dtype, device, monkeypatch):
+    grid = (9, 7)
+    x = randn(2, 63, channels, dtype=dtype, device=device)
+    packed = weights(channels, heads, sr_ratio, dtype, device)
+    key_values = ["split"] if channels > 128 else ["one_launch", "split"]
+    results = []
+    for key_value in key_values if sr_ratio > 1 else ["linear"]:
+        for attending in ["one_head"] if heads == 1 else ["block", "per_head"]:
+            with monkeypatch.context() as patch:
+                force(patch, key_value, attending)
+                results.append(check_parity(sr_attention, x, *grid, **packed))
+                with record_launches(dry=True) as launches:
+                    sr_attention(x, *grid, **packed)
+            names = [launch.name for launch in launches]
+            assert names == KERNELS[key_value] + KERNELS[attending]
+    for result in results[1:]:
+        limit = 2e-6 if dtype == torch.float32 else 4e-3
+        assert relative_error(result, results[0]) < limit
+
+
+@pytest.mark.parametrize("form", ["block", "per_head"])
+@pytest.mark.parametrize(("channels", "heads"), [(256, 8), (512, 8), (256, 2), (96, 3)])
+def test_attention_forms_of_wide_rows(channels, heads, form, device, monkeypatch):
+    force(monkeypatch, attention=form)
+    x = randn(1, 35, channels, dtype=torch.float16, device=device)
+    packed = weights(channels, heads, 1, torch.float16, device)
+    check_parity(sr_attention, x, 7, 5, **packed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("splits", [1, 2, 4, 16])  # of 9 taps: 9, 5 + 4, 3 + 3 + 3, single ones
+@pytest.mark.parametrize(
+    ("channels", "heads", "form"), [(32, 1, "one_launch"), (32, 1, "split"), (160, 5, "split")]
+)
+def test_splits(channels, heads, form, splits, dtype, device, monkeypatch):
+    force(monkeypatch, form)
+    configure(monkeypatch, spatial_reduction, SPLITS=splits)
+    x = randn(1, 10 * 7, channels, dtype=dtype, device=device)
+    check_parity(sr_attention, x, 10, 7, **weights(channels, heads, 3, dtype, device))
+
+
+@pytest.mark.parametrize("form", ["one_launch", "split"])
+def test_chunks_of_a_power_of_two(form, device, monkeypatch):
+    """Widths that fit a tile, in chunks all the same."""
+    force(monkeypatch, form)
+    configure(monkeypatch, spatial_reduction, BLOCK_K=32)
+    configure(monkeypatch, attention, CHUNK=32)
+    x = randn(1, 63, 64, dtype=torch.float16, device=device)
+    check_parity(sr_attention, x, 9, 7, **weights(64, 2, 2, torch.float16, device))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("channels", "heads", "sr_ratio", "form"),
+    [(32, 1, 2, None), (64, 2, 2, "block"), (160, 5, 2, "block"), (160, 5, 1, "per_head")],
+)
+def test_rows_far_from_zero(channels, heads, sr_ratio, form, dtype, device, monkeypatch):
+    force(monkeypatch, attention=form)
+    x = torch.randn(1, 35, channels) + 100
+    x[0, 3] = 3.0
+    x[0, 4] *= 100
+    x[0, 5] *= 1e-3
+    x = x.to(device=device, dtype=dtype)
+    packed = weights(channels, heads, sr_ratio, dtype, device)
+    result = check_parity(sr_attention, x, 7, 5, **packed)
+    # The residual hides the attention's part: compare that alone too.
+    with fastseg.backend("eager"):
+        wide = {n: w.double() if isinstance(w, torch.Tensor) else w for n, w in packed.items()}
+        expected = sr_attention(x.double(), 7, 5, **wide) - x.double()
+    if dtype == torch.float32:
+        assert relative_error(result.double() - x.double(), expected) < 2e-3
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("channels", [64, 160])
+def test_the_branch_of_rows_far_from_zero(channels, dtype, device, monkeypatch):
+    """Tokens whose means are 100 times their deviations attend as the centred ones do."""
+    heads = 1 if channels == 64 else 5
+    packed = weights(channels, heads, 2, dtype, device)
+    packed["eps"] = 1e-12
+    # Multiples of 1/8 around 0, and 12.5 more: the same deviations, exactly.
+    x = (torch.randint(-2, 3, (1, 35, channels)) / 8).to(device=device, dtype=dtype)
+    assert torch.equal((x + 12.5) - 12.5, x)
+    near = sr_attention(x, 7, 5, **packed).double() - x.double()
+    far = sr_attention(x + 12.5, 7, 5, **packed).double() - (x + 12.5).double()
+    # What is stored is the sum, rounded at 12.5.
+    rounding = 16 * torch.finfo(dtype).eps
+    assert (near - far).abs().max() < rounding
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+@pytest.mark.parametrize(("channels", "heads"), [(32, 1), (64, 2), (160, 5)])
+def test_large_and_tiny_values(channels, heads, scale, device):
+    for dtype in (torch.float32, torch.bfloat16):
+        x = randn(1, 35, channels, dtype=dtype, device=device, scale=scale)
+        check_parity(sr_attention, x, 7, 5, **weights(channels, heads, 2, dtype, device))
+
+
+def test_scores_that_overflow_exponentials(device):
+    packed = weights(32, 1, 1, torch.float32, device)
+    packed["key_offset_weight"] *= 1e4
+    x = torch.randn(1, 35, 32, device=device)
+    assert check_parity(sr_attention, x, 7, 5, **packed).isfinite().all()
+
+
+@pytest.mark.parametrize("form", ["one_launch", "split"])
+def test_leftover_tokens_take_no_part(form, device, monkeypatch):
+    force(monkeypatch, form)
+    packed = weights(32, 1, 4, torch.float32, device)
+    x = torch.randn(2, 9 * 7, 32, device=device)
+    before = sr_attention(x, 9, 7, **packed)
+    grid = torch.ones(9, 7, dtype=torch.bool, device=device)
+    grid[:8, :4] = False
+    leftover = grid.flatten()
+    x[:, leftover] = float("nan")
+    after = sr_attention(x, 9, 7, **packed)
+    assert torch.equal(before[:, ~leftover], after[:, ~leftover])
+    assert after[:, leftover].isnan().all()
+
+
+@pytest.mark.parametrize(("channels", "heads"), [(32, 1), (64, 2), (160, 5)])
+def test_nan_stays_in_its_image(channels, heads, device):
+    x = torch.randn(3, 35, channels, device=device)
+    x[1, 0, 5] = float("nan")
+    result = sr_attention(x, 7, 5, **weights(channels, heads, 2, torch.float32, device))
+    assert result[1].isnan().all()
+    assert not result[[0, 2]].isnan().any()
+
+
+@pytest.mark.parametrize("layout", ["sliced", "expanded", "transposed"])
+def test_layouts(layout, device):
+    x = torch.randn(2, 70, 128, device=device)
+    x = {
+        "sliced": x[:, ::2, 32:96],
+        "expanded": x[:1, :1, :64].expand(3, 35, 64),
+        "transposed": torch.randn(2, 64, 35, device=device).transpose(1, 2),
+    }[layout]
+    packed = weights(64, 2, 2, torch.float32, device)
+    for name in ("key_value_weight", "query_weight", "output_weight", "sr_weight"):
+        packed[name] = packed[name].t().contiguous().t()
+    assert check_parity(sr_attention, x, 7, 5, **packed).is_contiguous()
+
+
+@pytest.mark.parametrize(("channels", "heads", "sr_ratio"), [(160, 5, 2), (256, 8, 1)])
+def test_sums_are_made_where_they_are_not_given(channels, heads, sr_ratio, device):
+    x = randn(1, 35, channels, dtype=torch.float16, device=device, scale=2)
+    packed = weights(channels, heads, sr_ratio, torch.float16, device)
+    bare = {name: value for name, value in packed.items() if not name.endswith("_sum")}
+    result = sr_attention(x, 7, 5, **packed)
+    assert relative_error(sr_attention(x, 7, 5, **bare), result) < 1e-5
+    wrong = {**packed, "query_weight_sum": packed["query_weight_sum"] + 1}
+    assert not torch.equal(sr_attention(x + 4, 7, 5, **packed), sr_attention(x + 4, 7, 5, **wrong))
+
+
+def test_empty_batch(device):
+    packed = weights(64, 2, 2, torch.float32, device)
+    with record_launches() as launches:
+        assert sr_attention(torch.randn(0, 35, 64, device=device), 7, 5, **packed).shape[0] == 0
+    assert not launches
+
+
+def test_wrong_input(device):
+    x = torch.randn(1, 35, 64, device=device)
+    packed = weights(64, 2, 2, torch.float32, device)
+    for expected, changes, kind in (
+        (r"x: expected shape \(batch, 7 \* 5, channels\)", {"x": x[:, :34]}, ValueError),
+        ("x: expected a floating-point tensor", {"x": x.long()}, TypeError),
+        ("num_heads: expected a divisor of 64", {"num_heads": 3}, ValueError),
+        ("sr_ratio: expected 1 to 5 on a grid of 7 x 5, got 6", {"sr_ratio": 6}, ValueError),
+        (r"sr_weight: expected shape \(64, 576\)", {"sr_ratio": 3}, ValueError),
+        ("key_offset_weight: expected a tensor", {"num_heads": 1}, ValueError),
+        ("query_bias: expected a tensor", {"query_bias": None}, ValueError),
+        ("sr_bias: expected torch.float32", {"sr_bias": x[0, 0].half()}, TypeError),
+        ("output_bias: expected a tensor on", {"output_bias": x[0, 0].to("meta")}, ValueError),
+        (
+            r"query_weight_sum: expected shape \(64,\)",
+            {"query_weight_sum": x[0, 0, :3]},
+            ValueError,
+        ),
+        ("sr_weight_sum: expected torch.float32", {"sr_weight_sum": x[0, :4].half()}, TypeError),
+    ):
+        arguments = {"x": x, "height": 7, "width": 5, **packed, **changes}
+        with pytest.raises(kind, match=expected):
+            sr_attention(**arguments)
+    with pytest.raises(ValueError, match="height, width: expected positive sizes"):
+        sr_attention(x[:, :0], 0, 5, **packed)
+
+
+@pytest.mark.parametrize(
+    ("channels", "heads", "reason"),
+    [
+        (40, 1, "40 channels are no multiple of 32"),
+        (2048, 16, "2048 channels are more than 1024"),
+        (96, 2, "a head of 48 channels is none of"),
+        (256, 1, "a head of 256 channels is none of"),
+        (64, 8, "a head of 8 channels is none of"),
+    ],
+)
+def test_what_kernels_do_not_take(channels, heads, reason, device):
+    x = torch.randn(1, 4, channels, device=device)
+    packed = weights(channels, heads, 1, torch.float32, device)
+    with pytest.raises(RuntimeError, match=reason):
+        sr_attention(x, 2, 2, **packed)
+    with fastseg.backend("auto"):
+        assert sr_attention(x, 2, 2, **packed).shape == x.shape
+
+
+@pytest.mark.parametrize(("channels", "heads", "sr_ratio"), [(32, 1, 2), (64, 2, 1)])
+def test_registration(channels, heads, sr_ratio, device):
+    x = torch.randn(1, 35, channels, device=device)
+    packed = weights(channels, heads, sr_ratio, torch.float32, device)
+    torch.library.opcheck(torch.ops.fastseg.sr_attention.default, (x, 7, 5), packed)
+
+
+def test_compiled(device):
+    packed = weights(32, 1, 2, torch.float32, device)
+    x = torch.randn(1, 35, 32, device=device)
+    compiled = torch.compile(
+        lambda x: sr_attention(x, 7, 5, **packed), fullgraph=True, backend="aot_eager"
+    )
+    assert torch.equal(compiled(x), sr_attention(x, 7, 5, **packed))
+
+
+def test_choice(device, monkeypatch):
+    """The forms that the committed configurations give to the stages of B1 to B5 on sm_90."""
+    configs = importlib.import_module("fastseg.kernels.configs")
+    monkeypatch.setattr(configs, "device_family", lambda device: "sm_90")
+    x = torch.empty(1, 1, 1, dtype=torch.bfloat16, device=device)
+
+    def choose(batch, tokens, channels, heads, sr_ratio):
+        tall = x.expand(batch, tokens, channels)
+        return tuple(op.choose(tall, heads, sr_ratio, tokens // sr_ratio**2))
+
+    assert choose(1, 128 * 128, 64, 1, 8) == ("one_launch", "one_head")
+    assert choose(1, 64 * 64, 128, 2, 4) == ("one_launch", "block")
+    assert choose(1, 32 * 32, 320, 5, 2) == ("split", "per_head")
+    assert choose(1, 16 * 16, 512, 8, 1) == ("linear", "per_head")
+    assert choose(7, 32 * 32, 160, 5, 2) == ("split", "per_head")
+    assert choose(8, 32 * 32, 160, 5, 2) == ("split", "block")
+    assert choose(32, 16 * 16, 256, 8, 1) == ("linear", "block")
+    # Forms that the sizes do not allow are not taken, whatever the configuration says.
+    assert choose(1, 64, 96, 3, 2)[0] == "split"
+
+
+def test_one_launch_repeats_and_leaves_semaphores_at_zero(device, monkeypatch):
+    taken = []
+    semaphores_of = spatial_reduction.semaphores
+    monkeypatch.setattr(
+        spatial_reduction,
+        "semaphores",
+        lambda *arguments: taken.append(semaphores_of(*arguments)) or taken[-1],
+    )
+    x = randn(3, 16 * 16, 64, dtype=torch.float16, device=device)
+    packed = weights(64, 1, 4, torch.float16, device)
+    results = [sr_attention(x, 16, 16, **packed) for _ in range(3)]
+    assert all(torch.equal(result, results[0]) for result in results)
+    assert len(taken) == 3
+    assert all(counters.dtype == torch.int32 and not counters.any() for counters in taken)
+    assert len({counters.data_ptr() for counters in taken}) == 1
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """CUDA streams and captures played by plain values; memory is the CPU's."""
+
+    class Stream:
+        cuda_stream = 0
+        synchronized = 0
+
+        def synchronize(self):
+            assert not state.capturing
+            Stream.synchronized += 1
+
+    class State:
+        capturing = False
+        stream = Stream()
+
+    state = State()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: state.capturing)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: state.stream)
+    monkeypatch.setattr(semaphores, "ARENA_SIZE", 100)
+    monkeypatch.setattr(
+        semaphores, "_zeros", lambda count, device: torch.zeros(count, dtype=torch.int32)
+    )
+    for name in ("_buffers", "_arenas", "_arena_used"):
+        monkeypatch.setattr(semaphores, name, {})
+    return state
+
+
+def span(counters: torch.Tensor) -> set[int]:
+    start = counters.data_ptr() // 4
+    return set(range(start, start + counters.numel()))
+
+
+def test_semaphores_of_streams(fake_cuda):
+    gpu = torch.device("cuda", 0)
+    first = semaphores.semaphores(5, gpu)
+    assert first.shape == (5,)
+    assert fake_cuda.stream.synchronized == 1
+    assert span(semaphores.semaphores(7, gpu)) >= span(first)
+    assert semaphores.semaphores(100_000, gpu).shape == (100_000,)
+    fake_cuda.stream = type(fake_cuda.stream)()
+    fake_cuda.stream.cuda_stream = 1
+    assert not span(semaphores.semaphores(5, gpu)) & span(first)
+    assert len(semaphores._arenas) == 1
+
+
+def test_semaphores_of_captures(fake_cuda):
+    gpu = torch.device("cuda", 0)
+    fake_cuda.capturing = True
+    unprepared = semaphores.semaphores(40, gpu)  # nothing ran before: a captured memset
+    assert not semaphores._arenas
+    fake_cuda.capturing = False
+    eager = semaphores.semaphores(40, gpu)
+    fake_cuda.capturing = True
+    captured = [semaphores.semaphores(40, gpu) for _ in range(4)]  # two fit the arena
+    arena = span(semaphores._arenas[gpu])
+    assert [span(counters) <= arena for counters in captured] == [True, True, False, False]
+    spans = [span(counters) for counters in (unprepared, eager, *captured)]
+    assert len(set().union(*spans)) == sum(map(len, spans))
+    assert all(counters.shape == (40,) and not counters.any() for counters in captured)
+    fake_cuda.capturing = False
+    assert span(semaphores.semaphores(40, gpu)) == span(eager)
