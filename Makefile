@@ -7,14 +7,19 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # A second transformers, of the 4.x line, that tests start in a process of its own.
 TRANSFORMERS4 := $(VENV)/transformers4
 
+# The oldest Triton that is supported: tests marked "oldest" run on it once more.
+TRITON36 := $(VENV)/triton36
+
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/.run
 	$(BIN)/fastseg demo --output output
 
-test: lint $(TRANSFORMERS4)/.done
+test: lint $(TRANSFORMERS4)/.done $(TRITON36)/.done
 	$(BIN)/pytest
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels
+	PYTHONPATH=$(TRITON36) TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels -m oldest
+	PYTHONPATH=$(TRITON36) $(BIN)/pytest tests/test_ahead_of_time.py -m oldest
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -42,6 +47,11 @@ $(TRANSFORMERS4)/.done: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
 		--target $(TRANSFORMERS4) transformers==4.57.6 tokenizers==0.22.1 huggingface_hub==0.36.0
 	$(PIP) requests
+	touch $@
+
+$(TRITON36)/.done: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
+		--target $(TRITON36) triton==3.6.0
 	touch $@
 
 clean:

@@ -101,6 +101,12 @@ def key(launch: Launch) -> str:
     return f"{source.hash()}{sorted(options.items())}"
 
 
+def ttir(launch: Launch, target: str) -> str:
+    """The launch in Triton's intermediate language, in which offsets can be followed."""
+    source, options = _source(launch)
+    return str(triton.compile(source, target=_target(target), options=options).asm["ttir"])
+
+
 def compile_launch(launch: Launch, target: str) -> Compiled:
     """Compile for `target`: "sm_80", "sm_90", "sm_100", "sm_120" or "gfx942"."""
     source, options = _source(launch)

@@ -1,4 +1,4 @@
-"""`python -m bench.compiles`: what the kernels of a forward take, compiled for GPUs that are not here.
+"""`python -m bench.compiles`: what the kernels take, compiled for GPUs that are not here.
 
 Every kernel that the variants launch at 512x512 is compiled ahead of time, and its registers,
 spills, shared memory and matrix instructions are written down as markdown tables, one for each

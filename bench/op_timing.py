@@ -8,15 +8,15 @@ before, weights cold where a model outgrows the cache.
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
+
+from fastseg.kernels.semaphores import passing_graphs
 
 from . import timing
 from .op_cases import CountedCall, tensors
@@ -26,8 +26,6 @@ _FEWEST_CALLS, _MOST_CALLS = 10, 1000
 _WARM_UP_SECONDS = 0.05  # for the clocks of a GPU that was idle while a CPU compiled
 _SLEEP_CYCLES = 1_000_000  # half a millisecond, longer than a CPU takes to start a graph
 _CACHES_OF_COPIES = 3
-
-_SEMAPHORES = importlib.import_module("fastseg.kernels.semaphores")
 
 Function = Callable[..., torch.Tensor]
 
@@ -65,7 +63,7 @@ def _time_graphs(
     failed: dict[str, str] = {}
     # Captured launches keep their counters for good, in an arena that is no larger than forwards
     # need. These graphs end here, so what they took is given back.
-    with torch.cuda.device(call.device), mock.patch.dict(_SEMAPHORES._arena_used):
+    with torch.cuda.device(call.device), passing_graphs():
         calls = cold_copies(call) if cache == "cold" else [call]
         for name, function in functions.items():
             try:

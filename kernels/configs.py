@@ -24,6 +24,11 @@ import torch
 FOLDER = Path(__file__).parent / "configs"
 FAMILIES = ("sm_80", "sm_90", "sm_100", "sm_120")
 
+# Sizes that an image and a batch decide. The others are widths of a layer, which decide what fits
+# into registers: twice the width is further away than any number of rows.
+_AMOUNTS = ("rows", "tokens", "keys", "outputs", "positions")
+_WIDTH_WEIGHT = 100
+
 Config = dict[str, Any]
 
 
@@ -88,7 +93,7 @@ def look_up(
 
     Args:
         sizes: what the entries are told apart by; the distance is the sum of the logarithms of
-            the ratios, over the sizes that an entry names.
+            the ratios, over the sizes that an entry names, where a layer's widths come first.
         divides: sizes that a block must divide, by the block's name.
 
     Raises:
@@ -118,7 +123,8 @@ def _nearest(query: Query, family: str, user_file: str | None) -> Config:
 
     def distance(entry: dict[str, Any]) -> float:
         return sum(
-            abs(math.log2(max(wanted[name], 1) / max(size, 1)))
+            (1 if name in _AMOUNTS else _WIDTH_WEIGHT)
+            * abs(math.log2(max(wanted[name], 1) / max(size, 1)))
             for name, size in entry.get("sizes", {}).items()
         )
 

@@ -15,7 +15,9 @@ them:
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 
 import torch
 
@@ -87,3 +89,17 @@ def _captured(count: int, device: torch.device) -> torch.Tensor:
             _arena_used[device] = start + count
             return _arenas[device].narrow(0, start, count)
     return _zeros(count, device)
+
+
+@contextlib.contextmanager
+def passing_graphs() -> Iterator[None]:
+    """Give back at the end what graphs captured inside the block took; they must be gone by then.
+
+    For tools that capture many graphs to time them, one after the other, in one thread.
+    """
+    before = dict(_arena_used)
+    try:
+        yield
+    finally:
+        for device, used in before.items():
+            _arena_used[device] = used

@@ -380,6 +380,7 @@ def test_choice(device, monkeypatch):
 
 
 def test_one_launch_repeats_and_leaves_semaphores_at_zero(device, monkeypatch):
+    force(monkeypatch, "one_launch")
     taken = []
     semaphores_of = spatial_reduction.semaphores
     monkeypatch.setattr(
@@ -460,3 +461,15 @@ def test_semaphores_of_captures(fake_cuda):
     assert all(counters.shape == (40,) and not counters.any() for counters in captured)
     fake_cuda.capturing = False
     assert span(semaphores.semaphores(40, gpu)) == span(eager)
+
+
+def test_counters_of_passing_graphs_are_given_back(fake_cuda):
+    gpu = torch.device("cuda", 0)
+    semaphores.semaphores(40, gpu)  # makes the arena
+    fake_cuda.capturing = True
+    kept = semaphores.semaphores(40, gpu)
+    with semaphores.passing_graphs():
+        passing = semaphores.semaphores(40, gpu)
+    again = semaphores.semaphores(40, gpu)
+    assert span(again) == span(passing)
+    assert not span(again) & span(kept)
