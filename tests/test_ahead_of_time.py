@@ -99,8 +99,15 @@ def test_float32_on_sm_90(part):
     assert not complaints(found[part::2], "sm_90", half=False)
 
 
-@pytest.mark.parametrize("target", [target for target in SHARED_LIMIT if target != "sm_90"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("target", "dtype"),
+    [
+        *((target, torch.float16) for target in SHARED_LIMIT if target != "sm_90"),
+        # Where shared memory is scarce.
+        *((target, torch.float32) for target in ("sm_80", "sm_120", "gfx942")),
+    ],
+    ids=str,
+)
 def test_other_targets(target, dtype):
     found = widest(target, dtype)
     assert len(found) > 10
@@ -110,8 +117,11 @@ def test_other_targets(target, dtype):
 LOGITS = (150, 128, 128)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("target", SHARED_LIMIT)
+@pytest.mark.parametrize(
+    ("target", "dtype"),
+    [*((target, torch.bfloat16) for target in SHARED_LIMIT), ("sm_90", torch.float32)],
+    ids=str,
+)
 def test_label_maps(target, dtype):
     """Forms and sizes that no forward asks for."""
     with pretend_gpu(compiles.family_of(target)):
