@@ -84,7 +84,7 @@ def shares(source, window, size):
 
 @triton.jit
 def tile_window(
-    y,  # (BLOCK_M,), rows of the tile's pixels, the first one's first
+    y,  # (BLOCK_M,), rows of the tile's pixels
     x,  # (BLOCK_M,), columns
     top,  # of the tile
     left,

@@ -170,13 +170,13 @@ class TestAgreement:
         check(smooth(1, 5, 9, 21, device).to(dtype), (36, 84))
 
     def test_a_spot(self, device):
-        """Blocks that agree beside blocks that do not."""
-        logits = torch.zeros(1, 3, 8, 20, device=device)
+        """Four blocks meet where the spot is: each sees it at one corner of one cell."""
+        logits = torch.zeros(1, 3, 8, 15, device=device)
         logits[:, 1] = 1.0
-        assert (upsample_argmax(logits, (16, 40)) == 1).all()
-        logits[:, 2, 3, 13] = 5.0
-        labels = upsample_argmax(logits, (16, 40))
-        assert torch.equal(labels, resize(logits, (16, 40)).argmax(1))
+        assert (upsample_argmax(logits, (16, 30)) == 1).all()
+        logits[:, 2, 3, 7] = 5.0
+        labels = upsample_argmax(logits, (16, 30))
+        assert torch.equal(labels, resize(logits, (16, 30)).argmax(1))
 
     @pytest.mark.skipif(not interpreting(), reason="counts the steps of the interpreter")
     def test_nothing_is_blended_where_all_agree(self, device, monkeypatch):
