@@ -86,6 +86,7 @@ def complaints_of(launch, target: str, half: bool) -> list[str]:
     return found
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("part", range(PARTS))
 def test_all_of_sm_90_in_half(part):
     found = launches("sm_90", torch.bfloat16, ("b0", "b1", "b2"), (1, 8))
@@ -93,10 +94,11 @@ def test_all_of_sm_90_in_half(part):
     assert not complaints(found[part::PARTS], "sm_90", half=True)
 
 
-@pytest.mark.parametrize("part", range(2))
-def test_float32_on_sm_90(part):
-    found = widest("sm_90", torch.float32)
-    assert not complaints(found[part::2], "sm_90", half=False)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_all_of_sm_90_in_float32(part):
+    found = launches("sm_90", torch.float32, ("b0", "b2"), (1, 8))
+    assert len(found) > 40
+    assert not complaints(found[part::PARTS], "sm_90", half=False)
 
 
 @pytest.mark.parametrize(
