@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from fastseg.kernels.launch import Launch
 
+from . import forward_counts
 from .ahead_of_time import SHARED_LIMIT, Compiled, compile_launch, key
 from .launches import trace_model
 from .machine import ROOT, commit
@@ -98,7 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the status is 1 where a kernel does not compile."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     options = _parser().parse_args(arguments)
-    sections, failures = [], 0
+    sections = [forward_counts.table(options.variants, SIZE, BATCHES, "sm_90")]
+    failures = 0
     for target in options.target:
         uniques = unique_launches(target, options.variants)
         rows = compile_all(tqdm(uniques, target, disable=None), target)

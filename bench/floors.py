@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .op_cases import CountedCall, tensors
+from fastseg.op_calls import OpCall
+
+from .op_cases import tensors
 
 # The tensors that an op cannot do without. Others, the sums of weights say, follow from these.
 NEEDED = {
@@ -61,7 +63,7 @@ class Ceilings(NamedTuple):
         return 1e6 * seconds
 
 
-def work(call: CountedCall, output: torch.Tensor) -> Work:
+def work(call: OpCall, output: torch.Tensor) -> Work:
     """The least work of `call`, whose result looks like `output`."""
     inputs = [tensor for name in NEEDED[call.op] for tensor in tensors(call.arguments[name])]
     moved = sum(tensor.numel() * tensor.element_size() for tensor in [*inputs, output])
