@@ -49,7 +49,7 @@ def table(
         f"## Whole forwards, {family}",
         "",
         f"bfloat16, {size[0]}x{size[1]}, pixels to label map. Bytes: each input, weight and output",
-        "of an op once. Floor: the larger of the times of bytes and FLOPs of each op at the ceilings",
+        "of an op once. Floor: the larger of the times of bytes and FLOPs of each op, at ceilings",
         f"of {_H200.source}, summed;",
         "launches and what is no matrix product are not in it.",
         "",
