@@ -124,6 +124,19 @@ def _same(source: _Source, tensor: torch.Tensor) -> bool:
     )
 
 
+def _finished(device: torch.device) -> bool:
+    """Wait until what this stream has folded is there for all streams.
+
+    False while a CUDA graph is captured: then nothing is folded before the graph is replayed.
+    """
+    if device.type != "cuda":
+        return True
+    if torch.cuda.is_current_stream_capturing():
+        return False
+    torch.cuda.current_stream(device).synchronize()
+    return True
+
+
 class PackedModule(nn.Module):
     """A module with a second forward, on tensors folded from its parameters."""
 
@@ -156,7 +169,10 @@ class PackedModule(nn.Module):
             or not all(map(_same, sources, tensors))
         ):
             with torch.no_grad():
-                self._packed = self.fold()
+                packed = self.fold()
+            if not _finished(tensors[0].device):
+                return packed
+            self._packed = packed
             self._packed_from = (
                 [_Source(t, t.detach(), t._version, t.data_ptr()) for t in tensors],
                 eps,

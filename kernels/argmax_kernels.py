@@ -251,7 +251,7 @@ def upsample_argmax_gather_kernel(
     image = (tl.program_id(0) // blocks).to(tl.int64)
     image_pointer = logits_pointer + image * stride_batch
     pixel = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = pixel < out_height.to(tl.int64) * out_width
+    mask = pixel < tl.cast(out_height, tl.int64) * out_width
     y = tl.minimum((pixel // out_width).to(tl.int32), out_height - 1)
     x = (pixel % out_width).to(tl.int32)
     if RESIZE:
@@ -288,7 +288,8 @@ def upsample_argmax_gather_kernel(
             for corner in tl.static_range(1, 4):
                 value += to_float32(corners[corner]) * weights[corner]
         else:
-            value = to_float32(tl.load(class_pointer + offset))
+            # Blended values are never -0.0, which bits tell from a tie with 0.0.
+            value = to_float32(tl.load(class_pointer + offset)) + 0.0
         highest, label = keep_highest(highest, label, value, k)
     output_pointers = output_pointer + image * out_height * out_width + pixel
     tl.store(output_pointers, label.to(output_pointer.dtype.element_ty), mask=mask)

@@ -117,7 +117,7 @@ def answer(query: Query, device: torch.device) -> Config:
     return dict(_nearest(query, device_family(device), os.environ.get("FASTSEG_CONFIGS")))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)  # sizes of images are endless
 def _nearest(query: Query, family: str, user_file: str | None) -> Config:
     wanted = dict(query.sizes)
 

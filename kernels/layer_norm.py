@@ -82,6 +82,8 @@ def _launch(x, residual, weight, bias, eps, output, total) -> None:
     rows = x.numel() // channels
     if rows == 0:
         return
+    weight = None if weight is None else weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
     config = look_up("layer_norm", x.device, x.dtype, {"channels": channels, "rows": rows})
     launch(
         layer_norm_kernel,

@@ -226,7 +226,8 @@ def fused(
 
     if fc1_weight_sum is None:
         fc1_weight_sum = fc1_weight.sum(1, dtype=torch.float32)
-    hidden = linear(x, fc1_weight, fc1_bias, eps=eps, weight_sum=fc1_weight_sum)
+    sums = fc1_weight_sum.contiguous()
+    hidden = linear(x, fc1_weight, fc1_bias, eps=eps, weight_sum=sums)
     channel_stride, _, row_stride, column_stride = dwconv_weight.stride()
     strides = (channel_stride, row_stride, column_stride)
     if form == "tail":

@@ -31,9 +31,11 @@ from .patch_kernels import (
 )
 from .primitives import ceil_div, matmul_precision
 
-# What the kernel from pixels takes in one step, and holds as one row.
+MAX_CHANNELS = 512  # of a row that one program normalises
+# Of the kernel from pixels: columns times input channels of a step, and the elements of its tile of
+# weights, 64 KiB in float32. Twice that would pass what a multiprocessor of sm_80 or sm_120 has.
 MAX_STEP_WIDTH = 128
-MAX_PIXEL_CHANNELS = 512
+MAX_STEP_SIZE = 1 << 14
 
 
 def eager(
@@ -73,6 +75,10 @@ def _empty_output(feature_map, weight, stride, padding) -> torch.Tensor:
     channels, _, kernel, _ = weight.shape
     height, width = (output_size(side, kernel, stride, padding) for side in feature_map.shape[2:])
     return weight.new_empty(feature_map.shape[0], height * width, channels)
+
+
+def _next_power_of_2(size: int) -> int:
+    return 1 << (size - 1).bit_length()
 
 
 def _is_tokens(weight, pixel_scale, pixel_offset) -> bool:
@@ -199,15 +205,21 @@ def supports(
     """Why the kernels cannot take these arguments; None where they can."""
     if feature_map.dtype not in (*KERNEL_DTYPES, torch.uint8):
         return f"there are no kernels for {feature_map.dtype}"
+    channels, in_channels, kernel, _ = weight.shape
+    if channels > MAX_CHANNELS:
+        return f"{channels} channels are more than {MAX_CHANNELS}"
     if not _is_tokens(weight, pixel_scale, pixel_offset):
-        channels, in_channels, kernel, _ = weight.shape
-        if kernel * in_channels > MAX_STEP_WIDTH:
+        step = kernel * in_channels
+        if step > MAX_STEP_WIDTH:
             return (
                 f"{in_channels} input channels, if not plain tokens in multiples of 32, times "
                 f"{kernel} columns are more than {MAX_STEP_WIDTH}"
             )
-        if channels > MAX_PIXEL_CHANNELS:
-            return f"{channels} channels are more than {MAX_PIXEL_CHANNELS}"
+        if max(16, _next_power_of_2(step)) * _next_power_of_2(channels) > MAX_STEP_SIZE:
+            return (
+                f"{in_channels} input channels, if not plain tokens in multiples of 32, times "
+                f"{kernel} columns times {channels} channels are too many for shared memory"
+            )
     return common_reason(
         weight, bias, norm_weight, norm_bias, feature_map, pixel_scale, pixel_offset
     )

@@ -9,8 +9,11 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 def matmul_precision(dtype: torch.dtype) -> str:
     """`input_precision` of `tl.dot`: IEEE float32 unless torch is told that less will do."""
-    relaxed = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    return "tf32" if relaxed else "ieee"
+    if dtype != torch.float32:
+        return "ieee"
+    # The one setting that torch's older ways of asking for TF32 set too; absent before torch 2.9.
+    precision = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    return "tf32" if precision == "tf32" else "ieee"
 
 
 def ceil_div(size: int, block: int) -> int:

@@ -8,9 +8,13 @@ them:
 - Eagerly, launches on one stream run one after the other: one buffer per device and stream.
 - A launch inside a CUDA graph runs whenever the graph is replayed, beside any other graph and any
   eager launch: each captured launch takes a slice of its own, for good, of an arena per device.
-  The arena is allocated and zeroed outside of captures, as what a capture allocates is not zeroed
-  until a replay, and is never freed, as graphs hold its address. Where it is used up, or nothing
-  ran eagerly before the capture, the capture allocates and zeroes: one small memset per replay.
+  The arena is made outside of captures, as what a capture allocates is not zeroed until a replay.
+  Where it is used up, or nothing ran eagerly before the capture, the capture allocates and zeroes:
+  one small memset per replay.
+
+Buffers and arenas are never freed, as graphs hold their addresses, and are made in a thread of
+their own: what the caller's thread allocates may go to a memory pool that a graph will use again,
+as in the warm-up of torch.compile's "reduce-overhead".
 """
 
 from __future__ import annotations
@@ -24,9 +28,13 @@ import torch
 from .primitives import ceil_div
 
 ARENA_SIZE = 1 << 18  # counters, 1 MiB: a captured forward takes some hundreds
-_GRANULARITY = 4096  # buffers grow by multiples of it
+_BUFFER_SIZE = 1 << 12  # counters of the first buffer of a stream; a later one is twice as large
+# Slices begin at 128 bytes: Triton compiles anew for a pointer that is not aligned to 16, which a
+# capture does not allow, and launches share no cache line.
+_ALIGNMENT = 32
 
 _buffers: dict[tuple[torch.device, int], torch.Tensor] = {}
+_outgrown: list[torch.Tensor] = []
 _arenas: dict[torch.device, torch.Tensor] = {}
 _arena_used: dict[torch.device, int] = {}
 _lock = threading.Lock()
@@ -36,9 +44,21 @@ def _zeros(count: int, device: torch.device) -> torch.Tensor:
     return torch.zeros(count, dtype=torch.int32, device=device)
 
 
-def _is_real(tensor: torch.Tensor) -> bool:
-    """Whether `tensor` may be kept: a fake one, of a tool that records launches, may not."""
-    return type(tensor) is torch.Tensor
+def _lasting_zeros(count: int, device: torch.device) -> torch.Tensor:
+    """(count,) int32 zeros, ready for any stream, from no pool of the caller's."""
+    made: list[torch.Tensor] = []
+
+    def make() -> None:
+        made.append(_zeros(count, device))
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    if not made:
+        raise RuntimeError(f"semaphores: {count} counters cannot be allocated on {device}")
+    return made[0]
 
 
 def _capturing(device: torch.device) -> bool:
@@ -55,38 +75,36 @@ def semaphores(count: int, device: torch.device) -> torch.Tensor:
     graph every call gives memory of its own.
     """
     stream = 0
-    if device.type == "cuda" and torch.cuda.is_initialized():
+    if device.type == "cuda":
         if _capturing(device):
             return _captured(count, device)
         stream = torch.cuda.current_stream(device).cuda_stream
     buffer = _buffers.get((device, stream))
     if buffer is None or buffer.numel() < count:
-        _prepare_arena(device)
-        # A smaller one may still be in use: its memory serves nobody else until this stream is
-        # through with it.
-        buffer = _zeros(ceil_div(count, _GRANULARITY) * _GRANULARITY, device)
-        if _is_real(buffer):
-            _buffers[device, stream] = buffer
+        buffer = _grow(count, device, stream)
     return buffer.narrow(0, 0, count)
 
 
-def _prepare_arena(device: torch.device) -> None:
-    if device.type != "cuda" or device in _arenas:
-        return
-    arena = _zeros(ARENA_SIZE, device)
-    if not _is_real(arena):
-        return
-    torch.cuda.current_stream(device).synchronize()  # a replay may be on any stream
+def _grow(count: int, device: torch.device, stream: int) -> torch.Tensor:
+    """A larger buffer for a stream, or its first; and the device's arena, for graphs to come."""
     with _lock:
-        if device not in _arenas:
-            _arenas[device], _arena_used[device] = arena, 0
+        if device.type == "cuda" and device not in _arenas:
+            _arenas[device], _arena_used[device] = _lasting_zeros(ARENA_SIZE, device), 0
+        before = _buffers.get((device, stream))
+        size = _BUFFER_SIZE
+        if before is not None:
+            _outgrown.append(before)
+            size = 2 * before.numel()
+        buffer = _lasting_zeros(max(size, count), device)
+        _buffers[device, stream] = buffer
+    return buffer
 
 
 def _captured(count: int, device: torch.device) -> torch.Tensor:
     with _lock:
         start = _arena_used.get(device, 0)
         if device in _arenas and start + count <= ARENA_SIZE:
-            _arena_used[device] = start + count
+            _arena_used[device] = start + ceil_div(count, _ALIGNMENT) * _ALIGNMENT
             return _arenas[device].narrow(0, start, count)
     return _zeros(count, device)
 

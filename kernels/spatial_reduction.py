@@ -79,8 +79,10 @@ def convolve_rows(
         token = tap // SR_RATIO * width + tap % SR_RATIO
         x = tl.load(x_pointers + token * CHANNELS, mask=mask[:, None], other=0.0)
         weight = tl.load(weight_pointers + tap * CHANNELS)
-        x = normalize_rows(x.to(tl.float32), eps, CHANNELS).to(x.dtype)
-        product = tl.dot(x, weight, product, input_precision=PRECISION)
+        normalized = normalize_rows(x.to(tl.float32), eps, CHANNELS)
+        if SR_RATIO * SR_RATIO % TAPS != 0:  # with eps 0 a row of zeros is NaN
+            normalized = tl.where(mask[:, None], normalized, 0.0)
+        product = tl.dot(normalized.to(x.dtype), weight, product, input_precision=PRECISION)
     return product
 
 
@@ -131,6 +133,8 @@ def convolve_chunks(
             rstd = tl.rsqrt(square_sum / CHANNELS + eps)
             weight_sum = tl.load(weight_sum_pointer + tap * CHANNELS + column)
             of_tap -= mean[:, None] * weight_sum[None, :]
+        if SR_RATIO * SR_RATIO % TAPS != 0:  # with eps 0 this is infinite for rows of zeros
+            rstd = tl.where(mask, rstd, 0.0)
         product += rstd[:, None] * of_tap
     return product
 

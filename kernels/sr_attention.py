@@ -141,7 +141,8 @@ def choose(x: torch.Tensor, num_heads: int, sr_ratio: int, reduced_tokens: int) 
     config = look_up("sr_attention", x.device, x.dtype, sizes)
     if sr_ratio == 1:
         key_value = "linear"
-    elif channels in ONE_TILE:
+    elif channels in ONE_TILE and torch.version.hip is None:
+        # On AMD the compiler lets a program count itself in before all its stores have landed.
         key_value = config["key_value"]
     else:
         key_value = "split"
@@ -173,7 +174,13 @@ def fused(
     x = x.contiguous()
     if x.numel() == 0:
         return torch.empty_like(x)
+
+    def contiguous(parameter: torch.Tensor | None) -> Any:
+        return None if parameter is None else parameter.contiguous()
+
     key_value_weight = key_value_weight.contiguous()
+    key_offset_weight = contiguous(key_offset_weight)
+    output_bias = output_bias.contiguous()
     forms = choose(x, num_heads, sr_ratio, (height // sr_ratio) * (width // sr_ratio))
 
     key_offset = None
@@ -186,8 +193,8 @@ def fused(
             sr_ratio=sr_ratio,
             eps=eps,
             sr_weight=sr_weight.contiguous(),
-            sr_weight_sum=sr_weight_sum,
-            sr_bias=sr_bias,
+            sr_weight_sum=contiguous(sr_weight_sum),
+            sr_bias=contiguous(sr_bias),
             sr_eps=sr_eps,
             key_value_weight=key_value_weight,
             key_offset_weight=key_offset_weight,
@@ -198,7 +205,8 @@ def fused(
     else:
         if key_value_weight_sum is None and x.dtype != torch.float32:
             key_value_weight_sum = key_value_weight.sum(1, dtype=torch.float32)
-        key_value = linear(x, key_value_weight, eps=eps, weight_sum=key_value_weight_sum)
+        sums = contiguous(key_value_weight_sum)
+        key_value = linear(x, key_value_weight, eps=eps, weight_sum=sums)
 
     if key_offset is not None:
         return attention.one_head(x, key_value, key_offset, output_bias, eps)
@@ -210,8 +218,8 @@ def fused(
         key_value,
         num_heads=num_heads,
         query_weight=query_weight.contiguous(),
-        query_bias=query_bias,
-        query_weight_sum=query_weight_sum,
+        query_bias=query_bias.contiguous(),
+        query_weight_sum=contiguous(query_weight_sum),
         output_weight=output_weight.contiguous(),
         output_bias=output_bias,
         eps=eps,

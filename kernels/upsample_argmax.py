@@ -133,6 +133,8 @@ def _cells_reason(grid: Sequence[int], size: Sequence[int]) -> str | None:
             return "cells without a pixel"
         if target * (2 * source + 3) >= 2**31:
             return "32-bit positions pass their end"
+        if target > 65535 * source:
+            return "more parts of a cell than a grid's axis has places"
     return "nothing to blend" if tuple(grid) == tuple(size) else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import pickle
 
@@ -373,3 +374,23 @@ def test_plain_path_ends_with_its_block(model, pixel_values, monkeypatch):
         raise RuntimeError("inside")
     folded(model, pixel_values)
     assert folds
+
+
+def test_folding_is_finished_before_others_see_it(monkeypatch):
+    """Another stream may use folded weights at once; a captured fold is none before a replay."""
+    packing = importlib.import_module("fastseg.packing")
+    waits = []
+
+    class Stream:
+        def synchronize(self):
+            waits.append("synchronize")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert packing._finished(torch.device("cpu"))
+    assert not waits
+    assert packing._finished(torch.device("cuda", 0))
+    assert waits == ["synchronize"]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert not packing._finished(torch.device("cuda", 0))
+    assert waits == ["synchronize"]

@@ -102,3 +102,8 @@ def test_registration(device):
     x, weight = torch.randn(2, 9, 64, device=device), torch.randn(64, device=device)
     torch.library.opcheck(torch.ops.fastseg.layer_norm.default, (x, weight, None, 1e-6))
     torch.library.opcheck(torch.ops.fastseg.add_layer_norm.default, (x, x + 1, weight, None, 1e-6))
+
+
+def test_strided_parameters(device):
+    weight, bias = torch.randn(64, 2, device=device).unbind(1)
+    check_parity(layer_norm, torch.randn(2, 9, 64, device=device), weight, bias, 1e-6)

@@ -376,3 +376,17 @@ def test_in_a_graph(device):
 
 def test_lowest_is_far_from_any_logit():
     assert argmax_kernels.LOWEST.value == torch.finfo(torch.float32).min / 4
+
+
+@pytest.mark.parametrize(("grid", "size"), [((1, 5), (1, 5)), ((2, 2), (1, 1)), ((3, 4), (1, 9))])
+def test_maps_of_one_row(grid, size, device):
+    logits = torch.randn(1, 7, *grid, device=device)
+    resized = torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+    assert torch.equal(upsample_argmax(logits, size), resized.argmax(1))
+
+
+@pytest.mark.parametrize("size", [(4, 4), (16, 16)])
+def test_both_zeros_tie(size, device):
+    logits = torch.zeros(1, 3, 4, 4, device=device)
+    logits[:, 0] = -0.0
+    assert not upsample_argmax(logits, size).any()
