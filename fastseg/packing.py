@@ -170,7 +170,8 @@ class PackedModule(nn.Module):
         ):
             with torch.no_grad():
                 packed = self.fold()
-            if not _finished(tensors[0].device):
+            # A replica of DataParallel has no parameters, and folds for its own stream.
+            if tensors and not _finished(tensors[0].device):
                 return packed
             self._packed = packed
             self._packed_from = (

@@ -13,9 +13,9 @@ from . import kernels
 def warmup(model: nn.Module, shapes: Iterable[Sequence[int]]) -> None:
     """Run `model` once, on zeros, for each shape of its input.
 
-    Compiled kernels stay in Triton's cache on disk, so a later process starts quickly too. The
-    kernels do not depend on the size of an image but for a few classes of sizes; warming up with
-    the very shapes to come leaves nothing to chance.
+    Compiled kernels stay in Triton's cache on disk, so a later process starts quickly too. Logits
+    of a segmentation model are also turned into an int64 label map of the input's size; a map of
+    another size or dtype may still compile a kernel at its first call.
 
     Args:
         model: on its device, in eval mode.

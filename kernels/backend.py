@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -13,7 +14,9 @@ from .optional_triton import HAS_TRITON, interpreting
 BACKENDS = ("auto", "eager", "triton")
 MINIMUM_CAPABILITY = (8, 0)
 
-_chosen: str | None = None
+_chosen: str | None = None  # of the block opened last; one global, which graphs can guard on
+_blocks: list[list[str]] = []
+_lock = threading.Lock()
 _fallbacks: dict[tuple[str, str], int] = {}
 
 
@@ -72,17 +75,23 @@ def select_backend(device: torch.device | str) -> tuple[str, str]:
 def backend(name: str) -> Iterator[None]:
     """Choose the backend of the ops inside the block: "auto", "eager" or "triton".
 
-    With "triton" an op that cannot run its kernels raises an error instead of running eagerly.
+    With "triton" an op that cannot run its kernels raises an error instead of running eagerly. It
+    holds for all threads; of blocks that are open at once the one opened last counts.
 
     Raises:
         ValueError: another name.
     """
     global _chosen
-    before, _chosen = _chosen, _check(name, "backend")
+    block = [_check(name, "backend")]  # a list, as it is told apart from others by identity
+    with _lock:
+        _blocks.append(block)
+        _chosen = name
     try:
         yield
     finally:
-        _chosen = before
+        with _lock:
+            _blocks[:] = [other for other in _blocks if other is not block]
+            _chosen = _blocks[-1][0] if _blocks else None
 
 
 def use_triton(op: str, device: torch.device, declined: str | None) -> bool:

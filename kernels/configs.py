@@ -138,7 +138,9 @@ def _nearest(query: Query, family: str, user_file: str | None) -> Config:
             if entry["dtype"] in (query.dtype, "any") and fits(entry["config"], query)
         ]
         if fitting:
-            return dict(min(fitting, key=distance)["config"])
+            # Of two as near, the one that names more sizes: a measured one names them all.
+            nearest = min(fitting, key=lambda e: (distance(e), -len(e.get("sizes", {}))))
+            return dict(nearest["config"])
     raise LookupError(f"no configuration for {query}")
 
 

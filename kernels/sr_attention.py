@@ -58,7 +58,9 @@ def reduce_tokens(
     grid = normalized.view(batch, height, width, channels)
     grid = grid[:, : rows * sr_ratio, : columns * sr_ratio]
     patches = grid.unflatten(1, (rows, sr_ratio)).unflatten(3, (columns, sr_ratio)).transpose(2, 3)
-    return F.linear(patches.reshape(batch, rows * columns, -1), weight, bias)
+    return F.linear(
+        patches.reshape(batch, rows * columns, sr_ratio * sr_ratio * channels), weight, bias
+    )
 
 
 def eager(
@@ -95,7 +97,7 @@ def eager(
 
     if num_heads == 1:
         assert key_offset_weight is not None
-        offset = (reduced @ key_offset_weight).view(batch, 1, 1, -1)
+        offset = (reduced @ key_offset_weight)[:, None, None, :]
         # Rows of probabilities sum to one, so the bias may join the few values instead of all
         # tokens: one pass less over them, and one rounding less in half precision.
         value = value + output_bias

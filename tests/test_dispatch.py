@@ -110,3 +110,22 @@ print(select_backend("cpu"), select_backend("cuda"))
     shape, backends = done.stdout.strip().split("\n")
     assert shape == "(1, 3, 16, 16)"
     assert backends.count("'eager', 'triton is not installed'") == 2
+
+
+def test_blocks_that_overlap_leave_nothing_behind():
+    """As two threads may open and close them."""
+    first, second = fastseg.backend("eager"), fastseg.backend("triton")
+    first.__enter__()
+    second.__enter__()
+    assert fastseg.kernels.requested_backend() == "triton"
+    first.__exit__(None, None, None)
+    assert fastseg.kernels.requested_backend() == "triton"
+    second.__exit__(None, None, None)
+    assert fastseg.kernels.requested_backend() == "auto"
+
+
+def test_an_empty_batch_runs_eagerly_too():
+    model = fastseg.from_preset("segformer_b0", num_classes=3).eval()
+    layer = model.segformer.encoder.block[0][0]
+    with torch.no_grad():
+        assert layer.packed_forward(torch.zeros(0, 64, 32), 8, 8).shape == (0, 64, 32)

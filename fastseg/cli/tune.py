@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def add_parser(commands: Any) -> None:
         nargs="+",
         choices=[f"b{size}" for size in range(6)],
         default=["b0", "b2"],
-        help="models to tune for (default: b0 b2; B1 to B5 share the widths of B2)",
+        help="models to tune for (default: b0 b2; the encoders of B1 to B5 share the widths of B2)",
     )
     parser.add_argument(
         "--size",
@@ -77,6 +78,11 @@ def run(arguments: argparse.Namespace) -> int:
                 variant, arguments.size, batch, options.DTYPES[arguments.dtype], device
             ):
                 calls.setdefault(call.key(), call)
+    if arguments.output.exists():
+        try:
+            tuning.read_kernels(arguments.output)
+        except (OSError, ValueError) as error:
+            raise CommandError(f"--output {arguments.output}: {error}", status=2) from error
     family = device_family(device)
     done: list[tuning.Tuned] = []
 
@@ -84,6 +90,9 @@ def run(arguments: argparse.Namespace) -> int:
         """Tell and write each result at once: a lost GPU loses nothing."""
         done.append(tuned)
         sizes = " ".join(f"{name} {size}" for name, size in tuned.query.sizes)
+        if tuned.rejected == tuned.tried:
+            print(f"{tuned.query.kernel} ({sizes}): none of {tuned.tried} ran right")
+            return
         gain = tuned.before_microseconds / tuned.microseconds
         print(
             f"{tuned.query.kernel} ({sizes}): {tuned.microseconds:.1f} us, {gain:.2f}x as fast as "
@@ -92,7 +101,11 @@ def run(arguments: argparse.Namespace) -> int:
         tuning.write_configs(arguments.output, family, _source(device), done)
 
     print(f"{len(calls)} different calls of ops")
-    tuning.tune(list(calls.values()), seconds=60 * arguments.minutes, report=report)
+    start = time.monotonic()
+    with torch.cuda.device(device):
+        tuning.tune(list(calls.values()), seconds=60 * arguments.minutes, report=report)
+    if time.monotonic() - start > 60 * arguments.minutes:
+        print(f"stopped after {arguments.minutes} minutes: later calls were not tuned")
     print(
         f"{len(done)} configurations in {arguments.output}; to use it: "
         f"FASTSEG_CONFIGS={arguments.output}"
@@ -106,7 +119,12 @@ def _calls(
     """What a forward of `variant` to its label map asks of the ops."""
     from fastseg.tuning import record_calls
 
-    model = fastseg.from_preset(f"segformer_{variant}").eval().to(device, dtype)
+    model = fastseg.from_preset(f"segformer_{variant}").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:  # of order one: a branch left out must not pass for rounding
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+    model = model.to(device, dtype)
     pixels = torch.randn(batch, 3, *size, device=device, dtype=dtype)
     return record_calls(lambda: upsample_argmax(model(pixels).logits, size))
 

@@ -104,3 +104,30 @@ def test_tune_without_a_gpu_says_so(capsys, tmp_path):
     with fastseg.backend("auto"):
         assert main(["tune", "--output", str(tmp_path / "x.json")]) == 1
     assert "tuning needs a GPU" in capsys.readouterr().err
+
+
+def test_a_measured_entry_wins_against_one_as_near(tmp_path, monkeypatch):
+    """Committed entries that name fewer sizes stay in a tuned file, and are at distance 0 too."""
+    sizes = {"channels": 64, "tokens": 16384, "keys": 256}
+    config = {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 3}
+    query = configs.Query("one_head_attention", "half", tuple(sizes.items()), ())
+    path = tmp_path / "tuned.json"
+    tuning.write_configs(path, "sm_90", "a test", [tuning.Tuned(query, config, 1.0, 2.0, 3, 0)])
+    other = query._replace(dtype="float32")
+    tuning.write_configs(path, "sm_90", "a test", [tuning.Tuned(other, config, 1.0, 2.0, 3, 0)])
+    monkeypatch.setenv("FASTSEG_CONFIGS", str(path))
+    for dtype in (torch.bfloat16, torch.float32):  # the second run keeps what the first found
+        found = configs.look_up("one_head_attention", torch.device("cpu"), dtype, sizes)
+        assert found == config
+
+
+def test_a_branch_left_out_is_wrong_and_not_rounded(device):
+    x = torch.randn(1, 64, 32, device=device)
+    branch = 0.05 * torch.randn_like(x)
+    exact = (x + branch).double()
+    twin = exact.bfloat16()
+    assert tuning._agree(twin, twin, exact)
+    assert not tuning._agree(x.bfloat16(), twin, exact)
+    unwritten = twin.clone()
+    unwritten[:, -1] = float("nan")
+    assert not tuning._agree(unwritten, twin, exact)
