@@ -5,7 +5,8 @@ Nothing is tuned at run time. A file holds, per kernel, entries like
     {"dtype": "half", "sizes": {"rows": 16384, "channels": 64}, "config": {"BLOCK_M": 64, ...}}
 
 `dtype` is "half" (float16 and bfloat16), "float32" or "any". `fastseg tune` writes such a file from
-measurements on the present GPU; FASTSEG_CONFIGS names it.
+measurements on the present GPU; FASTSEG_CONFIGS names it. For a kernel that it names, that file's
+entries come before the family's. Entries of the same sizes differ in what their blocks divide.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
     """
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))["kernels"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: expected a file that `fastseg tune` wrote, got {error!r}"
         ) from error
