@@ -33,8 +33,10 @@ def check_parameter(
 
     Under autocast dtypes may differ: torch casts as it goes.
     """
+    if parameter is None:
+        raise ValueError(f"{name}: expected a tensor of shape {shape}, got None")
     if not isinstance(parameter, torch.Tensor):
-        got = "None" if parameter is None else type(parameter).__name__
+        got = type(parameter).__name__
         raise TypeError(f"{name}: expected a tensor of shape {shape}, got {got}")
     if tuple(parameter.shape) != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {tuple(parameter.shape)}")
