@@ -7,6 +7,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # A second transformers, of the 4.x line, that tests start in a process of its own.
 TRANSFORMERS4 := $(VENV)/transformers4
 
+# segmentation_models_pytorch needs torchvision, whose newer releases do not import beside a CPU
+# build of torch; and torchvision changes what transformers does. So it too has a process of its own.
+SMP := $(VENV)/smp
+
 # The oldest Triton that is supported: tests marked "oldest" run on it once more.
 TRITON36 := $(VENV)/triton36
 
@@ -47,6 +51,11 @@ $(TRANSFORMERS4)/.done: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
 		--target $(TRANSFORMERS4) transformers==4.57.6 tokenizers==0.22.1 huggingface_hub==0.36.0
 	$(PIP) requests
+	touch $@
+
+$(SMP)/.done: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
+		--target $(SMP) segmentation-models-pytorch==0.6.0 timm==1.0.31 torchvision==0.16.2
 	touch $@
 
 $(TRITON36)/.done: $(VENV)/.test
