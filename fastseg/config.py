@@ -27,6 +27,7 @@ _PROBABILITIES = (
     "classifier_dropout_prob",
     "drop_path_rate",
 )
+_NORM_EPSILONS = ("patch_norm_eps", "block_norm_eps", "reduction_norm_eps", "stage_norm_eps")
 _PROBLEM_TYPES = (
     None,
     "regression",
@@ -55,14 +56,17 @@ class SegformerConfig:
         hidden_dropout_prob, attention_probs_dropout_prob, classifier_dropout_prob: dropout rates.
         initializer_range: standard deviation of the normal initialisation of weights.
         drop_path_rate: largest stochastic-depth rate; layers rise to it linearly from 0.
-        layer_norm_eps: kept for the sake of `config.json`; SegFormer's LayerNorms use 1e-5, as
-            transformers' do whatever this field says.
+        layer_norm_eps: kept for the sake of `config.json`; as in transformers nothing uses it.
         decoder_hidden_size: width of the decode head.
         semantic_loss_ignore_index: label that the segmentation loss leaves out.
         reshape_last_stage: whether the last stage gives (B, C, H, W) rather than (B, N, C).
         num_labels: number of classes; 2 where neither it nor `id2label` is given.
         id2label: class names by number; string keys are turned into integers.
         label2id: the inverse; derived from `id2label` where it is absent or does not fit.
+        patch_norm_eps, block_norm_eps, reduction_norm_eps, stage_norm_eps: added to the variance in
+            the LayerNorms of patch embeddings, before attention and Mix-FFN, after the spatial
+            reduction, and at the end of a stage. Not in transformers, which has 1e-5 everywhere
+            and ignores them; models from elsewhere have other values.
         problem_type: None, "regression", "single_label_classification" or
             "multi_label_classification": the loss of the image classifier.
         output_attentions, output_hidden_states, return_dict: defaults of `forward`'s arguments.
@@ -99,6 +103,10 @@ class SegformerConfig:
         num_labels: int | None = None,
         id2label: Mapping[Any, str] | None = None,
         label2id: Mapping[str, int] | None = None,
+        patch_norm_eps: float = 1e-5,
+        block_norm_eps: float = 1e-5,
+        reduction_norm_eps: float = 1e-5,
+        stage_norm_eps: float = 1e-5,
         problem_type: str | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
@@ -124,6 +132,10 @@ class SegformerConfig:
         self.decoder_hidden_size = decoder_hidden_size
         self.semantic_loss_ignore_index = semantic_loss_ignore_index
         self.reshape_last_stage = reshape_last_stage
+        self.patch_norm_eps = patch_norm_eps
+        self.block_norm_eps = block_norm_eps
+        self.reduction_norm_eps = reduction_norm_eps
+        self.stage_norm_eps = stage_norm_eps
         self.problem_type = problem_type
         self.output_attentions = output_attentions
         self.output_hidden_states = output_hidden_states
@@ -191,6 +203,11 @@ class SegformerConfig:
                 raise ValueError(
                     f"{name}: expected a probability from 0 to 1, got {getattr(self, name)}"
                 )
+        for name in _NORM_EPSILONS:
+            epsilon = getattr(self, name)
+            is_number = isinstance(epsilon, int | float) and not isinstance(epsilon, bool)
+            if not is_number or not 0 < epsilon < 1:
+                raise ValueError(f"{name}: expected a number between 0 and 1, got {epsilon!r}")
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(
                 f"hidden_act: expected one of {', '.join(sorted(ACTIVATIONS))}, "

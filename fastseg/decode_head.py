@@ -12,8 +12,9 @@ from torch import nn
 from . import kernels
 from .config import SegformerConfig
 from .folding import fold_decode_head
+from .folds import Packed
 from .layers import map_to_tokens
-from .packing import Packed, PackedModule, plain_reason
+from .packing import PackedModule, PackedOwner, plain_reason
 
 
 class SegformerMLP(nn.Module):
@@ -29,7 +30,7 @@ class SegformerMLP(nn.Module):
         return projected.transpose(1, 2).unflatten(2, feature_map.shape[2:])
 
 
-class SegformerDecodeHead(PackedModule):
+class SegformerDecodeHead(PackedOwner, PackedModule):
     """Stage maps, finest first, to logits (B, num_labels, H/4, W/4)."""
 
     def __init__(self, config: SegformerConfig) -> None:
@@ -62,6 +63,7 @@ class SegformerDecodeHead(PackedModule):
                 f"got shapes {shapes}"
             )
         if plain_reason(self, *encoder_hidden_states) is None:
+            self.refresh_in_graph()
             return kernels.decode_head(encoder_hidden_states, **self.packed())
         size = encoder_hidden_states[0].shape[2:]
         projected = [

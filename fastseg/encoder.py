@@ -11,10 +11,10 @@ from torch.utils.checkpoint import checkpoint
 from .config import SegformerConfig
 from .kernels import select_backend
 from .layers import SegformerLayer, SegformerOverlapPatchEmbeddings, tokens_to_map
-from .packing import plain_reason
+from .packing import PackedOwner, plain_reason
 
 
-class SegformerEncoder(nn.Module):
+class SegformerEncoder(PackedOwner, nn.Module):
     """Pixels (B, C, H, W) to one map for each stage, finest first."""
 
     def __init__(self, config: SegformerConfig) -> None:
@@ -28,6 +28,7 @@ class SegformerEncoder(nn.Module):
                 stride=config.strides[stage],
                 num_channels=channels[stage],
                 hidden_size=channels[stage + 1],
+                norm_eps=config.patch_norm_eps,
             )
             for stage in range(config.num_encoder_blocks)
         )
@@ -48,7 +49,9 @@ class SegformerEncoder(nn.Module):
             )
             for stage in range(config.num_encoder_blocks)
         )
-        self.layer_norm = nn.ModuleList(nn.LayerNorm(size) for size in config.hidden_sizes)
+        self.layer_norm = nn.ModuleList(
+            nn.LayerNorm(size, eps=config.stage_norm_eps) for size in config.hidden_sizes
+        )
 
     def forward(
         self, pixel_values: torch.Tensor, output_attentions: bool = False
@@ -63,6 +66,8 @@ class SegformerEncoder(nn.Module):
         if not torch.compiler.is_compiling():
             select_backend(pixel_values.device)  # an unknown or absent one is an error
         packed = not output_attentions and plain_reason(self, pixel_values) is None
+        if packed:
+            self.refresh_in_graph()
         feature_map = pixel_values
         maps: list[torch.Tensor] = []
         attentions: list[torch.Tensor] = []

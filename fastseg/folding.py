@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from .packing import Packed
+from .folds import Packed
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:

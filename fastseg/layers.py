@@ -13,8 +13,9 @@ from torch import nn
 from . import kernels
 from .config import SegformerConfig
 from .folding import fold_mix_ffn, fold_sr_attention
+from .folds import Packed
 from .kernels.activations import ACTIVATIONS
-from .packing import Packed, PackedModule
+from .packing import PackedModule
 
 
 def tokens_to_map(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -51,7 +52,14 @@ class SegformerDropPath(nn.Module):
 class SegformerOverlapPatchEmbeddings(PackedModule):
     """Strided convolution with padding `patch_size // 2`, then LayerNorm."""
 
-    def __init__(self, patch_size: int, stride: int, num_channels: int, hidden_size: int) -> None:
+    def __init__(
+        self,
+        patch_size: int,
+        stride: int,
+        num_channels: int,
+        hidden_size: int,
+        norm_eps: float = 1e-5,
+    ) -> None:
         super().__init__()
         self.proj = nn.Conv2d(
             num_channels,
@@ -60,7 +68,7 @@ class SegformerOverlapPatchEmbeddings(PackedModule):
             stride=stride,
             padding=patch_size // 2,
         )
-        self.layer_norm = nn.LayerNorm(hidden_size)
+        self.layer_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
 
     def forward(self, feature_map: torch.Tensor) -> tuple[torch.Tensor, int, int]:
         """(B, C_in, H_in, W_in) -> tokens (B, H*W, C), H, W."""
@@ -109,7 +117,7 @@ class SegformerEfficientSelfAttention(nn.Module):
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
         if sr_ratio > 1:
             self.sr = nn.Conv2d(hidden_size, hidden_size, kernel_size=sr_ratio, stride=sr_ratio)
-            self.layer_norm = nn.LayerNorm(hidden_size)
+            self.layer_norm = nn.LayerNorm(hidden_size, eps=config.reduction_norm_eps)
 
     def _split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, N, C) -> (B, heads, N, C / heads)."""
@@ -210,10 +218,10 @@ class SegformerLayer(PackedModule):
         mlp_ratio: float,
     ) -> None:
         super().__init__()
-        self.layer_norm_1 = nn.LayerNorm(hidden_size)
+        self.layer_norm_1 = nn.LayerNorm(hidden_size, eps=config.block_norm_eps)
         self.attention = SegformerAttention(config, hidden_size, num_attention_heads, sr_ratio)
         self.drop_path = SegformerDropPath(drop_path)
-        self.layer_norm_2 = nn.LayerNorm(hidden_size)
+        self.layer_norm_2 = nn.LayerNorm(hidden_size, eps=config.block_norm_eps)
         self.mlp = SegformerMixFFN(config, hidden_size, int(hidden_size * mlp_ratio))
 
     def forward(

@@ -1,11 +1,9 @@
-"""The life of folded ("packed") weights: they are derived, and never stale.
+"""When a forward may run on folded ("packed") weights, and the modules that have them.
 
 A `PackedModule` keeps its folded tensors beside its parameters, outside `state_dict`, `buffers()`
 and pickles. They are made on the first eval forward without gradients and dropped by `train()`,
-`to()`, `half()`, `load_state_dict()` and copying. Before each use the parameters are compared with
-those at the time of folding, by identity, version counter and address, so an edit in place (an
-optimizer step, `copy_` under no_grad) or a replaced parameter is noticed too. What PyTorch does not
-count, edits in place through `parameter.data`, needs `model.repack()`.
+`to()`, `half()`, `load_state_dict()` and copying; `fastseg.folds` says how they are kept fresh.
+What PyTorch does not count, edits in place through `parameter.data`, needs `model.repack()`.
 """
 
 from __future__ import annotations
@@ -13,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.fx import Proxy
 
-Packed = dict[str, Any]
+from .folds import Fold, FoldOwner, Packed, all_parts
 
 # What may be inside a folded module beside fastseg's own classes.
 _FOLDED_KINDS = {
@@ -58,13 +57,24 @@ def plain_reason(module: nn.Module, *inputs: torch.Tensor) -> str | None:
     built as: a hook, a replaced layer (LoRA, quantised, parametrised) or a `forward` of one's own
     would be left out.
     """
+    reason = mode_reason(module, *inputs) or structure_reason(module)
+    if reason is None and torch.is_grad_enabled():
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                return f"gradients are on and {name} requires them"
+    return reason
+
+
+def mode_reason(module: nn.Module, *inputs: torch.Tensor) -> str | None:
+    """What of `plain_reason` the parts of `module` have no share in."""
     if _plain_paths:
         return "asked for by fastseg.plain_path"
-    for part in _parts(module):
-        reason = _part_reason(part, is_whole=part is module)
-        if reason is not None:
-            name = next(name for name, found in module.named_modules() if found is part)
-            return f"{name or 'it'} {reason}"
+    if module.training:
+        return "it is in training mode"
+    if torch.jit.is_tracing():
+        return "it is traced by torch.jit"
+    if any(isinstance(tensor, Proxy) for tensor in inputs):
+        return "it is traced by torch.fx"
     if torch.is_grad_enabled():
         if any(tensor.requires_grad for tensor in inputs):
             return "the input requires gradients"
@@ -72,18 +82,28 @@ def plain_reason(module: nn.Module, *inputs: torch.Tensor) -> str | None:
         # same.
         if getattr(module, "_is_replica", False):
             return "gradients are on in a replica of DataParallel"
-        for name, parameter in module.named_parameters():
-            if parameter.requires_grad:
-                return f"gradients are on and {name} requires them"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def structure_reason(module: nn.Module) -> str | None:
+    """Which part of `module` folding would leave out, and why.
+
+    A graph of torch.compile has the answer as a constant, and asks anew when it runs: see
+    `FoldOwner.graph_problem`.
+    """
+    for part in all_parts(module):
+        reason = _part_reason(part, is_whole=part is module)
+        if reason is not None:
+            name = next(name for name, found in module.named_modules() if found is part)
+            return f"{name or 'it'} {reason}"
     return None
 
 
 def _part_reason(part: nn.Module, is_whole: bool) -> str | None:
     if part.training:
         return "is in training mode"
-    if not torch.compiler.is_compiling() and any(
-        p is not None and p.is_inference() for p in part._parameters.values()
-    ):
+    if any(p is not None and p.is_inference() for p in part._parameters.values()):
         return "was made in inference mode, where edits are not counted"
     if is_whole:
         return None  # its own forward is running
@@ -99,116 +119,72 @@ def _part_reason(part: nn.Module, is_whole: bool) -> str | None:
     return None
 
 
-def _parts(module: nn.Module) -> list[nn.Module]:
-    """`module` and all modules in it, in half the time that `modules()` takes."""
-    parts = [module]
-    for part in parts:
-        parts.extend(child for child in part._modules.values() if child is not None)
-    return parts
-
-
-class _Source(NamedTuple):
-    """A parameter or buffer as it was when it was folded."""
-
-    tensor: torch.Tensor
-    alias: torch.Tensor  # holds the memory, so that nothing else can take its address
-    version: int
-    address: int
-
-
-def _same(source: _Source, tensor: torch.Tensor) -> bool:
-    return (
-        tensor is source.tensor
-        and tensor._version == source.version
-        and tensor.data_ptr() == source.address
-    )
-
-
-def _finished(device: torch.device) -> bool:
-    """Wait until what this stream has folded is there for all streams.
-
-    False while a CUDA graph is captured: then nothing is folded before the graph is replayed.
-    """
-    if device.type != "cuda":
-        return True
-    if torch.cuda.is_current_stream_capturing():
-        return False
-    torch.cuda.current_stream(device).synchronize()
-    return True
-
-
 class PackedModule(nn.Module):
     """A module with a second forward, on tensors folded from its parameters."""
 
-    _packed: Packed | None = None
-    _packed_from: tuple[list[_Source], list[float | None]] = ([], [])
+    _fold_cache: Fold | None = None
 
     def fold(self) -> Packed:
         """The folded tensors, in the parameters' dtype and on their device."""
         raise NotImplementedError
 
+    def fold_cache(self) -> Fold:
+        if self._fold_cache is None:
+            self._fold_cache = Fold((self,), lambda: self.fold())
+        return self._fold_cache
+
     def packed(self) -> Packed:
         """The folded tensors, made anew where a parameter has changed."""
-        if torch.compiler.is_compiling():
-            # Versions and addresses are not to be traced. Weights that may still be trained are
-            # folded inside the graph, so that it sees their edits; frozen ones are taken as they
-            # are folded now.
-            frozen = not any(parameter.requires_grad for parameter in self.parameters())
-            return self._packed if frozen and self._packed is not None else self.fold()
-        tensors: list[torch.Tensor] = []
-        eps: list[float | None] = []
-        for part in _parts(self):
-            tensors.extend(t for t in part._parameters.values() if t is not None)
-            tensors.extend(t for t in part._buffers.values() if t is not None)
-            eps.append(part.__dict__.get("eps"))
-        sources, folded_eps = self._packed_from
-        if (
-            self._packed is None
-            or len(tensors) != len(sources)
-            or eps != folded_eps
-            or not all(map(_same, sources, tensors))
-        ):
-            with torch.no_grad():
-                packed = self.fold()
-            # A replica of DataParallel has no parameters, and folds for its own stream.
-            if tensors and not _finished(tensors[0].device):
-                return packed
-            self._packed = packed
-            self._packed_from = (
-                [_Source(t, t.detach(), t._version, t.data_ptr()) for t in tensors],
-                eps,
-            )
-        return self._packed
-
-    def drop_packed(self) -> None:
-        """Forget the folded tensors."""
-        self._packed, self._packed_from = None, ([], [])
+        # A replica of DataParallel shares the cache of its original, on another device.
+        return self.fold() if "_is_replica" in self.__dict__ else self.fold_cache().get()
 
     def train(self, mode: bool = True) -> PackedModule:
         if mode:
-            self.drop_packed()
+            self._drop()
         super().train(mode)
         return self
 
+    def _drop(self, graph: bool = False) -> None:
+        if self._fold_cache is not None:
+            self._fold_cache.drop(graph)
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> PackedModule:
-        self.drop_packed()
+        self._drop(graph=True)
         super()._apply(fn, recurse)
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.drop_packed()
+        self._drop()
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which fold for themselves."""
-        state = self.__dict__.copy()
-        state.pop("_packed", None)
-        state.pop("_packed_from", None)
-        return state
+        return without_folds(self.__dict__)
+
+
+class PackedOwner(FoldOwner):
+    """Mixin of a module whose forward runs `PackedModule`s in it on folded tensors."""
+
+    def folds(self) -> list[Fold]:
+        return [part.fold_cache() for part in _packed_modules(self)]
+
+    def graph_problem(self) -> str | None:
+        return structure_reason(cast(nn.Module, self))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return without_folds(self.__dict__)
+
+
+def without_folds(state: dict[str, Any]) -> dict[str, Any]:
+    """`state` of a module without what is derived."""
+    return {n: v for n, v in state.items() if n not in ("_fold_cache", "_fold_set")}
+
+
+def _packed_modules(model: Any) -> list[PackedModule]:
+    return [module for module in model.modules() if isinstance(module, PackedModule)]
 
 
 def drop_packed(model: nn.Module) -> None:
     """Forget the folded tensors of `model` and of all modules in it."""
-    for module in model.modules():
-        if isinstance(module, PackedModule):
-            module.drop_packed()
+    for module in _packed_modules(model):
+        module._drop(graph=True)

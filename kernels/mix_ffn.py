@@ -64,14 +64,20 @@ def eager(
     stripes = row_stripes(height, row_bytes, x.device)
     outputs = []
     for top, bottom in stripes:
-        # The convolution looks one row beyond the stripe on either side, where there is one.
-        above, below = max(top - 1, 0), min(bottom + 1, height)
-        normalized = F.layer_norm(grid[:, above:below], (channels,), eps=eps)
+        if len(stripes) == 1:
+            # Without slices: their bounds would make graphs of any size slow to trace.
+            source, target, rows = grid, grid, slice(None)
+        else:
+            # The convolution looks one row beyond the stripe on either side, where there is one.
+            above, below = max(top - 1, 0), min(bottom + 1, height)
+            source, target = grid[:, above:below], grid[:, top:bottom]
+            rows = slice(top - above, bottom - above)
+        normalized = F.layer_norm(source, (channels,), eps=eps)
         hidden = F.linear(normalized, fc1_weight, fc1_bias).permute(0, 3, 1, 2)
         hidden = F.conv2d(hidden, dwconv_weight, dwconv_bias, padding=1, groups=hidden_channels)
-        hidden = hidden[:, :, top - above : bottom - above].permute(0, 2, 3, 1)
+        hidden = hidden[:, :, rows].permute(0, 2, 3, 1)
         mixed = F.linear(ACTIVATIONS[activation](hidden), fc2_weight, fc2_bias)
-        outputs.append(add_residual(mixed, grid[:, top:bottom]))
+        outputs.append(add_residual(mixed, target))
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     output = output.view(batch, height * width, channels)
     if norm_weight is not None:

@@ -47,6 +47,10 @@ def packed_modules(model):
     return [module for module in model.modules() if isinstance(module, PackedModule)]
 
 
+def is_folded(module):
+    return module.fold_cache().folded is not None
+
+
 def count_folds(monkeypatch):
     """A list that grows by one for each module folded."""
     folds = []
@@ -69,7 +73,7 @@ def assert_fresh(model, pixel_values, before=None):
 
 def test_folded_once_and_used(model, pixel_values, monkeypatch):
     folds = count_folds(monkeypatch)
-    assert all(module._packed is None for module in packed_modules(model))
+    assert all(not is_folded(module) for module in packed_modules(model))
     folded(model, pixel_values)
     assert len(folds) == len(packed_modules(model)) == 4 + 4 + 1
     folded(model, pixel_values)
@@ -188,13 +192,13 @@ def test_half_and_to(model, pixel_values):
     assert folded(model.half(), pixel_values.half()).dtype == torch.float16
     folded(model.float(), pixel_values)
     model.to("meta")
-    assert all(module._packed is None for module in packed_modules(model))
+    assert all(not is_folded(module) for module in packed_modules(model))
 
 
 def test_train_and_eval_round_trip(model, pixel_values):
     before = folded(model, pixel_values)
     model.train()
-    assert all(module._packed is None for module in packed_modules(model))
+    assert all(not is_folded(module) for module in packed_modules(model))
     model.eval()
     assert torch.equal(folded(model, pixel_values), before)
 
@@ -278,7 +282,7 @@ def test_report(model):
 def test_copies_fold_for_themselves(model, pixel_values):
     before = folded(model, pixel_values)
     for duplicate in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert all(module._packed is None for module in packed_modules(duplicate))
+        assert all(not is_folded(module) for module in packed_modules(duplicate))
         assert torch.equal(folded(duplicate, pixel_values), before)
         with torch.no_grad():
             every_parameter(lambda parameter: parameter.mul_(1.5))(duplicate)
@@ -378,7 +382,7 @@ def test_plain_path_ends_with_its_block(model, pixel_values, monkeypatch):
 
 def test_folding_is_finished_before_others_see_it(monkeypatch):
     """Another stream may use folded weights at once; a captured fold is none before a replay."""
-    packing = importlib.import_module("fastseg.packing")
+    folds = importlib.import_module("fastseg.folds")
     waits = []
 
     class Stream:
@@ -387,10 +391,10 @@ def test_folding_is_finished_before_others_see_it(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    assert packing._finished(torch.device("cpu"))
+    assert folds._finished(torch.device("cpu"))
     assert not waits
-    assert packing._finished(torch.device("cuda", 0))
+    assert folds._finished(torch.device("cuda", 0))
     assert waits == ["synchronize"]
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert not packing._finished(torch.device("cuda", 0))
+    assert not folds._finished(torch.device("cuda", 0))
     assert waits == ["synchronize"]

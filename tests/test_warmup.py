@@ -23,7 +23,7 @@ def test_it_folds_and_changes_nothing(model):
     model.repack()
     fastseg.warmup(model, [(1, 3, 64, 64), (2, 3, 33, 70)])
     layer = model.segformer.encoder.block[0][0]
-    assert layer._packed is not None
+    assert layer.fold_cache().folded is not None
     with torch.no_grad():
         assert torch.equal(model(pixels).logits, expected)
 
