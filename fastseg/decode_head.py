@@ -65,6 +65,8 @@ class SegformerDecodeHead(PackedOwner, PackedModule):
         if plain_reason(self, *encoder_hidden_states) is None:
             self.refresh_in_graph()
             return kernels.decode_head(encoder_hidden_states, **self.packed())
+        if torch.is_grad_enabled():
+            self.drop_folds()
         size = encoder_hidden_states[0].shape[2:]
         projected = [
             F.interpolate(linear(feature_map), size=size, mode="bilinear", align_corners=False)

@@ -68,6 +68,8 @@ class SegformerEncoder(PackedOwner, nn.Module):
         packed = not output_attentions and plain_reason(self, pixel_values) is None
         if packed:
             self.refresh_in_graph()
+        elif torch.is_grad_enabled():
+            self.drop_folds()
         feature_map = pixel_values
         maps: list[torch.Tensor] = []
         attentions: list[torch.Tensor] = []

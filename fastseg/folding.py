@@ -153,6 +153,13 @@ def fold_decode_head(
         fuse: 1x1 convolution of the concatenated projections, COARSEST first, as all SegFormers
             concatenate them.
     """
+    return {**fold_fuse(projections, fuse, batch_norm), **fold_classifier(classifier)}
+
+
+def fold_fuse(
+    projections: Sequence[nn.Linear], fuse: nn.Conv2d, batch_norm: nn.BatchNorm2d
+) -> Packed:
+    """Those of `fold_decode_head` without the classifier."""
     fuse_weight, bias = wide_affine(fuse)
     slices = fuse_weight.flatten(1).chunk(len(projections), dim=1)[::-1]
     weights = []
@@ -160,6 +167,21 @@ def fold_decode_head(
         weight, projection_bias = wide_affine(projection)
         weights.append(fuse_slice @ weight)
         bias = bias + fuse_slice @ projection_bias
+    gain, shift = batch_norm_affine(batch_norm)
+    like = projections[0].weight
+    folded = [(gain[:, None] * weight).to(like.device, like.dtype) for weight in weights]
+    return {**narrow({"bias": bias * gain + shift}, like), "weights": folded}
+
+
+def fold_classifier(classifier: nn.Conv2d) -> Packed:
+    """The classifier's arguments of `kernels.decode_head`."""
+    weight, bias = wide_affine(classifier)
+    packed = {"classifier_weight": weight.flatten(1), "classifier_bias": bias}
+    return narrow(packed, like=classifier.weight)
+
+
+def batch_norm_affine(batch_norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gain and shift of each channel, in eval mode, in float64."""
     assert batch_norm.running_var is not None
     assert batch_norm.running_mean is not None
     gain = torch.rsqrt(wide(batch_norm.running_var) + batch_norm.eps)
@@ -167,12 +189,4 @@ def fold_decode_head(
     if batch_norm.affine:
         gamma, beta = wide_affine(batch_norm)
         gain, shift = gain * gamma, shift * gamma + beta
-    classifier_weight, classifier_bias = wide_affine(classifier)
-    like = projections[0].weight
-    packed = {
-        "bias": bias * gain + shift,
-        "classifier_weight": classifier_weight.flatten(1),
-        "classifier_bias": classifier_bias,
-    }
-    folded = [(gain[:, None] * weight).to(like.device, like.dtype) for weight in weights]
-    return {**narrow(packed, like), "weights": folded}
+    return gain, shift

@@ -2,8 +2,9 @@
 
 Before each use the sources, parameters and buffers, are compared with those at the time of folding:
 by identity, version counter and address. An edit in place (an optimizer step, `copy_` under
-no_grad) or a replaced parameter is noticed too; what PyTorch does not count, an edit in place
-through `parameter.data`, is not. Outside of graphs that comparison is Python. A graph of
+no_grad) or a replaced parameter is noticed too. PyTorch does not count edits in place through
+`parameter.data`, nor those of its fused optimizers; so `train()` and forwards with gradients drop
+what is folded. Outside of graphs that comparison is Python. A graph of
 torch.compile has it as one operator per `FoldSet`, `fastseg::refresh_folds`, which folds into the
 memory that the graph reads; it is opaque to CUDA graphs, so that their replays compare as well.
 """
@@ -45,18 +46,18 @@ class _Source(NamedTuple):
 class _Folded(NamedTuple):
     packed: Packed
     sources: list[_Source]
-    eps: list[float | None]
+    traits: list[Any]
 
     @classmethod
-    def of(cls, packed: Packed, tensors: list[torch.Tensor], eps: list[float | None]) -> _Folded:
+    def of(cls, packed: Packed, tensors: list[torch.Tensor], traits: list[Any]) -> _Folded:
         sources = [_Source(t, t.detach(), t._version, t.data_ptr()) for t in tensors]
-        return cls(packed, sources, eps)
+        return cls(packed, sources, traits)
 
-    def is_of(self, tensors: list[torch.Tensor], eps: list[float | None]) -> bool:
+    def is_of(self, tensors: list[torch.Tensor], traits: list[Any]) -> bool:
         """Whether it was folded from these, as they are now."""
         return (
             len(tensors) == len(self.sources)
-            and eps == self.eps
+            and traits == self.traits
             and all(
                 tensor is source.tensor and source.unchanged()
                 for tensor, source in zip(tensors, self.sources, strict=True)
@@ -64,15 +65,15 @@ class _Folded(NamedTuple):
         )
 
 
-def _sources(roots: Sequence[nn.Module]) -> tuple[list[torch.Tensor], list[float | None]]:
-    """All tensors in the modules, and the `eps` of each module."""
+def _sources(roots: Sequence[nn.Module]) -> tuple[list[torch.Tensor], list[Any]]:
+    """All tensors in the modules, and the class and `eps` of each module."""
     tensors: list[torch.Tensor] = []
-    eps: list[float | None] = []
+    traits: list[Any] = []
     for part in all_parts(*roots):
         tensors.extend(t for t in part._parameters.values() if t is not None)
         tensors.extend(t for t in part._buffers.values() if t is not None)
-        eps.append(part.__dict__.get("eps"))
-    return tensors, eps
+        traits.append((type(part), part.__dict__.get("eps")))
+    return tensors, traits
 
 
 def _finished(device: torch.device) -> bool:
@@ -142,10 +143,12 @@ class Fold:
         self.graph: _Folded | None = None
 
     def drop(self, graph: bool = False) -> None:
-        """Forget the folded tensors; with `graph` those of compiled graphs too."""
+        """Forget the folded tensors; with `graph` also the memory that compiled graphs read."""
         self.folded = None
         if graph:
             self.graph = None
+        elif self.graph is not None:
+            self.graph = self.graph._replace(sources=[])  # equal to no sources: refreshed next time
 
     def get(self) -> Packed:
         """The folded tensors, made anew where a source has changed.
@@ -161,9 +164,9 @@ class Fold:
 
     def get_now(self) -> Packed:
         """The folded tensors, made anew where a source has changed, outside of graphs."""
-        tensors, eps = _sources(self._roots)
+        tensors, traits = _sources(self._roots)
         folded = self.folded
-        if folded is not None and folded.is_of(tensors, eps):
+        if folded is not None and folded.is_of(tensors, traits):
             return folded.packed
         # Tensors of inference mode could neither be refreshed nor be captured by a graph.
         with torch.inference_mode(False), torch.no_grad():
@@ -171,7 +174,7 @@ class Fold:
             packed = _as_parameters(self._fold(), storages)
         if tensors and not _finished(tensors[0].device):
             return packed
-        self.folded = _Folded.of(packed, tensors, eps)
+        self.folded = _Folded.of(packed, tensors, traits)
         return packed
 
     def get_for_graph(self) -> Packed:
@@ -192,8 +195,8 @@ class Fold:
         graph = self.graph
         if graph is None:
             return
-        tensors, eps = _sources(self._roots)
-        if graph.is_of(tensors, eps):
+        tensors, traits = _sources(self._roots)
+        if graph.is_of(tensors, traits):
             return
         packed = self.get_now()
         if not _alike(graph.packed, packed):
@@ -204,7 +207,7 @@ class Fold:
         with torch.no_grad():
             for target, source in zip(_tensors(graph.packed), _tensors(packed), strict=True):
                 target.copy_(source)
-        self.graph = _Folded.of(graph.packed, tensors, eps)
+        self.graph = _Folded.of(graph.packed, tensors, traits)
 
     @staticmethod
     def _is_frozen(folded: _Folded | None) -> bool:
@@ -286,6 +289,16 @@ class FoldOwner:
     def graph_problem(self) -> str | None:
         """Why a graph that was traced on the fast path would be wrong now; None where it is not."""
         raise NotImplementedError
+
+    def drop_folds(self) -> None:
+        """Forget all that is folded, as after a forward whose gradients may change the weights.
+
+        torch's fused optimizers, the default of transformers' Trainer, edit parameters without
+        counting it.
+        """
+        if not torch.compiler.is_compiling():
+            for fold in self.folds():
+                fold.drop()
 
     def refresh_in_graph(self) -> None:
         """To be called by a forward before it reads its folds. Outside of graphs it does nothing.

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
 from .decode_head import SegformerDecodeHead
 from .encoder import SegformerEncoder
+from .folds import Packed
+from .hosts.accelerated import Accelerated
+from .hosts.encoder_plan import EncoderPlan
 from .kernels import fallbacks, select_backend
 from .kernels.decode_head import supports as decode_head_supports
 from .kernels.mix_ffn import supports as mix_ffn_supports
@@ -21,24 +25,32 @@ from .packing import plain_reason
 def report(model: nn.Module) -> str:
     """One line for each encoder and decode head in `model`: how its next forward would run.
 
-    "plain" is the differentiable path of training; "folded" is the fast one, by Triton kernels or
-    by the eager twins of the ops, as a whole or for the ops that are named. Lines at the end tell
-    of ops that this process has run eagerly although kernels could run on their device.
+    "plain" is the differentiable path of training, for other libraries' models "the host's own"
+    forward; "folded" is the fast one, by Triton kernels or by the eager twins of the ops, as a
+    whole or for the ops that are named. Parts of an accelerated model that stay the host's follow,
+    each with the reason. Lines at the end tell of ops that this process has run eagerly although
+    kernels could run on their device.
 
     Gradient mode counts as it is now: call it inside `torch.no_grad()` to see what happens there.
 
     Raises:
         ValueError: there is no SegFormer in `model`.
     """
-    lines = []
+    lines: list[str] = []
     for name, part in model.named_modules():
+        label = name or type(part).__name__
         if isinstance(part, SegformerEncoder | SegformerDecodeHead):
             reason = plain_reason(part)
-            path = _folded_path(part) if reason is None else f"plain: {reason}"
-            lines.append(f"{name or type(part).__name__}: {path}")
+            path = f"plain: {reason}" if reason else _folded_path(part, _own_arguments(part))
+            lines.append(f"{label}: {path}")
+        elif isinstance(part, Accelerated):
+            lines += _host_lines(label, part)
+        elif "_fastseg_refusal" in part.__dict__:
+            lines.append(f"{label}: the host's own: {part.__dict__['_fastseg_refusal']}")
     if not lines:
         raise ValueError(
-            f"model: expected one with a SegFormer in it, got a {type(model).__name__}"
+            "model: expected one with a SegFormer of fastseg in it, or an accelerated one, got a "
+            f"{type(model).__name__}"
         )
     lines += [
         f"so far {op} ran eagerly {count} times: {reason}"
@@ -47,7 +59,20 @@ def report(model: nn.Module) -> str:
     return "\n".join(lines)
 
 
-def _folded_path(part: nn.Module) -> str:
+def _host_lines(label: str, part: Any) -> Iterator[str]:
+    """Of an accelerated module, and of what stays the host's in it."""
+    library = part._fastseg_host.name
+    reason = part.fastseg_reason()
+    if reason is not None:
+        yield f"{label} ({library}): the host's own: {reason}"
+        return
+    plan = part.fastseg_plan()
+    yield f"{label} ({library}): {_folded_path(part, _host_arguments(plan))}"
+    for name, why in plan.reasons():
+        yield f"{label}.{name}: the host's own: {why}"
+
+
+def _folded_path(part: nn.Module, arguments: Iterator[tuple[str, Packed]]) -> str:
     try:
         backend, why = select_backend(next(part.parameters()).device)
     except (RuntimeError, ValueError) as error:  # what FASTSEG_BACKEND asks for is not there
@@ -55,33 +80,55 @@ def _folded_path(part: nn.Module) -> str:
     if backend == "eager":
         return f"folded, eager: {why}"
     with torch.no_grad():
-        declined = dict.fromkeys(_declined(part))
+        declined = dict.fromkeys(
+            f"{op} runs eagerly, {reason}"
+            for op, packed in arguments
+            if (reason := _declined(op, packed)) is not None
+        )
     return "; ".join(["folded, Triton kernels", *declined])
 
 
-def _declined(part: nn.Module) -> Iterator[str]:
-    """What the ops' kernels would not take of the weights in `part`, whatever the input."""
+def _own_arguments(part: nn.Module) -> Iterator[tuple[str, Packed]]:
+    """Each op that fastseg's own module runs, with its folded arguments."""
     for module in part.modules():
         if isinstance(module, SegformerOverlapPatchEmbeddings):
-            packed = module.packed()
-            weight = packed["weight"]
-            tensors = (weight, packed["bias"], packed["norm_weight"], packed["norm_bias"])
-            reason = patch_embed_supports(weight.new_empty(1, *weight.shape[1:]), *tensors)
-            yield from _named("patch_embed", reason)
+            yield "patch_embed", module.packed()
         elif isinstance(module, SegformerLayer):
-            packed = module.packed()
-            ffn, attention = packed["mix_ffn"], packed["attention"]
-            tokens = ffn["fc2_bias"].new_empty(1, 1, ffn["fc2_bias"].shape[0])
-            reason = sr_attention_supports(tokens, attention["num_heads"])
-            yield from _named("sr_attention", reason)
-            yield from _named("mix_ffn", mix_ffn_supports(tokens, ffn["fc1_weight"]))
+            yield "sr_attention", module.packed()["attention"]
+            yield "mix_ffn", module.packed()["mix_ffn"]
         elif isinstance(module, SegformerDecodeHead):
-            packed = module.packed()
-            maps = [w.new_empty(1, w.shape[1], 1, 1) for w in packed["weights"]]
-            reason = decode_head_supports(feature_maps=maps, **packed)
-            yield from _named("decode_head", reason)
+            yield "decode_head", module.packed()
 
 
-def _named(op: str, reason: str | None) -> Iterator[str]:
-    if reason is not None:
-        yield f"{op} runs eagerly, {reason}"
+def _host_arguments(plan: Any) -> Iterator[tuple[str, Packed]]:
+    """Each op that an accelerated module runs, with its folded arguments."""
+    if not isinstance(plan, EncoderPlan):
+        classifier = plan.classifier.packed() if plan.classifier.reason is None else {}
+        yield "decode_head", {**plan.neck.packed(), **classifier}
+        return
+    for stage in plan.stages:
+        if stage.embed.reason is None:
+            yield "patch_embed", stage.embed.packed()
+        for layer in stage.layers:
+            if layer.reason is None and layer.attention.reason is None:
+                yield "sr_attention", layer.attention.packed()
+            if layer.reason is None and layer.ffn.reason is None:
+                yield "mix_ffn", layer.ffn.packed()
+
+
+def _declined(op: str, packed: Packed) -> str | None:
+    """Why the op's kernels would not take these weights, whatever the input."""
+    if op == "patch_embed":
+        weight = packed["weight"]
+        tensors = (weight, packed["bias"], packed["norm_weight"], packed["norm_bias"])
+        return patch_embed_supports(weight.new_empty(1, *weight.shape[1:]), *tensors)
+    if op == "sr_attention":
+        bias = packed["output_bias"]
+        return sr_attention_supports(bias.new_empty(1, 1, len(bias)), packed["num_heads"])
+    if op == "mix_ffn":
+        bias = packed["fc2_bias"]
+        return mix_ffn_supports(bias.new_empty(1, 1, len(bias)), packed["fc1_weight"])
+    weights = packed["weights"]
+    maps = [weight.new_empty(1, weight.shape[1], 1, 1) for weight in weights]
+    classifier = (packed.get("classifier_weight"), packed.get("classifier_bias"))
+    return decode_head_supports(maps, weights, packed["bias"], *classifier)

@@ -38,8 +38,8 @@ def eager(
     feature_maps: Sequence[torch.Tensor],
     weights: Sequence[torch.Tensor],
     bias: torch.Tensor,
-    classifier_weight: torch.Tensor,
-    classifier_bias: torch.Tensor,
+    classifier_weight: torch.Tensor | None,
+    classifier_bias: torch.Tensor | None,
 ) -> torch.Tensor:
     """The eager twin; its logits are in channels-last memory."""
     finest = feature_maps[0].permute(0, 2, 3, 1)
@@ -61,7 +61,9 @@ def eager(
         for projected, rows in coarse:
             fused += upsample_rows(projected, rows, top, bottom, width)
         fused = fused.relu_().to(finest.dtype)
-        stripe = F.linear(fused, classifier_weight, classifier_bias)
+        stripe = fused
+        if classifier_weight is not None:
+            stripe = F.linear(fused, classifier_weight, classifier_bias)
         if bottom - top == height:
             logits = stripe
             break
@@ -204,10 +206,12 @@ def supports(
     feature_maps: Sequence[torch.Tensor],
     weights: Sequence[torch.Tensor],
     bias: torch.Tensor,
-    classifier_weight: torch.Tensor,
-    classifier_bias: torch.Tensor,
+    classifier_weight: torch.Tensor | None,
+    classifier_bias: torch.Tensor | None,
 ) -> str | None:
     """Why the kernels cannot take these arguments; None where they can."""
+    if classifier_weight is None:
+        return "there is no classifier"
     if len(feature_maps) != 4:
         return f"{len(feature_maps)} maps are not 4"
     for weight in weights:
@@ -226,8 +230,8 @@ def decode_head(
     feature_maps: Sequence[torch.Tensor],
     weights: Sequence[torch.Tensor],
     bias: torch.Tensor,
-    classifier_weight: torch.Tensor,
-    classifier_bias: torch.Tensor,
+    classifier_weight: torch.Tensor | None = None,
+    classifier_bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Logits from the maps of all stages, finest first.
 
@@ -238,10 +242,12 @@ def decode_head(
         feature_maps: (B, C_i, H_i, W_i), each best the channels-last view of tokens.
         weights: M_i as (D, C_i).
         bias: (D,), BatchNorm inside.
-        classifier_weight, classifier_bias: (K, D), (K,).
+        classifier_weight, classifier_bias: (K, D), (K,); None for no classifier, which runs
+            eagerly.
 
     Returns:
         (B, K, H_1, W_1): contiguous from the kernels, in channels-last memory from the eager twin.
+        Without a classifier what it would take, (B, D, H_1, W_1).
 
     Raises:
         TypeError: a map is not a floating tensor, or dtypes differ.
@@ -267,9 +273,10 @@ def decode_head(
         check_parameter(name, feature_map, shape, finest)
         check_parameter(f"weights[{index}]", weight, (decoder_channels, shape[1]), finest)
     check_parameter("bias", bias, (decoder_channels,), finest)
-    classes = classifier_weight.shape[0]
-    check_parameter("classifier_weight", classifier_weight, (classes, decoder_channels), finest)
-    check_parameter("classifier_bias", classifier_bias, (classes,), finest)
+    if classifier_weight is not None or classifier_bias is not None:
+        classes = 0 if classifier_weight is None else classifier_weight.shape[0]
+        check_parameter("classifier_weight", classifier_weight, (classes, decoder_channels), finest)
+        check_parameter("classifier_bias", classifier_bias, (classes,), finest)
     arguments = (feature_maps, weights, bias, classifier_weight, classifier_bias)
     if use_triton("decode_head", finest.device, supports(*arguments)):
         return torch.ops.fastseg.decode_head(*arguments)

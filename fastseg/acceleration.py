@@ -1,0 +1,143 @@
+"""`accelerate` and `restore`: other libraries' SegFormers, made fast in place."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import nn
+
+from .hosts.accelerated import Accelerated, accelerated_class
+from .hosts.encoders import EncoderHost, find_encoder
+from .hosts.heads import find_head
+from .hosts.probe import encoder_refusal, head_refusal, layer_kind, layer_refusal
+from .packing import PackedOwner
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def accelerate(model: Model, *, strict: bool = False) -> Model:
+    """Make the SegFormer in `model` run on folded weights and fused kernels, in place.
+
+    It recognises, by the names of their modules, the encoders and heads of transformers (4.x and
+    5.x), NVlabs/SegFormer, mmseg 1.x and segmentation_models_pytorch, inside of any model;
+    fastseg's own need nothing. Each is tried out on a copy with random weights first. What computes
+    something else, or has been changed (LoRA, quantised layers, hooks), stays as it is:
+    `fastseg.report` tells.
+
+    The object, its modules, parameters, `state_dict` and hooks stay the same; only the class of
+    those encoders and heads becomes a subclass with the same name. They run fast in eval mode where
+    no gradient can be asked for. In training, with gradients, with `output_attentions=True` and
+    under torch.fx and torch.jit tracing their own forward runs, bit for bit. On a CPU feature maps
+    and logits come in channels-last memory, as from `model.to(memory_format=torch.channels_last)`.
+
+    It may be called again, and before weights are loaded. Copies and pickles of the model are
+    accelerated too, so to unpickle one takes fastseg; `restore` it first where that is not wanted.
+
+    Args:
+        strict: raise an error where a part stays as it is.
+
+    Returns:
+        `model` itself.
+
+    Raises:
+        TypeError: `model` is not a module.
+        ValueError: there is no SegFormer in it, or, with `strict`, a part of one cannot be taken.
+            The model is then as it was.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    found = False
+    refusals: list[str] = []
+    changed: list[Any] = []
+    for name, module in model.named_modules():
+        if isinstance(module, Accelerated | PackedOwner):
+            found = True
+            if strict and isinstance(module, Accelerated):
+                refusals += _open_reasons(name, module)
+            continue
+        host = find_encoder(module) or find_head(module)
+        if host is None:
+            continue
+        found = True
+        refused: dict[str, str] = {}
+        if isinstance(host, EncoderHost):
+            refused = _refused_layers(module, host)
+            reason = encoder_refusal(module, host, refused)
+        else:
+            reason = head_refusal(module, host)
+        if reason is not None:
+            refusals.append(f"{_label(name, module)} stays with {host.name}: {reason}")
+            module.__dict__["_fastseg_refusal"] = reason
+            continue
+        module.__dict__.pop("_fastseg_refusal", None)
+        module.__class__ = accelerated_class(type(module), host)
+        module.__dict__["_fastseg_refused"] = refused
+        changed.append(module)
+        if strict:
+            refusals += _open_reasons(name, module)
+    if not found:
+        raise ValueError(
+            f"model: expected one with a SegFormer in it, got a {type(model).__name__} in which "
+            "nothing has the names of one"
+        )
+    if strict and refusals:
+        for module in changed:
+            _restore(module)
+        raise ValueError("model: not all of it can be accelerated:\n" + "\n".join(refusals))
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Undo `accelerate` in `model` and all modules in it.
+
+    Returns:
+        `model` itself.
+
+    Raises:
+        RuntimeError: another library has changed the class of an accelerated module since.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, Accelerated):
+            if type(module) is not accelerated_class(module._fastseg_class, module._fastseg_host):
+                raise RuntimeError(
+                    f"{_label(name, module)}: expected the class that accelerate gave it, got "
+                    f"{type(module).__module__}.{type(module).__name__}; undo that first"
+                )
+            _restore(module)
+        module.__dict__.pop("_fastseg_refusal", None)
+    return model
+
+
+def _restore(module: Any) -> None:
+    module.__class__ = module._fastseg_class
+    for name in ("_fastseg_refused", "_fastseg_plan", "_fold_set"):
+        module.__dict__.pop(name, None)
+
+
+def _refused_layers(encoder: nn.Module, host: EncoderHost) -> dict[str, str]:
+    """Names of the layers whose kind does not compute what it seems to, and why."""
+    names = {id(module): name for name, module in encoder.named_modules()}
+    verdicts: dict[Any, str | None] = {}
+    refused = {}
+    for stage in host.stages(encoder):
+        for layer in stage.layers:
+            kind = layer_kind(layer)
+            if kind not in verdicts:
+                verdicts[kind] = layer_refusal(layer, host.layer)
+            reason = verdicts[kind]
+            if reason is not None:
+                refused[names[id(layer)]] = reason
+    return refused
+
+
+def _open_reasons(name: str, module: Any) -> list[str]:
+    """What of an accelerated module stays the host's, whatever mode it is in now."""
+    plan = module.fastseg_plan()
+    whole = plan.settle(any_mode=True)
+    if whole is not None:
+        return [f"{_label(name, module)}: {whole}"]
+    return [f"{_label(name, module)}, {part}: {reason}" for part, reason in plan.reasons()]
+
+
+def _label(name: str, module: nn.Module) -> str:
+    return name or type(module).__name__
