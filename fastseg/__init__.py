@@ -1,9 +1,12 @@
 """fastseg: SegFormer semantic segmentation, as fast as the hardware allows."""
 
+from .acceleration import accelerate, restore
 from .auto import from_pretrained
 from .checkpoint import CheckpointError, CheckpointWarning
 from .config import SegformerConfig
 from .decode_head import SegformerDecodeHead
+from .export import ExportError, ExportResult, ExportWarning, export
+from .graphed import graphed
 from .image_processing import SegformerImageProcessor
 from .kernels import backend
 from .modeling import (
@@ -23,17 +26,24 @@ __all__ = [
     "PRESETS",
     "CheckpointError",
     "CheckpointWarning",
+    "ExportError",
+    "ExportResult",
+    "ExportWarning",
     "SegformerConfig",
     "SegformerDecodeHead",
     "SegformerForImageClassification",
     "SegformerForSemanticSegmentation",
     "SegformerImageProcessor",
     "SegformerModel",
+    "accelerate",
     "backend",
+    "export",
     "from_preset",
     "from_pretrained",
+    "graphed",
     "plain_path",
     "report",
+    "restore",
     "segment",
     "warmup",
 ]

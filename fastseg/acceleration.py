@@ -8,8 +8,8 @@ from torch import nn
 
 from .hosts.accelerated import Accelerated, accelerated_class
 from .hosts.encoders import EncoderHost, find_encoder
-from .hosts.heads import find_head
-from .hosts.probe import encoder_refusal, head_refusal, layer_kind, layer_refusal
+from .hosts.heads import HeadHost, find_head
+from .hosts.probe import encoder_refusal, head_refusal, kind_of, layer_refusal
 from .packing import PackedOwner
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -49,30 +49,26 @@ def accelerate(model: Model, *, strict: bool = False) -> Model:
     found = False
     refusals: list[str] = []
     changed: list[Any] = []
-    for name, module in model.named_modules():
-        if isinstance(module, Accelerated | PackedOwner):
+    modules: list[tuple[str, Any]] = list(model.named_modules())
+    for name, module in modules:
+        if isinstance(module, PackedOwner):
             found = True
-            if strict and isinstance(module, Accelerated):
-                refusals += _open_reasons(name, module)
             continue
+        kind = None
+        if isinstance(module, Accelerated):
+            kind = kind_of(module)
+            if kind != module._fastseg_kind:
+                _restore(module)  # its modules were exchanged, or it is a copy
         host = find_encoder(module) or find_head(module)
         if host is None:
             continue
         found = True
-        refused: dict[str, str] = {}
-        if isinstance(host, EncoderHost):
-            refused = _refused_layers(module, host)
-            reason = encoder_refusal(module, host, refused)
-        else:
-            reason = head_refusal(module, host)
-        if reason is not None:
-            refusals.append(f"{_label(name, module)} stays with {host.name}: {reason}")
-            module.__dict__["_fastseg_refusal"] = reason
-            continue
-        module.__dict__.pop("_fastseg_refusal", None)
-        module.__class__ = accelerated_class(type(module), host)
-        module.__dict__["_fastseg_refused"] = refused
-        changed.append(module)
+        if not isinstance(module, Accelerated):
+            reason = _take(module, host, kind or kind_of(module))
+            if reason is not None:
+                refusals.append(f"{_label(name, module)} stays with {host.name}: {reason}")
+                continue
+            changed.append(module)
         if strict:
             refusals += _open_reasons(name, module)
     if not found:
@@ -85,6 +81,23 @@ def accelerate(model: Model, *, strict: bool = False) -> Model:
             _restore(module)
         raise ValueError("model: not all of it can be accelerated:\n" + "\n".join(refusals))
     return model
+
+
+def _take(module: nn.Module, host: EncoderHost | HeadHost, kind: Any) -> str | None:
+    """Accelerate one encoder or head; the reason where it has to stay the host's."""
+    refused: dict[str, str] = {}
+    if isinstance(host, EncoderHost):
+        refused = _refused_layers(module, host)
+        reason = encoder_refusal(module, host, refused)
+    else:
+        reason = head_refusal(module, host)
+    if reason is not None:
+        module.__dict__["_fastseg_refusal"] = reason
+        return reason
+    module.__dict__.pop("_fastseg_refusal", None)
+    module.__class__ = accelerated_class(type(module), host)
+    module.__dict__.update(_fastseg_refused=refused, _fastseg_kind=kind)
+    return None
 
 
 def restore(model: Model) -> Model:
@@ -100,8 +113,8 @@ def restore(model: Model) -> Model:
         if isinstance(module, Accelerated):
             if type(module) is not accelerated_class(module._fastseg_class, module._fastseg_host):
                 raise RuntimeError(
-                    f"{_label(name, module)}: expected the class that accelerate gave it, got "
-                    f"{type(module).__module__}.{type(module).__name__}; undo that first"
+                    f"{name or type(module).__name__}: expected the class that accelerate gave it, "
+                    f"got {type(module).__module__}.{type(module).__name__}; undo that first"
                 )
             _restore(module)
         module.__dict__.pop("_fastseg_refusal", None)
@@ -110,7 +123,7 @@ def restore(model: Model) -> Model:
 
 def _restore(module: Any) -> None:
     module.__class__ = module._fastseg_class
-    for name in ("_fastseg_refused", "_fastseg_plan", "_fold_set"):
+    for name in ("_fastseg_refused", "_fastseg_kind", "_fastseg_plan", "_fold_set"):
         module.__dict__.pop(name, None)
 
 
@@ -121,7 +134,7 @@ def _refused_layers(encoder: nn.Module, host: EncoderHost) -> dict[str, str]:
     refused = {}
     for stage in host.stages(encoder):
         for layer in stage.layers:
-            kind = layer_kind(layer)
+            kind = kind_of(layer)
             if kind not in verdicts:
                 verdicts[kind] = layer_refusal(layer, host.layer)
             reason = verdicts[kind]

@@ -22,7 +22,7 @@ MODEL_CLASSES = (
 def from_pretrained(
     path: str | os.PathLike[str], **kwargs: Any
 ) -> SegformerForSemanticSegmentation | SegformerForImageClassification | SegformerModel:
-    """The model in a directory or under a Hugging Face hub id, in eval mode.
+    """The model in a directory, in a file or under a Hugging Face hub id, in eval mode.
 
     Its class comes from `architectures` in config.json, else from the names of the tensors.
     Arguments and errors are those of `fastseg.checkpoint.load_pretrained`.

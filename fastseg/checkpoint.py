@@ -12,8 +12,7 @@ import functools
 import inspect
 import os
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,12 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .checkpoint_files import (
-    CONFIG_NAME,
-    PREPROCESSOR_NAME,
-    Tensors,
-    read_config,
-    read_weights,
-)
-from .checkpoint_keys import BASE_PREFIX, HEADS, class_name_of, full_names
-from .checkpoint_report import CheckpointError, CheckpointWarning, LoadReport, Mismatch, section
+from .checkpoint_files import PREPROCESSOR_NAME, Tensors
+from .checkpoint_plan import FLOATS, fill, make_plan
+from .checkpoint_report import CheckpointError, CheckpointWarning, LoadReport, Mismatch
 from .checkpoint_save import save_pretrained
+from .checkpoint_source import Source, beside, local_file, read_source
+from .formats.translation import BASE
 from .hub import resolve_file
 
 __all__ = [
@@ -41,8 +36,6 @@ __all__ = [
     "load_pretrained",
     "save_pretrained",
 ]
-
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class _NoRandomNumbers(TorchFunctionMode):
@@ -84,30 +77,35 @@ def load_pretrained(
     local_files_only: bool = False,
     **config_overrides: Any,
 ) -> Any:
-    """A model in eval mode, from config.json and the weights beside it.
+    """A model in eval mode, from a checkpoint of transformers or of another library.
 
-    Reads model.safetensors and pytorch_model.bin, whole or in shards, with the tensor names of
-    transformers 4 or 5. A head that the file does not have at all is newly initialised; the
-    head of another class in the file is left out. Both are told by a CheckpointWarning and in
-    `model.load_report`.
+    Reads model.safetensors and pytorch_model.bin, whole or in shards, tf_model.h5, KerasHub's
+    presets, and single files (safetensors, HDF5, PyTorch's pickles, of which no code is run). Whose
+    tensors they are is told by their names: those of transformers 4 or 5, in PyTorch or TensorFlow,
+    NVlabs, mmseg (the encoder), segmentation_models_pytorch or KerasHub. Where there is no
+    config.json of transformers, sizes come from the tensors. A head that the file does not have at
+    all is newly initialised; the head of another class in the file is left out. Both are told by a
+    CheckpointWarning and in `model.load_report`.
 
     Args:
-        path: a directory or a Hugging Face hub id.
+        path: a directory, a file or a Hugging Face hub id. Beside a file with the name that it has
+            in a checkpoint's directory, such as model.safetensors, config.json counts too.
         model_class: the class to load, or several to choose one from by `architectures` in
             config.json, else by the names in the file.
-        num_labels, id2label: other classes than config.json says; a classifier of another size in
-            the file is then newly initialised.
+        num_labels, id2label: other classes than the checkpoint's; a classifier of another size in
+            the file, or none in a head that has the rest, is then newly initialised.
         ignore_mismatched_sizes: newly initialise every tensor of another shape in the file.
         dtype: of the model; None or "auto" for the one in config.json, else the file's own.
         device: of the model; None for PyTorch's default device.
         revision, cache_dir, token, local_files_only: see `fastseg.hub.resolve_file`.
-        **config_overrides: other fields of the configuration, such as `drop_path_rate=0.2`.
+        **config_overrides: other fields of the configuration, such as `drop_path_rate=0.2`; or
+            what tensors do not tell, such as `num_attention_heads` of unusual widths.
 
     Raises:
         CheckpointError: a file is missing in the directory, corrupt, unsafe or of another model;
             or tensors are missing, unexpected or of another shape: one error lists them all.
         FileNotFoundError: there is no such directory, and no such hub id or file in it.
-        ImportError: a hub id was given and huggingface_hub is not installed.
+        ImportError: huggingface_hub, for a hub id, or h5py, for HDF5, is not installed.
         TypeError, ValueError: an argument is wrong.
     """
     classes = [model_class] if isinstance(model_class, type) else list(model_class)
@@ -116,7 +114,8 @@ def load_pretrained(
     torch_dtype = config_overrides.pop("torch_dtype", None)
     dtype = torch_dtype if dtype is None else dtype
     _check_overrides(config_class, config_overrides)
-    resolve = functools.partial(
+    file = local_file(path)
+    resolve: Callable[[str], Path] = functools.partial(
         resolve_file,
         path,
         revision=revision,
@@ -124,26 +123,29 @@ def load_pretrained(
         token=token,
         local_files_only=local_files_only,
     )
+    if file is not None:
+        resolve = beside(file)
     try:
-        config_path = resolve(CONFIG_NAME)
-        fields = read_config(config_path, config_class.model_type)
-        source, tensors = read_weights(resolve)
+        source = read_source(path, resolve, config_class.model_type, config_overrides)
     except FileNotFoundError as error:
-        if Path(path).is_dir():
+        if Path(path).exists():
             raise CheckpointError(str(error)) from error
         raise
+    fields, translation = source.fields, source.translation
+    tensors, names = translation.tensors, translation.names
     stored_dtype = fields.pop("dtype", None) or fields.get("torch_dtype")
     fields.pop("torch_dtype", None)
-    names = full_names(tensors)
-    chosen = _choose_class(classes, fields, names)
-    target_dtype = _target_dtype(dtype, stored_dtype, tensors, config_path)
-    config = _make_config(config_class, config_path, fields, num_labels, id2label, config_overrides)
+    chosen = _choose_class(classes, fields, translation.class_name)
+    target_dtype = _target_dtype(dtype, stored_dtype, tensors, source.config_path or source.path)
+    config = _make_config(config_class, source, fields, num_labels, id2label, config_overrides)
 
     with torch.device("meta"), _NoRandomNumbers():
         model = chosen(config)
+    if translation.foreign_head and hasattr(model, "decode_head"):
+        raise CheckpointError(f"{source.path}: {translation.foreign_head}")
     if not hasattr(model, model.base_model_prefix):
-        names = {name: full.removeprefix(BASE_PREFIX) for name, full in names.items()}
-    plan = _plan(
+        names = {name: full.removeprefix(BASE) for name, full in names.items()}
+    plan = make_plan(
         model,
         names,
         tensors,
@@ -152,8 +154,8 @@ def load_pretrained(
     )
     if plan.errors:
         raise CheckpointError(
-            f"{source}: the tensors do not fit {chosen.__name__} as {config_path.name} describes it"
-            "\n" + "\n".join(plan.errors)
+            f"{source.path}: the tensors do not fit {chosen.__name__} as {source.described_by} it\n"
+            + "\n".join(plan.errors)
         )
     if device is None:
         device = torch.get_default_device()
@@ -164,7 +166,7 @@ def load_pretrained(
 
     # What to() and to_empty() do one after the other, without an import of sympy by the latter.
     model._apply(allocate)
-    _fill(model, plan, tensors)
+    fill(model, plan, tensors)
     model.load_report = plan.report
     model.name_or_path = os.fspath(path)
     # For `fastseg.segment`. Absolute, for the working directory may change.
@@ -172,7 +174,7 @@ def load_pretrained(
         model.preprocessor_file = resolve(PREPROCESSOR_NAME).absolute()
     if plan.report:
         warnings.warn(
-            f"{source}, loaded into {chosen.__name__}:\n{plan.report}",
+            f"{source.path}, loaded into {chosen.__name__}:\n{plan.report}",
             CheckpointWarning,
             stacklevel=3,  # the caller of from_pretrained
         )
@@ -190,18 +192,18 @@ def _check_overrides(config_class: type[Any], overrides: Mapping[str, Any]) -> N
 
 
 def _choose_class(
-    classes: Sequence[type[Any]], fields: Mapping[str, Any], names: Mapping[str, str]
+    classes: Sequence[type[Any]], fields: Mapping[str, Any], by_tensors: str
 ) -> type[Any]:
     by_name = {candidate.__name__: candidate for candidate in classes}
     for architecture in fields.get("architectures") or ():
         if architecture in by_name:
             return by_name[architecture]
-    return by_name.get(class_name_of(names.values()), classes[0])
+    return by_name.get(by_tensors, classes[0])
 
 
 def _make_config(
     config_class: type[Any],
-    path: Path,
+    source: Source,
     fields: dict[str, Any],
     num_labels: int | None,
     id2label: Mapping[Any, str] | None,
@@ -210,7 +212,9 @@ def _make_config(
     try:
         config = config_class.from_dict(fields)
     except (TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a valid configuration: {error}") from error
+        raise CheckpointError(
+            f"{source.config_path or source.path}: not a valid configuration: {error}"
+        ) from error
     fields = {**fields, **overrides}
     if id2label is not None or (num_labels is not None and num_labels != config.num_labels):
         for name in ("num_labels", "id2label", "label2id"):
@@ -230,106 +234,14 @@ def _target_dtype(
     if dtype is None or dtype == "auto":
         if stored is not None:
             resolved = getattr(torch, str(stored).removeprefix("torch."), None)
-            if resolved not in _FLOATS:
+            if resolved not in FLOATS:
                 raise CheckpointError(f"{config_path}: expected a floating dtype, got {stored!r}")
             return resolved
         # Where a file mixes them, the one that loses nothing.
-        floats = [tensor.dtype for tensor in tensors.values() if tensor.dtype in _FLOATS]
+        floats = [tensor.dtype for tensor in tensors.values() if tensor.dtype in FLOATS]
         return functools.reduce(torch.promote_types, floats) if floats else torch.float32
     resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if resolved not in _FLOATS:
-        expected = ", ".join(str(known) for known in _FLOATS)
+    if resolved not in FLOATS:
+        expected = ", ".join(str(known) for known in FLOATS)
         raise ValueError(f'dtype: expected "auto" or one of {expected}, got {dtype!r}')
     return resolved
-
-
-@dataclass
-class _Plan:
-    """What to do with each tensor of a model."""
-
-    copied: dict[str, str] = field(default_factory=dict)  # name in the model -> name in the file
-    new: list[str] = field(default_factory=list)
-    counters: list[str] = field(default_factory=list)
-    report: LoadReport = field(default_factory=LoadReport)
-    errors: list[str] = field(default_factory=list)
-
-
-def _plan(
-    model: nn.Module,
-    names: Mapping[str, str],
-    tensors: Tensors,
-    *,
-    new_classifier: bool,
-    new_mismatched: bool,
-) -> _Plan:
-    expected = model.state_dict()
-    parts = {name.partition(".")[0] for name in names.values()}
-    other_heads = HEADS - {name.partition(".")[0] for name, _ in model.named_children()}
-    absent_heads = HEADS - parts
-    plan = _Plan()
-    missing, unexpected, unused, mismatched, misfits = [], [], [], [], []
-
-    for file_name, name in names.items():
-        if name in expected:
-            if name in plan.copied:
-                unexpected.append(f"{file_name}: the same tensor as {plan.copied[name]}")
-            plan.copied[name] = file_name
-        elif name.partition(".")[0] in other_heads:
-            unused.append(file_name)
-        else:
-            unexpected.append(f"{file_name}: got {_describe(tensors[file_name])}")
-
-    for name, target in expected.items():
-        if name not in plan.copied:
-            if name.endswith(".num_batches_tracked"):  # absent in files of old PyTorch versions
-                plan.counters.append(name)
-            elif name.partition(".")[0] in absent_heads:
-                plan.new.append(name)
-            else:
-                missing.append(f"{name}: expected {_describe(target)}")
-            continue
-        tensor = tensors[plan.copied[name]]
-        # An int8 or fp8 tensor holds codes of its numbers, not the numbers.
-        same_kind = tensor.dtype in _FLOATS or not target.is_floating_point()
-        if tensor.shape == target.shape and same_kind:
-            continue
-        mismatch = Mismatch(name, _describe(target), _describe(tensor))
-        is_classifier = name.rpartition(".")[0] in ("classifier", "decode_head.classifier")
-        if same_kind and (new_mismatched or (new_classifier and is_classifier)):
-            mismatched.append(mismatch)
-            plan.new.append(name)
-            del plan.copied[name]
-        else:
-            misfits.append(mismatch)
-
-    plan.errors = [
-        *section("missing", missing),
-        *section("unexpected", unexpected),
-        *section("of another shape (ignore_mismatched_sizes=True initialises them anew)", misfits),
-    ]
-    plan.report = LoadReport(
-        missing=tuple(name for name in plan.new if name not in {m.name for m in mismatched}),
-        unexpected=tuple(unused),
-        mismatched=tuple(mismatched),
-        reinitialized=tuple(plan.new),
-    )
-    return plan
-
-
-def _describe(tensor: torch.Tensor) -> str:
-    kind = "" if tensor.dtype in _FLOATS else f" {str(tensor.dtype).removeprefix('torch.')}"
-    return f"{tuple(tensor.shape)}{kind}"
-
-
-def _fill(model: Any, plan: _Plan, tensors: Tensors) -> None:
-    # Whole layers are initialised, as the model's constructor does it; what the file has of them
-    # is copied over that.
-    for layer in dict.fromkeys(name.rpartition(".")[0] for name in plan.new):
-        module = model.get_submodule(layer)
-        module.reset_parameters()
-        model._init_weights(module)
-    state = model.state_dict()
-    for name in plan.counters:
-        state[name].zero_()
-    for name, file_name in plan.copied.items():
-        state[name].copy_(tensors.pop(file_name))

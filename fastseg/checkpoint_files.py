@@ -1,16 +1,15 @@
-"""Reading the files of a checkpoint: config.json, and weights in one file or in shards.
+"""Reading the files of a checkpoint: JSON, and weights in one file or in shards.
 
-Weights come as tensors in memory-mapped files: nothing is read until it is copied into a model.
-Pickled files are opened by PyTorch's restricted unpickler, which builds tensors and nothing else.
+PyTorch's weights come as tensors in memory-mapped files: nothing is read until it is copied into a
+model. What code a pickled file asks for is never run (`formats.pickles`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import pickle
-import re
-import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .checkpoint_report import CheckpointError
+from .formats.h5 import read_h5
+from .formats.keras import TASK_PREFIX
+from .formats.pickles import read_pickled
+from .formats.tensorflow import is_tensorflow
 
 CONFIG_NAME = "config.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
@@ -25,13 +28,27 @@ WEIGHTS_NAME = "model.safetensors"
 WEIGHTS_INDEX_NAME = WEIGHTS_NAME + ".index.json"
 PICKLED_NAME = "pytorch_model.bin"
 PICKLED_INDEX_NAME = PICKLED_NAME + ".index.json"
+TENSORFLOW_NAME = "tf_model.h5"
+KERAS_NAME = "model.weights.h5"
+KERAS_TASK_NAME = "task.weights.h5"
+# Where weights are looked for, in this order.
+WEIGHTS_NAMES = (
+    WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    PICKLED_NAME,
+    PICKLED_INDEX_NAME,
+    TENSORFLOW_NAME,
+)
 
 Tensors = dict[str, torch.Tensor]
 
-# What PyTorch's restricted unpickler says of a function or class that it does not call, and of
-# anything else; the advice around that is left out, since it is to load without the restriction.
-_REFUSED = re.compile(r"GLOBAL (\S+)")
-_REASON = re.compile(r"WeightsUnpickler error:\s*(.+)")
+
+@dataclass
+class Weights:
+    """What the files of a checkpoint hold: tensors by name, and class names, if they are there."""
+
+    tensors: Tensors
+    class_names: tuple[str, ...] = ()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -49,16 +66,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return fields
 
 
-def read_config(path: Path, model_type: str) -> dict[str, Any]:
-    """The fields of a config.json, whose `model_type` must be the one given, if it has one."""
-    fields = read_json(path)
-    found = fields.get("model_type", model_type)
-    if found != model_type:
-        raise CheckpointError(f"{path}: expected model_type {model_type!r}, got {found!r}")
-    return fields
-
-
-def read_weights(resolve: Callable[[str], Path]) -> tuple[Path, Tensors]:
+def read_weights(resolve: Callable[[str], Path]) -> tuple[Path, Weights]:
     """All tensors of a checkpoint by their names in it, and the file they were found through.
 
     Args:
@@ -68,20 +76,40 @@ def read_weights(resolve: Callable[[str], Path]) -> tuple[Path, Tensors]:
     Raises:
         CheckpointError: a file is truncated, corrupt, unsafe to open, or a shard is missing.
         FileNotFoundError: there is no file of weights.
+        ImportError: h5py is needed and not installed.
     """
     reasons = []
-    for name in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME, PICKLED_NAME, PICKLED_INDEX_NAME):
+    for name in WEIGHTS_NAMES:
         try:
             path = resolve(name)
         except FileNotFoundError as error:
             reasons.append(str(error))
             continue
         sharded = name in (WEIGHTS_INDEX_NAME, PICKLED_INDEX_NAME)
-        return path, _read_shards(path, resolve) if sharded else _read_file(path)
+        return path, Weights(_read_shards(path, resolve)) if sharded else read_file(path)
     raise FileNotFoundError(
-        f"no weights: neither {WEIGHTS_NAME} nor {PICKLED_NAME}, nor an index of shards of either. "
-        f"{reasons[0]}"
+        f"no weights: neither {WEIGHTS_NAME} nor {PICKLED_NAME}, nor an index of shards of either, "
+        f"nor {TENSORFLOW_NAME}. {reasons[0]}"
     )
+
+
+def read_preset_weights(resolve: Callable[[str], Path]) -> tuple[Path, Weights]:
+    """The same of a KerasHub preset, whose head, if it has one, is in a file of its own."""
+    path = resolve(KERAS_NAME)
+    tensors = read_h5(path, keras_hub=True)
+    with contextlib.suppress(FileNotFoundError):
+        task = read_h5(resolve(KERAS_TASK_NAME), keras_hub=True)
+        tensors.update({TASK_PREFIX + name: tensor for name, tensor in task.items()})
+    return path, Weights(tensors)
+
+
+def read_file(path: Path) -> Weights:
+    """All tensors of one file: safetensors, HDF5, or else pickled by PyTorch."""
+    if path.suffix == ".safetensors":
+        return Weights(_read_safetensors(path))
+    if path.suffix in (".h5", ".hdf5"):
+        return Weights(read_h5(path))
+    return Weights(*read_pickled(path))
 
 
 def _read_shards(index_path: Path, resolve: Callable[[str], Path]) -> Tensors:
@@ -103,17 +131,13 @@ def _read_shards(index_path: Path, resolve: Callable[[str], Path]) -> Tensors:
             raise CheckpointError(
                 f"{index_path}: names the shard {shard}, which is missing. {error}"
             ) from error
-        tensors.update(_read_file(path))
+        tensors.update(read_file(path).tensors)
     absent = sorted(weight_map.keys() - tensors.keys())
     if absent:
         raise CheckpointError(
             f"{index_path}: these tensors are not in the shards it names: {', '.join(absent)}"
         )
     return tensors
-
-
-def _read_file(path: Path) -> Tensors:
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
 
 
 def _read_safetensors(path: Path) -> Tensors:
@@ -125,40 +149,11 @@ def _read_safetensors(path: Path) -> Tensors:
         raise CheckpointError(
             f"{path}: expected a safetensors file, got one that is truncated or corrupt: {error}"
         ) from error
-    if made_by != "pt":
-        # TensorFlow's kernels have another axis order, which shapes alone do not always show.
+    # The axis order of kernels differs, which shapes alone do not always show.
+    if made_by != "pt" and not (made_by == "tf" and is_tensorflow(tensors)):
         raise CheckpointError(
-            f"{path}: expected tensors saved from PyTorch (metadata format 'pt'), got format "
-            f"{made_by!r}, whose names and axis order differ; save the model again from PyTorch"
+            f"{path}: expected tensors saved from PyTorch (metadata format 'pt'), or by "
+            f"transformers from TensorFlow ('tf'), got format {made_by!r}, whose names and axis "
+            "order differ; save the model again from PyTorch"
         )
-    return tensors
-
-
-def _read_pickled(path: Path) -> Tensors:
-    try:
-        tensors = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    # On corrupt files the unpickler raises almost anything: KeyError, IndexError, EOFError, ...
-    except Exception as error:
-        text = str(error)
-        if isinstance(error, pickle.UnpicklingError) and (refused := _REFUSED.search(text)):
-            raise CheckpointError(
-                f"{path}: expected tensors only, got a pickle that calls {refused[1]}. Loading it "
-                "would run code from the file, so it was not loaded (weights_only=True); where "
-                "you trust it, save its state_dict again as safetensors"
-            ) from error
-        found = _REASON.search(text)
-        reason = found[1] if found else text.partition(". ")[0] or type(error).__name__
-        raise CheckpointError(
-            f"{path}: expected a PyTorch file, got one that is truncated or corrupt: {reason}"
-        ) from error
-    if not isinstance(tensors, dict):
-        raise CheckpointError(
-            f"{path}: expected a dictionary of tensors, got {type(tensors).__name__}"
-        )
-    others = [name for name, value in tensors.items() if not isinstance(value, torch.Tensor)]
-    if others:
-        shown = ", ".join(f"{name!r} ({type(tensors[name]).__name__})" for name in others[:10])
-        raise CheckpointError(f"{path}: expected a dictionary of tensors, got entries {shown}")
     return tensors

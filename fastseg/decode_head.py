@@ -14,7 +14,7 @@ from .config import SegformerConfig
 from .folding import fold_decode_head
 from .folds import Packed
 from .layers import map_to_tokens
-from .packing import PackedModule, PackedOwner, plain_reason
+from .packing import ASKED_FOR, PackedModule, PackedOwner, plain_reason
 
 
 class SegformerMLP(nn.Module):
@@ -62,10 +62,11 @@ class SegformerDecodeHead(PackedOwner, PackedModule):
                 f"encoder_hidden_states: expected {len(self.linear_c)} maps (B, C, H, W), "
                 f"got shapes {shapes}"
             )
-        if plain_reason(self, *encoder_hidden_states) is None:
+        reason = plain_reason(self, *encoder_hidden_states)
+        if reason is None:
             self.refresh_in_graph()
             return kernels.decode_head(encoder_hidden_states, **self.packed())
-        if torch.is_grad_enabled():
+        if reason != ASKED_FOR:
             self.drop_folds()
         size = encoder_hidden_states[0].shape[2:]
         projected = [

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from .config import SegformerConfig
 from .kernels import select_backend
 from .layers import SegformerLayer, SegformerOverlapPatchEmbeddings, tokens_to_map
-from .packing import PackedOwner, plain_reason
+from .packing import ASKED_FOR, PackedOwner, plain_reason
 
 
 class SegformerEncoder(PackedOwner, nn.Module):
@@ -65,10 +65,11 @@ class SegformerEncoder(PackedOwner, nn.Module):
         self._check(pixel_values)
         if not torch.compiler.is_compiling():
             select_backend(pixel_values.device)  # an unknown or absent one is an error
-        packed = not output_attentions and plain_reason(self, pixel_values) is None
+        reason = plain_reason(self, pixel_values)
+        packed = not output_attentions and reason is None
         if packed:
             self.refresh_in_graph()
-        elif torch.is_grad_enabled():
+        elif reason not in (None, ASKED_FOR):
             self.drop_folds()
         feature_map = pixel_values
         maps: list[torch.Tensor] = []

@@ -3,10 +3,12 @@
 Before each use the sources, parameters and buffers, are compared with those at the time of folding:
 by identity, version counter and address. An edit in place (an optimizer step, `copy_` under
 no_grad) or a replaced parameter is noticed too. PyTorch does not count edits in place through
-`parameter.data`, nor those of its fused optimizers; so `train()` and forwards with gradients drop
-what is folded. Outside of graphs that comparison is Python. A graph of
-torch.compile has it as one operator per `FoldSet`, `fastseg::refresh_folds`, which folds into the
-memory that the graph reads; it is opaque to CUDA graphs, so that their replays compare as well.
+`parameter.data` (as merges of LoRA adapters are), nor those of its fused optimizers; so `train()`,
+`eval()`, forwards with gradients and those of a model with foreign parts drop what is folded.
+
+Outside of graphs that comparison is Python. A graph of torch.compile has it as one operator per
+`FoldSet`, `fastseg::refresh_folds`, which folds into the memory that the graph reads; it is opaque
+to CUDA graphs, so that their replays compare as well.
 """
 
 from __future__ import annotations
@@ -66,13 +68,14 @@ class _Folded(NamedTuple):
 
 
 def _sources(roots: Sequence[nn.Module]) -> tuple[list[torch.Tensor], list[Any]]:
-    """All tensors in the modules, and the class and `eps` of each module."""
+    """All tensors in the modules, and each module's class and the numbers that folding reads."""
     tensors: list[torch.Tensor] = []
     traits: list[Any] = []
     for part in all_parts(*roots):
         tensors.extend(t for t in part._parameters.values() if t is not None)
         tensors.extend(t for t in part._buffers.values() if t is not None)
-        traits.append((type(part), part.__dict__.get("eps")))
+        own = part.__dict__
+        traits.append((type(part), own.get("eps"), own.get("scale"), own.get("scaling")))
     return tensors, traits
 
 
@@ -159,7 +162,10 @@ class Fold:
         if not torch.compiler.is_compiling():
             return self.get_now()
         if torch.compiler.is_exporting():
-            return self.folded.packed if self._is_frozen(self.folded) else self._fold()
+            folded = self.folded
+            if folded is not None and self._is_frozen(folded):
+                return folded.packed
+            return self._fold()
         return self._fold() if self.graph is None else self.graph.packed
 
     def get_now(self) -> Packed:
@@ -210,9 +216,9 @@ class Fold:
         self.graph = _Folded.of(graph.packed, tensors, traits)
 
     @staticmethod
-    def _is_frozen(folded: _Folded | None) -> bool:
+    def _is_frozen(folded: _Folded) -> bool:
         """Whether nothing is going to train the sources, and nothing has edited them."""
-        return folded is not None and not any(
+        return not any(
             source.tensor.requires_grad or not source.unchanged() for source in folded.sources
         )
 
@@ -291,10 +297,10 @@ class FoldOwner:
         raise NotImplementedError
 
     def drop_folds(self) -> None:
-        """Forget all that is folded, as after a forward whose gradients may change the weights.
+        """Forget all that is folded, where weights may be edited in ways that are not counted.
 
-        torch's fused optimizers, the default of transformers' Trainer, edit parameters without
-        counting it.
+        torch's fused optimizers, the default of transformers' Trainer, do that, and merges of LoRA
+        adapters. So a forward on the plain path for a reason of its own ends with this.
         """
         if not torch.compiler.is_compiling():
             for fold in self.folds():

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 
 class ModelOutput(OrderedDict[str, Any]):
@@ -13,9 +14,22 @@ class ModelOutput(OrderedDict[str, Any]):
 
     `output.loss`, `output["loss"]`, `output[0]`, `"loss" in output`; a known field that is None is
     None as an attribute and absent otherwise. Iteration gives names, as in transformers.
+
+    Subclasses are pytrees whose children are named by their fields: `torch.export` and `tree_map`
+    look into them.
     """
 
     fields: tuple[str, ...] = ()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        pytree.register_pytree_node(
+            cls,
+            _flatten,
+            lambda values, names: cls(zip(names, values, strict=True)),
+            serialized_type_name=f"{cls.__module__}.{cls.__name__}",
+            flatten_with_keys_fn=_flatten_with_keys,
+        )
 
     def __init__(self, *pairs: Any, **fields: Any) -> None:
         super().__init__()
@@ -36,6 +50,16 @@ class ModelOutput(OrderedDict[str, Any]):
     def to_tuple(self) -> tuple[Any, ...]:
         """The values of the fields that are not None."""
         return tuple(self.values())
+
+
+def _flatten(output: ModelOutput) -> tuple[list[Any], list[str]]:
+    return list(output.values()), list(output)
+
+
+def _flatten_with_keys(
+    output: ModelOutput,
+) -> tuple[list[tuple[pytree.KeyEntry, Any]], list[str]]:
+    return [(pytree.MappingKey(name), value) for name, value in output.items()], list(output)
 
 
 class BaseModelOutput(ModelOutput):

@@ -1,9 +1,9 @@
 """When a forward may run on folded ("packed") weights, and the modules that have them.
 
 A `PackedModule` keeps its folded tensors beside its parameters, outside `state_dict`, `buffers()`
-and pickles. They are made on the first eval forward without gradients and dropped by `train()`,
-`to()`, `half()`, `load_state_dict()` and copying; `fastseg.folds` says how they are kept fresh.
-What PyTorch does not count, edits in place through `parameter.data`, needs `model.repack()`.
+and pickles. They are made on the first eval forward without gradients; `fastseg.folds` says how
+they are kept fresh. What nothing notices, an edit in place through `parameter.data` between two
+such forwards, needs `model.repack()`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.fx import Proxy
+from torch.nn.modules import module as _module
 
 from .folds import Fold, FoldOwner, Packed, all_parts
 
@@ -29,6 +30,8 @@ _FOLDED_KINDS = {
     nn.ModuleList,
     nn.ReLU,
 }
+
+ASKED_FOR = "asked for by fastseg.plain_path"
 
 _plain_paths = 0  # blocks of plain_path() that are open, in all threads
 _lock = threading.Lock()
@@ -65,18 +68,20 @@ def plain_reason(module: nn.Module, *inputs: torch.Tensor) -> str | None:
     return reason
 
 
-def mode_reason(module: nn.Module, *inputs: torch.Tensor) -> str | None:
+def mode_reason(module: nn.Module, *inputs: Any) -> str | None:
     """What of `plain_reason` the parts of `module` have no share in."""
     if _plain_paths:
-        return "asked for by fastseg.plain_path"
+        return ASKED_FOR
     if module.training:
         return "it is in training mode"
+    if _module._global_forward_hooks or _module._global_forward_pre_hooks:
+        return "global forward hooks want to see every module"
     if torch.jit.is_tracing():
         return "it is traced by torch.jit"
-    if any(isinstance(tensor, Proxy) for tensor in inputs):
+    if any(isinstance(value, Proxy) for value in inputs):
         return "it is traced by torch.fx"
     if torch.is_grad_enabled():
-        if any(tensor.requires_grad for tensor in inputs):
+        if any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs):
             return "the input requires gradients"
         # The weights of a replica in DataParallel are no parameters, and want gradients all the
         # same.
@@ -139,8 +144,7 @@ class PackedModule(nn.Module):
         return self.fold() if "_is_replica" in self.__dict__ else self.fold_cache().get()
 
     def train(self, mode: bool = True) -> PackedModule:
-        if mode:
-            self._drop()
+        self._drop()  # on eval() too: what comes before may have edited `parameter.data`
         super().train(mode)
         return self
 

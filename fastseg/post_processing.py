@@ -17,7 +17,7 @@ def post_process_semantic_segmentation(
     outputs: Any, target_sizes: Any = None, return_segmentation_scores: bool = False
 ) -> list[Any]:
     """As `SegformerImageProcessor.post_process_semantic_segmentation`, which says what is what."""
-    logits = _logits_of(outputs).detach()
+    logits = logits_of(outputs).detach()
     sizes = None if target_sizes is None else _parse_target_sizes(target_sizes, len(logits))
     if return_segmentation_scores:
         return [_scores(one, sizes[i] if sizes else None) for i, one in enumerate(logits)]
@@ -33,7 +33,12 @@ def post_process_semantic_segmentation(
     return maps
 
 
-def _logits_of(outputs: Any) -> torch.Tensor:
+def logits_of(outputs: Any) -> torch.Tensor:
+    """The logits (B, K, h, w) that a model has given, as a field of its output or by themselves.
+
+    Raises:
+        TypeError, ValueError: there are none, or they are no maps.
+    """
     logits = outputs if isinstance(outputs, torch.Tensor) else getattr(outputs, "logits", None)
     if not isinstance(logits, torch.Tensor):
         raise TypeError(

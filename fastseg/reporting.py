@@ -49,8 +49,8 @@ def report(model: nn.Module) -> str:
             lines.append(f"{label}: the host's own: {part.__dict__['_fastseg_refusal']}")
     if not lines:
         raise ValueError(
-            "model: expected one with a SegFormer of fastseg in it, or an accelerated one, got a "
-            f"{type(model).__name__}"
+            "model: expected one with a SegFormer of fastseg in it, or one that fastseg.accelerate "
+            f"has made fast, got a {type(model).__name__}"
         )
     lines += [
         f"so far {op} ran eagerly {count} times: {reason}"

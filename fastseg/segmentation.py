@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from .image_inputs import flatten_images, image_size
 from .image_processing import SegformerImageProcessor
 from .kernels import upsample_argmax
+from .post_processing import logits_of
 from .sliding import sliding_labels, window_pair
 
 
@@ -26,7 +27,8 @@ def segment(
     """The class of every pixel of `images`.
 
     Args:
-        model: a segmentation model in eval mode: fastseg's or transformers'.
+        model: a segmentation model in eval mode whose output is logits or has them: fastseg's,
+            transformers', or another library's.
         images: an image, a batch or a list of images of any sizes: PIL, NumPy or torch, as
             SegformerImageProcessor takes them.
         processor: prepares the images; where None, the one saved beside the model's checkpoint,
@@ -111,7 +113,7 @@ def _segment_batch(
         by_shape.setdefault(pixel_values.shape, []).append(index)
     labels: dict[int, torch.Tensor] = {}
     for indices in by_shape.values():
-        logits = model(torch.cat([prepared[index] for index in indices])).logits
+        logits = logits_of(model(torch.cat([prepared[index] for index in indices])))
         for position, index in enumerate(indices):
             size = image_size(images[index])
             labels[index] = _label_map(logits[position : position + 1], size)

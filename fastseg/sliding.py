@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .kernels.bilinear import bilinear_source, row_stripes, upsample_rows
+from .post_processing import logits_of
 
 
 class _WindowRow(NamedTuple):
@@ -75,7 +76,7 @@ def sliding_labels(
         row = pixel_values[0, :, top : top + crop_height]
         # (windows, C, crop_height, crop_width)
         windows = torch.stack([row[:, :, left : left + crop_width] for left in lefts])
-        logits = [model(batch).logits.float() for batch in windows.split(batch_size)]
+        logits = [logits_of(model(batch)).float() for batch in windows.split(batch_size)]
         grid = torch.cat(logits).permute(0, 2, 3, 1).contiguous()
         open_rows.append(_WindowRow(top, top + crop_height, grid))
         # Rows above the next window row are covered by all windows that they will have.

@@ -36,8 +36,9 @@ def warmup(model: nn.Module, shapes: Iterable[Sequence[int]]) -> None:
     for shape in shapes:
         pixels = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
         with torch.no_grad():
-            logits = getattr(model(pixels), "logits", None)
-            if logits is not None and logits.ndim == 4:
+            output = model(pixels)
+            logits = getattr(output, "logits", output)
+            if isinstance(logits, torch.Tensor) and logits.ndim == 4:
                 kernels.upsample_argmax(logits, shape[2:])
     if parameter.device.type == "cuda":
         torch.cuda.synchronize(parameter.device)

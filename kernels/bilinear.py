@@ -63,6 +63,15 @@ def upsample_rows(
     Returns:
         (B, bottom - top, width, C).
     """
+    if torch.compiler.is_exporting():
+        # All rows, in the one operator that readers of graphs know.
+        resized = F.interpolate(
+            grid.permute(0, 3, 1, 2),
+            size=(rows.lower.shape[0], width),
+            mode="bilinear",
+            align_corners=False,
+        )
+        return resized.permute(0, 2, 3, 1)
     weight = rows.weight[top:bottom, None, None]
     stripe = torch.lerp(grid[:, rows.lower[top:bottom]], grid[:, rows.upper[top:bottom]], weight)
     # The rows are at their places now: what is left is to widen them, in one pass.

@@ -54,13 +54,14 @@ def reduce_tokens(
         part, as in a strided convolution without padding.
     """
     batch, _, channels = normalized.shape
-    rows, columns = height // sr_ratio, width // sr_ratio
     grid = normalized.view(batch, height, width, channels)
-    grid = grid[:, : rows * sr_ratio, : columns * sr_ratio]
-    patches = grid.unflatten(1, (rows, sr_ratio)).unflatten(3, (columns, sr_ratio)).transpose(2, 3)
-    return F.linear(
-        patches.reshape(batch, rows * columns, sr_ratio * sr_ratio * channels), weight, bias
-    )
+    # (B, rows, columns, C, R, R), as views without slices: whether a slice has cut something off
+    # would bind a graph of any size.
+    patches = grid.unfold(1, sr_ratio, sr_ratio).unfold(2, sr_ratio, sr_ratio)
+    patches = patches.permute(0, 1, 2, 4, 5, 3)
+    # A copy in any case: `reshape` would bind graphs of any size to what it finds out.
+    patches = patches.clone(memory_format=torch.contiguous_format)
+    return F.linear(patches.flatten(3).flatten(1, 2), weight, bias)
 
 
 def eager(

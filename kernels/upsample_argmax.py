@@ -48,7 +48,8 @@ def eager(logits: torch.Tensor, height: int, width: int, dtype: torch.dtype) -> 
     # A class masked by -inf would turn to NaN where it is blended.
     logits = logits.clamp(min=torch.finfo(logits.dtype).min / 4)
     few = classes <= _FEW_CLASSES
-    if few or height * width < 4 * grid_height * grid_width:
+    exporting = torch.compiler.is_exporting()  # one form for any size
+    if few or exporting or height * width < 4 * grid_height * grid_width:
         # A map hardly larger than the logits, or a few classes: to look for borders first, or to
         # work in stripes, would not pay.
         if few:
@@ -258,4 +259,7 @@ def _check(logits: torch.Tensor, size: Sequence[int], dtype: torch.dtype) -> tup
         )
     if not isinstance(size, Sequence) or len(size) != 2 or min(size) < 1:
         raise ValueError(f"size: expected a positive height and width, got {size!r}")
-    return int(size[0]), int(size[1])
+    height, width = size
+    if isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt):
+        return height, width  # of a graph of any size, which an int would bind to one
+    return int(height), int(width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import torch
 
 # `import transformers` is of the 5.x line here; this folder holds one of the 4.x line.
 TRANSFORMERS4 = Path(__file__).parent.parent / ".venv" / "transformers4"
+# segmentation_models_pytorch needs a torchvision that would change what transformers does.
+SMP = Path(__file__).parent.parent / ".venv" / "smp"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,23 +39,31 @@ def run_transformers4() -> Callable[..., str]:
     """
     if not (TRANSFORMERS4 / "transformers").is_dir():
         pytest.fail("no transformers of the 4.x line: `make test` installs one")
+    return functools.partial(_run_beside, TRANSFORMERS4)
 
-    def run(code: str, *arguments: object) -> str:
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(TRANSFORMERS4),
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "2",
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
-    return run
+@pytest.fixture(scope="session")
+def run_smp() -> Callable[..., str]:
+    """The same of code that imports segmentation_models_pytorch."""
+    if not (SMP / "segmentation_models_pytorch").is_dir():
+        pytest.fail("no segmentation_models_pytorch: `make test` installs one")
+    return functools.partial(_run_beside, SMP)
+
+
+def _run_beside(packages: Path, code: str, *arguments: object) -> str:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(packages),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "2",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

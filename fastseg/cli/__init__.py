@@ -1,4 +1,4 @@
-"""The command line: `fastseg predict`, `info`, `demo` and `tune`.
+"""The command line: `fastseg predict`, `convert`, `export`, `info`, `demo` and `tune`.
 
 Exit status: 0 where all went well, 1 where some or all of the work failed, 2 for wrong usage.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import fastseg
 
-from . import demo, info, predict, tune
+from . import convert, demo, export, info, predict, tune
 from .options import CommandError
 
 INTERRUPTED = 130  # as shells report a process ended by Ctrl-C
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"fastseg {fastseg.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (predict, info, demo, tune):
+    for command in (predict, convert, export, info, demo, tune):
         command.add_parser(commands)
     try:
         arguments = parser.parse_args(argv)

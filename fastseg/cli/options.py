@@ -100,8 +100,12 @@ def load_model(
         raise CommandError(f"--model {name}: weights are missing\n{report}")
     if report:
         say(f"note: {name}, loaded with differences:\n{report}")
+    # Of a single file of weights, the processor's options are beside it or nowhere.
+    options = model.preprocessor_file if Path(place).is_file() else place
     try:
-        return model, fastseg.SegformerImageProcessor.from_pretrained(place)
+        if options is None:
+            raise FileNotFoundError(place)
+        return model, fastseg.SegformerImageProcessor.from_pretrained(options)
     except FileNotFoundError:
         say(f"note: no preprocessor_config.json in {name}; the default image processor is used")
         return model, fastseg.SegformerImageProcessor()

@@ -24,7 +24,8 @@ from .heads import HEADS, HeadHost
 Host = EncoderHost | HeadHost
 Plan = EncoderPlan | HeadPlan
 
-_DERIVED = ("_fastseg_plan", "_fold_set")
+_HOSTS: list[Any] = [*ENCODERS, *HEADS]
+_DERIVED = ("_fastseg_plan", "_fastseg_kind", "_fold_set")
 
 
 class Accelerated(FoldOwner):
@@ -32,11 +33,13 @@ class Accelerated(FoldOwner):
 
     Attributes:
         _fastseg_refused: why layers, by their names, stay the host's, as their check has found.
+        _fastseg_kind: what the modules in it were when they were checked; None in a copy.
     """
 
     _fastseg_host: Host
     _fastseg_class: type[nn.Module]
     _fastseg_refused: dict[str, str]
+    _fastseg_kind: Any = None
     _fastseg_plan: Plan | None = None
 
     def fastseg_plan(self) -> Plan:
@@ -56,8 +59,10 @@ class Accelerated(FoldOwner):
     def fastseg_reason(self, *inputs: Any) -> str | None:
         """Why the module as a whole takes the host's own forward now; None where it does not."""
         module = cast(nn.Module, self)
-        tensors = [tensor for tensor in inputs if isinstance(tensor, torch.Tensor)]
-        if reason := mode_reason(module, *tensors):
+        leaves: list[Any] = []
+        for value in inputs:  # heads take their maps in a list
+            leaves.extend(value if isinstance(value, list | tuple) else [value])
+        if reason := mode_reason(module, *leaves):
             return reason
         if "_is_replica" in self.__dict__:
             return "it is a replica of DataParallel, which has no weights of its own"
@@ -73,7 +78,7 @@ class Accelerated(FoldOwner):
     def drop_folds(self) -> None:
         plan = self._fastseg_plan
         if plan is not None and not torch.compiler.is_compiling():
-            for part in plan.folded_parts():
+            for part in plan.parts():
                 part.drop()
 
     def graph_problem(self) -> str | None:
@@ -82,9 +87,8 @@ class Accelerated(FoldOwner):
         return problem or (None if _modes(self) == before else "other parts of it can be folded")
 
     def train(self, mode: bool = True) -> Any:
-        # Fused optimizers, and those that edit `parameter.data`, are not counted by PyTorch.
-        if mode:
-            self.drop_folds()
+        # For eval() too: what comes before it may have edited `parameter.data`.
+        self.drop_folds()
         return super().train(mode)  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,15 +97,16 @@ class Accelerated(FoldOwner):
         return {name: value for name, value in state.items() if name not in _DERIVED}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        rebuild, arguments, *rest = super().__reduce_ex__(max(int(protocol), 2))
+        reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
+        rebuild, arguments, *rest = reduced
         if rebuild is copyreg.__newobj__ and arguments[0] is type(self):  # type: ignore[attr-defined]
-            host = (*ENCODERS, *HEADS).index(self._fastseg_host)
+            host = _HOSTS.index(self._fastseg_host)
             return (_rebuild, (self._fastseg_class, host, *arguments[1:]), *rest)
         return (rebuild, arguments, *rest)
 
 
 def _rebuild(host_class: type[nn.Module], host: int, *arguments: Any) -> nn.Module:
-    accelerated = accelerated_class(host_class, (*ENCODERS, *HEADS)[host])
+    accelerated = accelerated_class(host_class, _HOSTS[host])
     return accelerated.__new__(accelerated, *arguments)
 
 
@@ -126,9 +131,18 @@ def _settle(module: Accelerated) -> str | None:
     return _settle_for_graph(module)
 
 
-@functools.cache
-def accelerated_class(host_class: type[nn.Module], host: Host) -> type[Any]:
+def accelerated_class(host_class: Any, host: Host) -> Any:
     """The subclass of `host_class`, made once for a process."""
+    known = _classes.get((host_class, host.name))
+    if known is None:
+        known = _classes[host_class, host.name] = _make_class(host_class, host)
+    return known
+
+
+_classes: dict[tuple[type, str], Any] = {}
+
+
+def _make_class(host_class: Any, host: Host) -> Any:
     method = host.method if isinstance(host, EncoderHost) else "forward"
     host_method = getattr(host_class, method)
 
@@ -154,4 +168,5 @@ def accelerated_class(host_class: type[nn.Module], host: Host) -> type[Any]:
         "_fastseg_class": host_class,
         method: forward,
     }
-    return type(host_class)(host_class.__name__, (Accelerated, host_class), names)
+    metaclass = type(host_class)
+    return metaclass(host_class.__name__, (Accelerated, host_class), names)

@@ -150,6 +150,9 @@ class EncoderPlan:
             return "none of its parts can be folded"
         return None
 
+    def parts(self) -> list[Part]:
+        return [part for stage in self.stages for part in stage.parts()]
+
     def folded_parts(self) -> list[Part]:
         return [
             part

@@ -94,9 +94,10 @@ def _is_transformers_stage(module: nn.Module) -> bool:
 def _transformers_stage(
     stage: Any, run: RunStages, hidden_states: torch.Tensor, **kwargs: Any
 ) -> Any:
-    if any(kwargs.get(name) is not None for name in ("output_attentions", "attention_mask")) and (
-        kwargs.get("output_attentions") or kwargs.get("attention_mask") is not None
-    ):
+    # The option may come as an argument or from the configuration.
+    config = find(stage, "blocks.0.attention.config")
+    attentions = kwargs.get("output_attentions") or getattr(config, "output_attentions", False)
+    if attentions or kwargs.get("attention_mask") is not None:
         return HOST
     (feature_map,) = run(hidden_states)
     return feature_map if stage.reshape else feature_map.flatten(2).transpose(1, 2)
@@ -132,7 +133,7 @@ def _transformers_encoder(
     hidden_states = maps if output_hidden_states else None
     if not return_dict:
         return (maps[-1],) if hidden_states is None else (maps[-1], hidden_states)
-    output_class = sys.modules[type(encoder).__module__].BaseModelOutput  # type: ignore[attr-defined]
+    output_class = sys.modules[type(encoder).__module__].BaseModelOutput
     return output_class(last_hidden_state=maps[-1], hidden_states=hidden_states, attentions=None)
 
 

@@ -34,8 +34,9 @@ class HeadPlan:
 
     def is_current(self) -> bool:
         """Whether the head still holds the modules that this was made for."""
-        now = [*self.host.roots(self.head), find(self.head, self.host.classifier)]
-        then = [*self.neck.roots, *(self.classifier.roots or [None])]
+        classifier = find(self.head, self.host.classifier)
+        now = [*self.host.roots(self.head), *([] if classifier is None else [classifier])]
+        then = [*self.neck.roots, *self.classifier.roots]
         return len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
 
     def settle(self, any_mode: bool = False) -> str | None:
@@ -51,8 +52,11 @@ class HeadPlan:
         self.classifier.settle(any_mode)
         return self.neck.reason
 
+    def parts(self) -> list[Part]:
+        return [self.neck, self.classifier]
+
     def folded_parts(self) -> list[Part]:
-        return [part for part in (self.neck, self.classifier) if part.reason is None]
+        return [part for part in self.parts() if part.reason is None]
 
     def reasons(self) -> Iterator[tuple[str, str]]:
         """(module's name, reason) of what stays the host's."""

@@ -146,6 +146,12 @@ def layer_norm(owner: nn.Module, path: str) -> nn.LayerNorm:
     return norm
 
 
+def _traits(part: nn.Module) -> tuple[Any, ...]:
+    """What a module computes by, beside its tensors and its `eps`."""
+    own = part.__dict__
+    return type(part), own.get("scale"), own.get("scaling"), own.get("num_heads")
+
+
 class Part:
     """One op of a host: either folded, or left to the host for a reason.
 
@@ -161,14 +167,14 @@ class Part:
         self.owner = owner
         self.roots = roots
         self.fold = Fold(roots, lambda: self._checked(fold))
-        self.kinds = [type(part) for part in all_parts(*roots)]
+        self._traits = [_traits(part) for part in all_parts(*roots)]
         self.reason: str | None = None  # why it stays the host's
         self._packed: Packed | None = None
 
     def _checked(self, fold: Callable[[], Packed]) -> Packed:
         parts = all_parts(*self.roots)
-        if [type(part) for part in parts] != self.kinds:
-            raise Declined("other modules than when it was accelerated; call accelerate again")
+        if [_traits(part) for part in parts] != self._traits:
+            raise Declined("changed since it was tried out; call accelerate again")
         kinds = {
             f"{tensor.dtype} on {tensor.device}"
             for part in parts
@@ -188,6 +194,9 @@ class Part:
                 self._packed = self.fold.get_now()
             except Declined as reason:
                 self.reason = str(reason)
+        if self.reason is not None:
+            # A LoRA adapter may go the way it came, and leave its trace in `parameter.data`.
+            self.drop()
 
     def packed(self) -> Packed:
         """Keyword arguments of the op, as settled, or as a graph is to read them."""
@@ -234,7 +243,8 @@ def _query_key_value(layer: nn.Module, names: LayerNames) -> tuple[Any, Any, Any
         attention = find(layer, names.in_projection)
         if not isinstance(attention, nn.MultiheadAttention) or attention.in_proj_weight is None:
             raise Declined(f"{names.in_projection} has no projection of queries, keys and values")
-        return tuple(_chunks(attention.in_proj_weight, attention.in_proj_bias, 3))
+        query, key, value = _chunks(attention.in_proj_weight, attention.in_proj_bias, 3)
+        return query, key, value
     query = linear(layer, names.query)
     if names.key_value:
         both = linear(layer, names.key_value)

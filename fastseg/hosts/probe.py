@@ -27,12 +27,12 @@ _GRID = (4, 5)  # of tokens, at least
 _PIXELS = (64, 96)
 
 
-def layer_kind(layer: nn.Module) -> tuple[Any, ...]:
-    """Equal for layers that differ in their weights alone, or in rates of dropout."""
+def kind_of(module: nn.Module) -> tuple[Any, ...]:
+    """Equal for modules that differ in their weights alone, or in rates of dropout."""
     return tuple(
         (
             name,
-            type(part),
+            type(part) if name else None,  # of the whole the class may change
             tuple((n, tuple(p.shape)) for n, p in part._parameters.items() if p is not None),
             tuple(
                 (key, value)
@@ -43,7 +43,7 @@ def layer_kind(layer: nn.Module) -> tuple[Any, ...]:
             ),
             tuple(sorted(part.__dict__.keys() & {"forward"})),
         )
-        for name, part in layer.named_modules()
+        for name, part in module.named_modules()
     )
 
 
@@ -123,9 +123,12 @@ def head_refusal(head: Any, host: HeadHost) -> str | None:
 
 
 def _grid(module: nn.Module) -> tuple[int, int]:
-    """Height and width in tokens, no smaller than any kernel of a convolution."""
+    """Height and width in tokens: enough for 2 x 3 keys after the reduction.
+
+    A softmax over one key would hide the queries and their scale.
+    """
     kernel = max((p.shape[-1] for p in module.parameters() if p.ndim == 4), default=1)
-    return max(_GRID[0], kernel), max(_GRID[1], kernel + 1)
+    return max(_GRID[0], 2 * kernel), max(_GRID[1], 3 * kernel)
 
 
 def _failed(error: Exception) -> str:
