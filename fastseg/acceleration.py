@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
@@ -54,17 +54,16 @@ def accelerate(model: Model, *, strict: bool = False) -> Model:
         if isinstance(module, PackedOwner):
             found = True
             continue
-        kind = None
-        if isinstance(module, Accelerated):
-            kind = kind_of(module)
-            if kind != module._fastseg_kind:
-                _restore(module)  # its modules were exchanged, or it is a copy
+        if isinstance(module, Accelerated) and module._fastseg_kind != kind_of(
+            cast(nn.Module, module)
+        ):
+            _restore(module)  # its modules were exchanged, or it is a copy
         host = find_encoder(module) or find_head(module)
         if host is None:
             continue
         found = True
         if not isinstance(module, Accelerated):
-            reason = _take(module, host, kind or kind_of(module))
+            reason = _take(module, host)
             if reason is not None:
                 refusals.append(f"{_label(name, module)} stays with {host.name}: {reason}")
                 continue
@@ -83,7 +82,7 @@ def accelerate(model: Model, *, strict: bool = False) -> Model:
     return model
 
 
-def _take(module: nn.Module, host: EncoderHost | HeadHost, kind: Any) -> str | None:
+def _take(module: nn.Module, host: EncoderHost | HeadHost) -> str | None:
     """Accelerate one encoder or head; the reason where it has to stay the host's."""
     refused: dict[str, str] = {}
     if isinstance(host, EncoderHost):
@@ -95,8 +94,11 @@ def _take(module: nn.Module, host: EncoderHost | HeadHost, kind: Any) -> str | N
         module.__dict__["_fastseg_refusal"] = reason
         return reason
     module.__dict__.pop("_fastseg_refusal", None)
+    kind = kind_of(module)
     module.__class__ = accelerated_class(type(module), host)
     module.__dict__.update(_fastseg_refused=refused, _fastseg_kind=kind)
+    accelerated: Any = module
+    accelerated.fastseg_plan().settle(any_mode=True)  # an export before any forward goes by it
     return None
 
 

@@ -240,7 +240,8 @@ def _write_onnx(
     try:
         import onnxruntime
     except ImportError:
-        return nodes, None, "onnxruntime is not installed"
+        hint = 'pip install "fastseg-segformer[export]"'
+        return nodes, None, f"onnxruntime is not installed; {hint}"
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return nodes, lambda pixels: session.run(None, {INPUT: pixels}), None
 

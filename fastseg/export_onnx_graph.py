@@ -59,7 +59,8 @@ class OnnxGraph:
     def largest(self, x: str, axis: int) -> str:
         """Where along `axis` the largest value is, the first of equal ones; the axis stays, as 1.
 
-        By TopK, which OpenVINO runs three times as fast as ArgMax over 150 classes.
+        By TopK: with the upsampling before it OpenVINO takes 76 ms for 150 classes at 512x512, 193
+        with ArgMax; ONNX Runtime takes 270 and 255.
         """
         from onnx import helper
 

@@ -170,7 +170,7 @@ def _smp_maps(model: Any, x: torch.Tensor) -> Maps:
 
 def _smp_masks(model: Any, logits: torch.Tensor, maps: Maps) -> Any:
     masks = logits
-    for layer in model.segmentation_head[1:]:
+    for layer in list(model.segmentation_head)[1:]:  # a slice would be a new head
         masks = layer(masks)
     if model.classification_head is None:
         return masks
