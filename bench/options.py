@@ -55,16 +55,16 @@ def _parser() -> argparse.ArgumentParser:
         "of their memory. A result that is not right gets no figure, and the status is 1.",
     )
     add = parser.add_argument
-    add("--models", type=_variants, metavar="B0,B2", help="variants to time (default: all)")
+    add("--models", type=variants, metavar="B0,B2", help="variants to time (default: all)")
     add(
         "--size",
-        type=_side,
+        type=side,
         nargs=2,
         metavar=("H", "W"),
         help="of the image, multiples of 4 (default: 512 512, and 1024 2048 for memory)",
     )
-    add("--threads", type=_positive, default=2, metavar="N", help="of torch (default: 2)")
-    add("--repeats", type=_positive, metavar="N", help="rounds (default: 11)")
+    add("--threads", type=positive, default=2, metavar="N", help="of torch (default: 2)")
+    add("--repeats", type=positive, metavar="N", help="rounds (default: 11)")
     add("--only", choices=KINDS, help="one part of the whole")
     add(
         "--quick",
@@ -90,21 +90,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _variants(text: str) -> tuple[str, ...]:
-    variants = tuple(text.lower().split(","))
-    for variant in variants:
+def variants(text: str) -> tuple[str, ...]:
+    found = tuple(text.lower().split(","))
+    for variant in found:
         if variant not in VARIANTS:
             raise argparse.ArgumentTypeError(f"expected some of {VARIANTS}, got {variant!r}")
-    return variants
+    return found
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected an integer from 1, got {text!r}")
     return int(text)
 
 
-def _side(text: str) -> int:
+def side(text: str) -> int:
     if not text.isdecimal() or int(text) < 64 or int(text) % 4:
         raise argparse.ArgumentTypeError(f"expected a multiple of 4 from 64, got {text!r}")
     return int(text)

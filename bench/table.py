@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .rows import Row, newest
 
-BEGIN, END = "<!-- bench:cpu -->", "<!-- /bench:cpu -->"
+NAME = "cpu"  # of the markers around the table
 SUBJECT = "fastseg"
 
 Pair = tuple[Row, Row]  # of another provider, and of fastseg in the same run
@@ -33,27 +33,34 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n\n".join(_table(groups) for groups in settings.values())
 
 
-def rewrite(path: Path, table: str) -> None:
-    """Put `table` between the markers in `path`.
+def markers(name: str) -> tuple[str, str]:
+    """The lines between which the table `name` stands in a file."""
+    return f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
+
+
+def rewrite(path: Path, table: str, name: str = NAME) -> None:
+    """Put `table` between the markers of `name` in `path`.
 
     Raises:
         ValueError: `path` does not have both markers once, in order.
     """
+    begin, end = markers(name)
     text = path.read_text(encoding="utf-8")
-    before, _ = split(text, path)
-    after = text[text.index(END) :]
+    before, _ = split(text, path, name)
+    after = text[text.index(end) :]
     temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(f"{before}{BEGIN}\n{table}\n{after}", encoding="utf-8")
+    temporary.write_text(f"{before}{begin}\n{table}\n{after}", encoding="utf-8")
     os.replace(temporary, path)
 
 
-def split(text: str, path: Path) -> tuple[str, str]:
+def split(text: str, path: Path, name: str = NAME) -> tuple[str, str]:
     """What stands before the markers in `text`, and what between them."""
-    counts = text.count(BEGIN), text.count(END)
-    if counts != (1, 1) or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"{path}: expected {BEGIN} and {END} once each, in order, got {counts}")
-    before, rest = text.split(BEGIN)
-    return before, rest.split(END)[0].strip("\n")
+    begin, end = markers(name)
+    counts = text.count(begin), text.count(end)
+    if counts != (1, 1) or text.index(begin) > text.index(end):
+        raise ValueError(f"{path}: expected {begin} and {end} once each, in order, got {counts}")
+    before, rest = text.split(begin)
+    return before, rest.split(end)[0].strip("\n")
 
 
 def _table(groups: list[list[Row]]) -> str:
@@ -71,9 +78,7 @@ def _table(groups: list[list[Row]]) -> str:
     ):
         of_kind = list(found)
         lines += [
-            _line(
-                _title(row), row["provider"], _figures(row), _figures(subject), _ratio(row, subject)
-            )
+            line(_title(row), row["provider"], figures(row), figures(subject), _ratio(row, subject))
             for row, subject in of_kind
         ]
         if kind == "forward":
@@ -92,9 +97,9 @@ def _mean_lines(pairs: list[Pair]) -> list[str]:
     """The geometric mean over the variants, for each provider and size that has several."""
     ratios: dict[tuple[str, str], list[float]] = {}
     for row, subject in pairs:
-        ratios.setdefault((row["provider"], _size(row)), []).append(row["p50"] / subject["p50"])
+        ratios.setdefault((row["provider"], size_of(row)), []).append(row["p50"] / subject["p50"])
     return [
-        _line(
+        line(
             f"forward, geometric mean of these {len(found)}, {size}",
             provider,
             "",
@@ -110,20 +115,22 @@ def _ratio(row: Row, subject: Row) -> str:
     return f"{row['p50'] / subject['p50']:.2f}x"
 
 
-def _line(*cells: str) -> str:
+def line(*cells: str) -> str:
+    """A row of a markdown table."""
     return "| " + " | ".join(cells) + " |"
 
 
 def _title(row: Row) -> str:
     case = row["case"].upper() if row["kind"] in ("forward", "memory") else row["case"]
-    return f"{_TITLES[row['kind']].format(case)}, {_size(row)}"
+    return f"{_TITLES[row['kind']].format(case)}, {size_of(row)}"
 
 
-def _size(row: Row) -> str:
+def size_of(row: Row) -> str:
+    """As in "512x512"."""
     return "x".join(map(str, row["size"]))
 
 
-def _figures(row: Row) -> str:
+def figures(row: Row) -> str:
     """Median, unit, and the range from p20 to p80 at the precision of the median."""
     digits = 1 if row["p50"] < 100 else 0
     p20, p50, p80 = (f"{row[name]:.{digits}f}" for name in ("p20", "p50", "p80"))
@@ -131,21 +138,33 @@ def _figures(row: Row) -> str:
 
 
 def _caption(rows: list[Row]) -> str:
-    def all_of(name: str) -> str:
-        return ", ".join(dict.fromkeys(str(row[name]) for row in rows))
-
-    first = rows[0]
-    dates = sorted({row["date"][:10] for row in rows})
     return (
         "Medians (p20 to p80). Times of interleaved runs in one process; memory above that before "
         "the forward, in a process of its own; parity checked first. "
+        + setting_of(rows, f"transformers {_all_of(rows, 'transformers')} eager, ")
+    )
+
+
+def setting_of(rows: Sequence[Row], libraries: str = "") -> str:
+    """Machine, settings, versions, dates and commands of `rows`, as a sentence.
+
+    Args:
+        libraries: goes in between torch's version and fastseg's, with a comma behind.
+    """
+    first = rows[0]
+    dates = sorted({row["date"][:10] for row in rows})
+    return (
         f"{first['cpu']}; {_threads(first)}, {first['dtype']}, batch {first['batch']}; "
-        f"Python {all_of('python')}, torch {all_of('torch')}, "
-        f"transformers {all_of('transformers')} eager, fastseg {all_of('fastseg')} at "
-        f"{all_of('commit')}; {' and '.join(dict.fromkeys((dates[0], dates[-1])))}; by "
+        f"Python {_all_of(rows, 'python')}, torch {_all_of(rows, 'torch')}, "
+        f"{libraries}fastseg {_all_of(rows, 'fastseg')} at "
+        f"{_all_of(rows, 'commit')}; {' and '.join(dict.fromkeys((dates[0], dates[-1])))}; by "
         + ", ".join(f"`{command}`" for command in dict.fromkeys(row["command"] for row in rows))
         + "."
     )
+
+
+def _all_of(rows: Sequence[Row], name: str) -> str:
+    return ", ".join(dict.fromkeys(str(row[name]) for row in rows))
 
 
 def _threads(row: Row) -> str:

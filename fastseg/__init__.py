@@ -1,6 +1,6 @@
 """fastseg: SegFormer semantic segmentation, as fast as the hardware allows."""
 
-from .acceleration import accelerate, restore
+from .acceleration import accelerate, repack, restore
 from .auto import from_pretrained
 from .checkpoint import CheckpointError, CheckpointWarning
 from .config import SegformerConfig
@@ -42,6 +42,7 @@ __all__ = [
     "from_pretrained",
     "graphed",
     "plain_path",
+    "repack",
     "report",
     "restore",
     "segment",

@@ -1,4 +1,4 @@
-"""`accelerate` and `restore`: other libraries' SegFormers, made fast in place."""
+"""`accelerate`, `restore` and `repack`: other libraries' SegFormers, made fast in place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .hosts.accelerated import Accelerated, accelerated_class
 from .hosts.encoders import EncoderHost, find_encoder
 from .hosts.heads import HeadHost, find_head
 from .hosts.probe import encoder_refusal, head_refusal, kind_of, layer_refusal
-from .packing import PackedOwner
+from .packing import PackedOwner, drop_packed
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -44,8 +44,9 @@ def accelerate(model: Model, *, strict: bool = False) -> Model:
         ValueError: there is no SegFormer in it, or, with `strict`, a part of one cannot be taken.
             The model is then as it was.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    _check(model)
+    if not isinstance(strict, bool):
+        raise TypeError(f"strict: expected a bool, got {strict!r}")
     found = False
     refusals: list[str] = []
     changed: list[Any] = []
@@ -85,17 +86,23 @@ def accelerate(model: Model, *, strict: bool = False) -> Model:
 def _take(module: nn.Module, host: EncoderHost | HeadHost) -> str | None:
     """Accelerate one encoder or head; the reason where it has to stay the host's."""
     refused: dict[str, str] = {}
-    if isinstance(host, EncoderHost):
+    kind = kind_of(module)
+    if "forward" in module.__dict__:
+        reason: str | None = "it has a forward of its own"
+    elif isinstance(host, EncoderHost):
         refused = _refused_layers(module, host)
         reason = encoder_refusal(module, host, refused)
     else:
         reason = head_refusal(module, host)
+    if reason is None:
+        try:
+            module.__class__ = accelerated_class(type(module), host)
+        except Exception as error:  # of the class's own machinery, which may be anything
+            reason = f"its class cannot be derived from: {type(error).__name__}: {error}"
     if reason is not None:
         module.__dict__["_fastseg_refusal"] = reason
         return reason
     module.__dict__.pop("_fastseg_refusal", None)
-    kind = kind_of(module)
-    module.__class__ = accelerated_class(type(module), host)
     module.__dict__.update(_fastseg_refused=refused, _fastseg_kind=kind)
     accelerated: Any = module
     accelerated.fastseg_plan().settle(any_mode=True)  # an export before any forward goes by it
@@ -109,8 +116,10 @@ def restore(model: Model) -> Model:
         `model` itself.
 
     Raises:
+        TypeError: `model` is not a module.
         RuntimeError: another library has changed the class of an accelerated module since.
     """
+    _check(model)
     for name, module in model.named_modules():
         if isinstance(module, Accelerated):
             if type(module) is not accelerated_class(module._fastseg_class, module._fastseg_host):
@@ -121,6 +130,27 @@ def restore(model: Model) -> Model:
             _restore(module)
         module.__dict__.pop("_fastseg_refusal", None)
     return model
+
+
+def repack(model: nn.Module) -> None:
+    """Forget all that is folded in `model`; the next forward folds anew.
+
+    Needed only after an edit that PyTorch does not count, in eval mode and without gradients: one
+    through `parameter.data`, or from outside of this process.
+
+    Raises:
+        TypeError: `model` is not a module.
+    """
+    _check(model)
+    drop_packed(model)
+    for module in model.modules():
+        if isinstance(module, Accelerated):
+            module.drop_folds()
+
+
+def _check(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
 
 
 def _restore(module: Any) -> None:
@@ -136,7 +166,7 @@ def _refused_layers(encoder: nn.Module, host: EncoderHost) -> dict[str, str]:
     refused = {}
     for stage in host.stages(encoder):
         for layer in stage.layers:
-            kind = kind_of(layer)
+            kind = (type(layer), kind_of(layer))
             if kind not in verdicts:
                 verdicts[kind] = layer_refusal(layer, host.layer)
             reason = verdicts[kind]

@@ -63,10 +63,9 @@ class SegformerDecodeHead(PackedOwner, PackedModule):
                 f"got shapes {shapes}"
             )
         reason = plain_reason(self, *encoder_hidden_states)
-        if reason is None:
-            self.refresh_in_graph()
+        if reason is None and self.refresh_in_graph():
             return kernels.decode_head(encoder_hidden_states, **self.packed())
-        if reason != ASKED_FOR:
+        if reason not in (None, ASKED_FOR):
             self.drop_folds()
         size = encoder_hidden_states[0].shape[2:]
         projected = [

@@ -66,10 +66,8 @@ class SegformerEncoder(PackedOwner, nn.Module):
         if not torch.compiler.is_compiling():
             select_backend(pixel_values.device)  # an unknown or absent one is an error
         reason = plain_reason(self, pixel_values)
-        packed = not output_attentions and reason is None
-        if packed:
-            self.refresh_in_graph()
-        elif reason not in (None, ASKED_FOR):
+        packed = not output_attentions and reason is None and self.refresh_in_graph()
+        if reason not in (None, ASKED_FOR):
             self.drop_folds()
         feature_map = pixel_values
         maps: list[torch.Tensor] = []

@@ -58,9 +58,9 @@ def export(
     model: nn.Module,
     path: str | os.PathLike[str],
     *,
-    format: str = "onnx",
+    format: str | None = None,
     labels: bool | Sequence[int] = False,
-    label_dtype: torch.dtype = torch.int64,
+    label_dtype: torch.dtype | None = None,
     batch: int | None = None,
     height: int | None = None,
     width: int | None = None,
@@ -80,11 +80,11 @@ def export(
         path: the file; an older one is replaced. Nothing is left there where anything fails.
         format: "onnx", or "torch-export", which `torch.export.load` reads without fastseg: a
             program for the CPU, which takes sides that leave two tokens on every reduced grid, from
-            61 pixels on.
+            61 pixels on. None to go by the suffix of `path`, .onnx or .pt2.
         labels: True for label maps of the input's size, or (H, W) for maps of that size: bilinear
             upsampling and the highest class, inside the graph. With one class 1 where its logit is
             positive.
-        label_dtype: torch.int64, or torch.uint8 for up to 256 classes.
+        label_dtype: torch.int64, the default, or torch.uint8 for up to 256 classes.
         batch, height, width: of the input, to fix an axis.
         opset: of ONNX, from 18; 20 by default, where GELU is one operator.
         check: compare with the model in float64, at two sizes where any are allowed: the relative
@@ -97,8 +97,12 @@ def export(
         OSError: the file cannot be written.
         ExportError: the graph does not give what the model gives.
     """
-    if format not in FORMATS:
-        raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path: expected a path, got {type(path).__name__}")
+    target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"path: expected a file, got the folder {target}")
+    format = _format(format, target)
     folded = _folded(model)
     if folded.dtype != torch.float32:
         model = copy.deepcopy(model).float()
@@ -111,10 +115,8 @@ def export(
         "width": _size("width", width, smallest),
     }
     label_size = _labels(labels, label_dtype, folded)
+    label_dtype = label_dtype or torch.int64
     options = {**sizes, "labels": label_size, "label_dtype": label_dtype}
-    target = Path(path)
-    if target.is_dir():
-        raise IsADirectoryError(f"path: expected a file, got the folder {target}")
     if not target.absolute().parent.is_dir():
         raise FileNotFoundError(f"path: there is no folder {target.parent} for {target.name}")
     if format == "onnx":
@@ -143,7 +145,48 @@ def _folded(model: nn.Module) -> FoldedModel:
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if model.training:
         raise ValueError("model: expected eval mode, got training mode; call model.eval() first")
-    return fold_accelerated(model) or fold_model(model)
+    folded = fold_accelerated(model)
+    if folded is None:
+        return fold_model(model)
+    _check_around(model, folded)
+    return folded
+
+
+def _check_around(model: nn.Module, folded: FoldedModel) -> None:
+    """Raise where a model does more than its encoder and head, such as to normalise its input."""
+    side = 2 * folded.smallest_side(export_torch.TWO_TOKENS)
+    first = folded.stages[0].embed["weight"]
+    pixels = torch.linspace(-1, 1, first.shape[1] * side * side, device=first.device)
+    pixels = pixels.view(1, -1, side, side).to(first.dtype)
+    with torch.no_grad():
+        logits = export_torch.FoldedSegformer(folded, False, torch.int64)(pixels)
+        output = model(pixels)
+    expected = getattr(output, "logits", output)
+    if (
+        not isinstance(expected, torch.Tensor)
+        or expected.shape != logits.shape
+        or not torch.allclose(logits.float(), expected.float(), rtol=1e-2, atol=1e-2)
+    ):
+        raise ValueError(
+            "model: expected an encoder and a decode head, got a model that does more around them, "
+            "which would not be in the graph; export the part inside"
+        )
+
+
+def _format(format: str | None, path: Path) -> str:
+    by_suffix = {suffix: name for name, suffix in FORMATS.items()}
+    told = by_suffix.get(path.suffix.lower())
+    if format is None:
+        if told is None:
+            raise ValueError(
+                f"path: expected a suffix of {', '.join(by_suffix)}, or a format, got {path.name!r}"
+            )
+        return told
+    if not isinstance(format, str) or format not in FORMATS:
+        raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
+    if told not in (None, format):
+        raise ValueError(f"path: expected no suffix of {told} for {format}, got {path.name!r}")
+    return format
 
 
 def _size(name: str, size: Any, smallest: int) -> int | None:
@@ -159,11 +202,13 @@ def _size(name: str, size: Any, smallest: int) -> int | None:
 
 
 def _labels(
-    labels: bool | Sequence[int], dtype: torch.dtype, folded: FoldedModel
+    labels: bool | Sequence[int], dtype: torch.dtype | None, folded: FoldedModel
 ) -> bool | tuple[int, int]:
-    if dtype not in (torch.int64, torch.uint8):
+    if dtype not in (None, torch.int64, torch.uint8):
         raise TypeError(f"label_dtype: expected torch.int64 or torch.uint8, got {dtype}")
     if labels is False:
+        if dtype is not None:
+            raise ValueError(f"label_dtype: expected None as labels is False, got {dtype}")
         return False
     if folded.head is None:
         raise ValueError("labels: expected False, as the model does not segment")
@@ -242,7 +287,13 @@ def _write_onnx(
     except ImportError:
         hint = 'pip install "fastseg-segformer[export]"'
         return nodes, None, f"onnxruntime is not installed; {hint}"
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # classes of its own, of C++
+        reason = str(error).strip().splitlines()[-1]
+        raise ExportError(
+            f"onnxruntime {onnxruntime.__version__} cannot read opset {opset}: {reason}"
+        ) from error
     return nodes, lambda pixels: session.run(None, {INPUT: pixels}), None
 
 

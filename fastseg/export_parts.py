@@ -118,8 +118,8 @@ def fold_model(model: nn.Module) -> FoldedModel:
     kinds = (SegformerForSemanticSegmentation, SegformerForImageClassification, SegformerModel)
     if not isinstance(model, kinds):
         raise TypeError(
-            f"model: expected one of {', '.join(kind.__name__ for kind in kinds)} of fastseg, or a "
-            f"model that fastseg.accelerate has taken, got a {type(model).__name__}"
+            "model: expected a model of fastseg, or one that fastseg.accelerate has taken, got a "
+            f"{type(model).__module__}.{type(model).__name__}; call fastseg.accelerate(model) first"
         )
     reason = structure_reason(model)
     if reason is not None:

@@ -41,6 +41,10 @@ class _Source(NamedTuple):
     version: int
     address: int
 
+    @classmethod
+    def all_of(cls, tensors: list[torch.Tensor]) -> list[_Source]:
+        return [cls(t, t.detach(), t._version, t.data_ptr()) for t in tensors]
+
     def unchanged(self) -> bool:
         return self.tensor._version == self.version and self.tensor.data_ptr() == self.address
 
@@ -49,11 +53,6 @@ class _Folded(NamedTuple):
     packed: Packed
     sources: list[_Source]
     traits: list[Any]
-
-    @classmethod
-    def of(cls, packed: Packed, tensors: list[torch.Tensor], traits: list[Any]) -> _Folded:
-        sources = [_Source(t, t.detach(), t._version, t.data_ptr()) for t in tensors]
-        return cls(packed, sources, traits)
 
     def is_of(self, tensors: list[torch.Tensor], traits: list[Any]) -> bool:
         """Whether it was folded from these, as they are now."""
@@ -75,7 +74,8 @@ def _sources(roots: Sequence[nn.Module]) -> tuple[list[torch.Tensor], list[Any]]
         tensors.extend(t for t in part._parameters.values() if t is not None)
         tensors.extend(t for t in part._buffers.values() if t is not None)
         own = part.__dict__
-        traits.append((type(part), own.get("eps"), own.get("scale"), own.get("scaling")))
+        numbers = (own.get("eps"), own.get("stride"), own.get("dilation"))
+        traits.append((type(part), *numbers, own.get("scale"), own.get("scaling")))
     return tensors, traits
 
 
@@ -157,16 +157,21 @@ class Fold:
         """The folded tensors, made anew where a source has changed.
 
         In a graph of torch.compile those that `FoldOwner.refresh_in_graph` keeps fresh. An exported
-        graph takes frozen weights as they are folded, and folds others itself.
+        graph folds by itself: whose tensors it is traced with cannot be told.
         """
         if not torch.compiler.is_compiling():
             return self.get_now()
-        if torch.compiler.is_exporting():
-            folded = self.folded
-            if folded is not None and self._is_frozen(folded):
-                return folded.packed
+        if torch.compiler.is_exporting() or self.graph is None:
             return self._fold()
-        return self._fold() if self.graph is None else self.graph.packed
+        return self.graph.packed
+
+    def tensors(self) -> list[torch.Tensor]:
+        """The sources as they are now."""
+        tensors: list[torch.Tensor] = []
+        for part in all_parts(*self._roots):
+            tensors.extend(t for t in part._parameters.values() if t is not None)
+            tensors.extend(t for t in part._buffers.values() if t is not None)
+        return tensors
 
     def get_now(self) -> Packed:
         """The folded tensors, made anew where a source has changed, outside of graphs."""
@@ -174,13 +179,15 @@ class Fold:
         folded = self.folded
         if folded is not None and folded.is_of(tensors, traits):
             return folded.packed
+        # Before folding: another thread may edit them meanwhile.
+        sources = _Source.all_of(tensors)
         # Tensors of inference mode could neither be refreshed nor be captured by a graph.
         with torch.inference_mode(False), torch.no_grad():
             storages = {tensor.untyped_storage().data_ptr() for tensor in tensors}
             packed = _as_parameters(self._fold(), storages)
         if tensors and not _finished(tensors[0].device):
             return packed
-        self.folded = _Folded.of(packed, tensors, traits)
+        self.folded = _Folded(packed, sources, traits)
         return packed
 
     def get_for_graph(self) -> Packed:
@@ -204,6 +211,7 @@ class Fold:
         tensors, traits = _sources(self._roots)
         if graph.is_of(tensors, traits):
             return
+        sources = _Source.all_of(tensors)
         packed = self.get_now()
         if not _alike(graph.packed, packed):
             raise RuntimeError(
@@ -213,14 +221,7 @@ class Fold:
         with torch.no_grad():
             for target, source in zip(_tensors(graph.packed), _tensors(packed), strict=True):
                 target.copy_(source)
-        self.graph = _Folded.of(graph.packed, tensors, traits)
-
-    @staticmethod
-    def _is_frozen(folded: _Folded) -> bool:
-        """Whether nothing is going to train the sources, and nothing has edited them."""
-        return not any(
-            source.tensor.requires_grad or not source.unchanged() for source in folded.sources
-        )
+        self.graph = _Folded(graph.packed, sources, traits)
 
 
 class FoldSet:
@@ -232,20 +233,39 @@ class FoldSet:
     """
 
     def __init__(self, folds: Sequence[Fold], problem: Callable[[], str | None]) -> None:
-        self._folds = list(folds)
+        self.folds = list(folds)
         self._problem = problem
         self._packed = [fold.graph and fold.graph.packed for fold in folds]
         self.tensors = list(_tensors(self._packed))
+        self._sources = [fold.tensors() for fold in folds]
         with _lock:
             self.handle = next(_handles)
             _fold_sets[self.handle] = self
 
     def is_of(self, folds: Sequence[Fold]) -> bool:
-        """Whether these are the folds, with the same tensors for graphs."""
-        return len(folds) == len(self._folds) and all(
-            fold is other and (fold.graph and fold.graph.packed) is packed
-            for fold, other, packed in zip(folds, self._folds, self._packed, strict=True)
+        """Whether these are the folds, with the same sources and the same tensors for graphs."""
+        return (
+            len(folds) == len(self.folds)
+            and all(
+                fold is other and (fold.graph and fold.graph.packed) is packed
+                for fold, other, packed in zip(folds, self.folds, self._packed, strict=True)
+            )
+            and self.has_sources()
         )
+
+    def has_sources(self) -> bool:
+        """Whether modules hold the tensors that were folded; a graph asks it while it is traced.
+
+        Not so inside of `torch.func.functional_call`, which a graph sees, and nothing outside.
+        """
+        for fold, sources in zip(self.folds, self._sources, strict=True):
+            tensors = fold.tensors()
+            if len(tensors) != len(sources):
+                return False
+            for tensor, source in zip(tensors, sources, strict=True):
+                if tensor is not source:
+                    return False
+        return True
 
     def refresh(self) -> None:
         """Make all folds fresh.
@@ -259,7 +279,7 @@ class FoldSet:
                 f"a compiled graph holds a model that has changed since: {problem}; call "
                 "torch.compiler.reset()"
             )
-        for fold in self._folds:
+        for fold in self.folds:
             fold.refresh_graph()
 
 
@@ -270,8 +290,14 @@ _lock = threading.Lock()
 
 def _refresh_folds(packed: list[torch.Tensor], handle: int) -> None:
     fold_set = _fold_sets.get(handle)
-    if fold_set is not None:  # None where another fold took its place while the graph began
-        fold_set.refresh()
+    if fold_set is None:
+        raise RuntimeError("a compiled graph outlived its model; call torch.compiler.reset()")
+    fold_set.refresh()
+    # Backends that make graphs functional pass copies, and copy them back over the originals.
+    with torch.no_grad():
+        for given, kept in zip(packed, fold_set.tensors, strict=True):
+            if given.data_ptr() != kept.data_ptr():
+                given.copy_(kept)
 
 
 _LIBRARY = torch.library.Library("fastseg", "FRAGMENT")
@@ -306,17 +332,22 @@ class FoldOwner:
             for fold in self.folds():
                 fold.drop()
 
-    def refresh_in_graph(self) -> None:
-        """To be called by a forward before it reads its folds. Outside of graphs it does nothing.
+    def refresh_in_graph(self) -> bool:
+        """To be called by a forward before it reads its folds: whether it may.
+
+        Outside of graphs of torch.compile it may always.
 
         The folding itself happens while the graph is traced, and is not in it: the graph takes the
         folded tensors as inputs, and has one operator that keeps them fresh.
         """
-        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-            _fold_now(self)
-            fold_set = self._fold_set
-            if fold_set is not None:
-                torch.ops.fastseg.refresh_folds(fold_set.tensors, fold_set.handle)
+        if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            return True
+        _fold_now(self)
+        fold_set = self._fold_set
+        if fold_set is None or not fold_set.has_sources():
+            return False
+        torch.ops.fastseg.refresh_folds(fold_set.tensors, fold_set.handle)
+        return True
 
 
 @torch.compiler.assume_constant_result

@@ -33,6 +33,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils import _pytree as pytree
 from torch.utils._device import DeviceContext
 
+from .acceleration import repack
 from .graph_capture import Capture, Capturer, CudaCapturer, in_capture
 from .graph_keys import (
     PLAIN_TYPES,
@@ -174,9 +175,13 @@ class GraphedModel(Runner):
             warmup(self, shapes)  # type: ignore[arg-type]
 
     def clear(self) -> None:
-        """Drop all graphs and the memory they hold; they are captured anew when needed."""
+        """Drop all graphs and the memory they hold, and what is folded in the model.
+
+        Graphs are captured anew when needed, from the weights as they are then.
+        """
         with self._lock:
             self._forget()
+            repack(self.model)
 
     def report(self) -> str:
         """How many graphs there are and what was replayed; what ran eagerly, by reason."""

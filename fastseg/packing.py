@@ -80,6 +80,8 @@ def mode_reason(module: nn.Module, *inputs: Any) -> str | None:
         return "it is traced by torch.jit"
     if any(isinstance(value, Proxy) for value in inputs):
         return "it is traced by torch.fx"
+    if torch._C._functorch.maybe_current_level() is not None:
+        return "it is inside a transform of torch.func"
     if torch.is_grad_enabled():
         if any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs):
             return "the input requires gradients"
@@ -108,6 +110,11 @@ def structure_reason(module: nn.Module) -> str | None:
 def _part_reason(part: nn.Module, is_whole: bool) -> str | None:
     if part.training:
         return "is in training mode"
+    for tensor in (*part._parameters.values(), *part._buffers.values()):
+        if type(tensor) in (nn.Parameter, torch.Tensor, type(None)):
+            continue
+        if not torch.compiler.is_exporting():  # which puts its own in their place
+            return f"has a {type(tensor).__name__}"
     if any(p is not None and p.is_inference() for p in part._parameters.values()):
         return "was made in inference mode, where edits are not counted"
     if is_whole:

@@ -34,8 +34,11 @@ def report(model: nn.Module) -> str:
     Gradient mode counts as it is now: call it inside `torch.no_grad()` to see what happens there.
 
     Raises:
-        ValueError: there is no SegFormer in `model`.
+        TypeError: `model` is not a module.
+        ValueError: there is no SegFormer in it.
     """
+    if not hasattr(model, "named_modules"):  # a graphed model has its model's
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     lines: list[str] = []
     for name, part in model.named_modules():
         label = name or type(part).__name__
@@ -50,7 +53,7 @@ def report(model: nn.Module) -> str:
     if not lines:
         raise ValueError(
             "model: expected one with a SegFormer of fastseg in it, or one that fastseg.accelerate "
-            f"has made fast, got a {type(model).__name__}"
+            f"has made fast, got a {type(model).__module__}.{type(model).__name__}"
         )
     lines += [
         f"so far {op} ran eagerly {count} times: {reason}"

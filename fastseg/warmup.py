@@ -27,7 +27,7 @@ def warmup(model: nn.Module, shapes: Iterable[Sequence[int]]) -> None:
     if model.training:
         raise ValueError("model: expected a model in eval mode, got one in training mode")
     parameter = next(model.parameters())
-    shapes = [tuple(shape) for shape in shapes]
+    shapes = [tuple(shape) if isinstance(shape, Sequence) else (shape,) for shape in shapes]
     for shape in shapes:
         if len(shape) != 4 or min(shape) < 1:
             raise ValueError(

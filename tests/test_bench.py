@@ -14,6 +14,7 @@ import fastseg
 from bench import cases, gates, memory, models, options, pairs, rows, table, timing
 
 ROOT = Path(__file__).parent.parent
+BEGIN, END = table.markers("cpu")
 
 ROW = {
     "schema": 1,
@@ -222,17 +223,17 @@ def test_table():
 def test_readme_is_rewritten_in_place(tmp_path):
     readme, results = tmp_path / "README.md", tmp_path / "rows.jsonl"
     rows.append_rows(results, [ROW, FAST])
-    readme.write_text(f"above\n{table.BEGIN}\nold\n{table.END}\nbelow\n")
+    readme.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n")
     for _ in range(2):
         assert models.main(["--readme", str(readme), "--output", str(results)]) == 0
         expected = table.markdown([ROW, FAST])
-        assert readme.read_text() == f"above\n{table.BEGIN}\n{expected}\n{table.END}\nbelow\n"
+        assert readme.read_text() == f"above\n{BEGIN}\n{expected}\n{END}\nbelow\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "rows.jsonl"]
 
-    readme.write_text(f"{table.END} {table.BEGIN}")
+    readme.write_text(f"{END} {BEGIN}")
     with pytest.raises(ValueError, match="in order"):
         table.rewrite(readme, "new")
-    assert readme.read_text() == f"{table.END} {table.BEGIN}"
+    assert readme.read_text() == f"{END} {BEGIN}"
 
 
 def test_table_of_a_file_is_printed(tmp_path, capsys):

@@ -36,6 +36,7 @@ def files(folder: Path) -> list[str]:
         ({"labels": (5,)}, ValueError, "labels: expected a bool or a positive"),
         ({"labels": "yes"}, ValueError, "labels: expected a bool or a positive"),
         ({"labels": True, "label_dtype": torch.int32}, TypeError, "label_dtype: expected"),
+        ({"label_dtype": torch.uint8}, ValueError, "label_dtype: expected None as labels"),
         ({"batch": 0}, ValueError, "batch: expected an integer from 1"),
         ({"batch": True}, ValueError, "batch: expected an integer from 1"),
         ({"height": 28}, ValueError, "height: expected an integer from 29, or None, got 28"),
@@ -49,13 +50,27 @@ def files(folder: Path) -> list[str]:
 )
 def test_wrong_arguments(model, tmp_path, options, error, message):
     with pytest.raises(error, match=message):
-        fastseg.export(model, tmp_path / "model.onnx", **options)
+        fastseg.export(model, tmp_path / "model", **{"format": "onnx", **options})
     assert files(tmp_path) == []
+
+
+def test_the_suffix_tells_the_format(model, tmp_path):
+    assert fastseg.export(model, tmp_path / "model.onnx", check=False).format == "onnx"
+    with pytest.raises(ValueError, match="path: expected no suffix of onnx for torch-export"):
+        fastseg.export(model, tmp_path / "other.onnx", format="torch-export")
+    with pytest.raises(ValueError, match="path: expected a suffix of .onnx, .pt2, or a format"):
+        fastseg.export(model, tmp_path / "other")
+    with pytest.raises(TypeError, match="path: expected a path, got int"):
+        fastseg.export(model, 3)
+    assert files(tmp_path) == ["model.onnx"]
 
 
 def test_models_that_cannot_be_exported(model, tmp_path):
     path = tmp_path / "model.onnx"
-    with pytest.raises(TypeError, match="model: expected one of .*, got a Linear"):
+    with pytest.raises(
+        TypeError,
+        match="model: expected a model of fastseg.*, got a .*Linear; call fastseg.accelerate",
+    ):
         fastseg.export(torch.nn.Linear(3, 3).eval(), path)
     config = fastseg.SegformerConfig(**TINY)
     with pytest.raises(ValueError, match="training mode"):

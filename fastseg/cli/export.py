@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
         help="a folder or a Hugging Face hub id (default: the embedded model of drawn scenes)",
     )
     parser.add_argument(
-        "--format", choices=FORMATS, default="onnx", help="of the file (default: onnx)"
+        "--format", choices=FORMATS, help="of the file (default: by its suffix, else onnx)"
     )
     parser.add_argument(
         "--output",
@@ -51,9 +51,7 @@ def add_parser(commands: Any) -> None:
         metavar=("HEIGHT", "WIDTH"),
         help="of the label maps (default: that of the image)",
     )
-    parser.add_argument(
-        "--label-dtype", choices=_LABEL_DTYPES, default="int64", help="(default: int64)"
-    )
+    parser.add_argument("--label-dtype", choices=_LABEL_DTYPES, help="(default: int64)")
     parser.add_argument(
         "--size",
         nargs=2,
@@ -72,11 +70,14 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    output = arguments.output or Path(_name(arguments.model) + FORMATS[arguments.format])
+    suffix = FORMATS[arguments.format or "onnx"]
+    output = arguments.output or Path(_name(arguments.model) + suffix)
     if output.exists() and not arguments.force:
         raise CommandError(f"--output {output}: it exists; --force replaces it", status=2)
     if arguments.label_size and not arguments.labels:
         raise CommandError("--label-size: expected --labels too", status=2)
+    if arguments.label_dtype and not arguments.labels:
+        raise CommandError("--label-dtype: expected --labels too", status=2)
     model, _ = options.load_model(arguments.model, torch.device("cpu"), "float32")
     labels: Any = arguments.labels
     if arguments.label_size:
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
                 output,
                 format=arguments.format,
                 labels=labels,
-                label_dtype=_LABEL_DTYPES[arguments.label_dtype],
+                label_dtype=_LABEL_DTYPES.get(arguments.label_dtype),
                 batch=arguments.batch,
                 height=height,
                 width=width,

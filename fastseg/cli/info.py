@@ -17,7 +17,16 @@ from fastseg.kernels.configs import configs_source
 
 from .options import EMBEDDED_MODEL, EMBEDDED_NAME
 
-_PACKAGES = ("torch", "triton", "numpy", "pillow", "safetensors", "transformers", "huggingface_hub")
+_PACKAGES = (
+    *("torch", "triton", "numpy", "pillow", "safetensors", "transformers", "huggingface_hub"),
+    *("h5py", "onnx", "onnxruntime", "openvino"),
+)
+# What needs more packages, and the extra that brings them.
+_EXTRAS = {
+    "hub ids": ("hub", ("huggingface_hub",)),
+    "HDF5 files": ("h5", ("h5py",)),
+    "ONNX export": ("export", ("onnx", "onnxruntime")),
+}
 _GIB = 1 << 30
 
 
@@ -131,12 +140,13 @@ def _text(info: dict[str, Any]) -> str:
             lines.append(f"  {'':<16} configurations {device['configurations']}")
     if len(info["devices"]) == 1:
         lines.append("  no CUDA device that torch can use")
-    hub = info["versions"]["huggingface_hub"]
     lines.append("\nmodels")
-    lines.append(
-        f"  {'hub ids':<16} "
-        + ("can be loaded" if hub else 'need huggingface_hub: pip install "fastseg-segformer[hub]"')
-    )
+    for what, (extra, packages) in _EXTRAS.items():
+        absent = [name for name in packages if info["versions"][name] is None]
+        found = "yes"
+        if absent:
+            found = f'need {", ".join(absent)}: pip install "fastseg-segformer[{extra}]"'
+        lines.append(f"  {what:<16} {found}")
     model = info["embedded_model"]
     if model is None:
         lines.append(f"  {'embedded':<16} not in this installation")

@@ -64,6 +64,8 @@ class Accelerated(FoldOwner):
             leaves.extend(value if isinstance(value, list | tuple) else [value])
         if reason := mode_reason(module, *leaves):
             return reason
+        if "forward" in self.__dict__:
+            return "it has a forward of its own"
         if "_is_replica" in self.__dict__:
             return "it is a replica of DataParallel, which has no weights of its own"
         if torch.is_grad_enabled():
@@ -82,14 +84,27 @@ class Accelerated(FoldOwner):
                 part.drop()
 
     def graph_problem(self) -> str | None:
-        before = _modes(self)
-        problem = _settled(self)
-        return problem or (None if _modes(self) == before else "other parts of it can be folded")
+        plan = self._fastseg_plan
+        if plan is None or not plan.is_current():
+            return "modules in it were exchanged"
+        before = [id(part) for part in plan.folded_parts()]
+        if problem := plan.settle():
+            return problem
+        now = [id(part) for part in plan.folded_parts()]
+        return None if now == before else "other parts of it can be folded"
 
     def train(self, mode: bool = True) -> Any:
         # For eval() too: what comes before it may have edited `parameter.data`.
         self.drop_folds()
         return super().train(mode)  # type: ignore[misc]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        # Not to keep the memory of another device or dtype.
+        if self._fastseg_plan is not None:
+            for part in self._fastseg_plan.parts():
+                part.drop(graph=True)
+        self._fold_set = None
+        return super()._apply(*args, **kwargs)  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         inherited = getattr(super(), "__getstate__", None)  # object has one from Python 3.11
@@ -110,10 +125,6 @@ def _rebuild(host_class: type[nn.Module], host: int, *arguments: Any) -> nn.Modu
     return accelerated.__new__(accelerated, *arguments)
 
 
-def _modes(module: Accelerated) -> list[int]:
-    return [id(part) for part in module.fastseg_plan().folded_parts()]
-
-
 def _settled(module: Accelerated) -> str | None:
     return module.fastseg_plan().settle()
 
@@ -127,7 +138,8 @@ def _settle(module: Accelerated) -> str | None:
     if not torch.compiler.is_compiling():
         return _settled(module)
     if torch.compiler.is_exporting():
-        return None if module.fastseg_plan().folded_parts() else "none of its parts can be folded"
+        # Nothing can be folded now, and what it is traced with cannot be told.
+        return None if module.fastseg_plan().may_run() else "none of its parts can be folded"
     return _settle_for_graph(module)
 
 
@@ -148,12 +160,15 @@ def _make_class(host_class: Any, host: Host) -> Any:
 
     @functools.wraps(host_method)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(self, Accelerated):  # restored, and another library kept this method
+            return host_method(self, *args, **kwargs)
         if self.fastseg_reason(*args, *kwargs.values()) is not None:
             if torch.is_grad_enabled():
                 self.drop_folds()
             return host_method(self, *args, **kwargs)
-        self.refresh_in_graph()
-        plan = self._fastseg_plan
+        if not self.refresh_in_graph():
+            return host_method(self, *args, **kwargs)
+        plan: Any = self._fastseg_plan
         if isinstance(plan, EncoderPlan):
             output = plan.host.forward(self, plan.run, *args, **kwargs)
         else:

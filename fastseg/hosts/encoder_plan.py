@@ -34,22 +34,25 @@ class LayerPlan:
         return self.attention, self.ffn
 
     def settle(self, any_mode: bool) -> None:
-        self.reason = self.refused
+        reason = self.refused
         for part in self._around:
-            self.reason = self.reason or part_problem(part, any_mode)
-        if self.reason is None:
+            reason = reason or part_problem(part, any_mode)
+        if reason is None:
             for half in self.parts():
                 half.settle(any_mode)
+        self.reason = reason  # at the end: other threads may be reading it
 
     def run(self, x: torch.Tensor, height: int, width: int, norm: Any) -> torch.Tensor:
         """Tokens of the layer, after `norm` where one is given."""
-        if self.reason is not None:
+        if self.reason is not None or (
+            torch.compiler.is_exporting() and any(map(part_problem, self._around))
+        ):
             return _normalized(self.names.call(self.layer, x, height, width), norm)
-        if self.attention.reason is None:
+        if self.attention.is_folded():
             x = kernels.sr_attention(x, height, width, **self.attention.packed())
         else:
             x = self.names.call_attention(self.layer, x, height, width)
-        if self.ffn.reason is not None:
+        if not self.ffn.is_folded():
             return _normalized(self.names.call_ffn(self.layer, x, height, width), norm)
         packed = self.ffn.packed()
         if norm is None:
@@ -84,12 +87,16 @@ class StagePlan:
         self.embed.settle(any_mode)
         for layer in self.layers:
             layer.settle(any_mode)
-        norm = self.stage.norm
-        plain = isinstance(norm, nn.LayerNorm) and norm.bias is not None
-        self.norm_reason = part_problem(norm, any_mode) if plain else f"is a {type(norm).__name__}"
+        norm: Any = self.stage.norm
+        if not isinstance(norm, nn.LayerNorm) or norm.bias is None:
+            self.norm_reason = f"is a {type(norm).__name__}"
+        elif {norm.weight.dtype} != {p.dtype for p in self.layers[-1].layer.parameters()}:
+            self.norm_reason = "its weights are of another kind than the layer's before it"
+        else:
+            self.norm_reason = part_problem(norm, any_mode)
 
     def run(self, feature_map: torch.Tensor) -> torch.Tensor:
-        if self.embed.reason is None:
+        if self.embed.is_folded():
             tokens, height, width = kernels.patch_embed(feature_map, **self.embed.packed())
         else:
             tokens, height, width = self._embed_names.call(self.stage.embed, feature_map)
@@ -149,6 +156,10 @@ class EncoderPlan:
         if not self.folded_parts():
             return "none of its parts can be folded"
         return None
+
+    def may_run(self) -> bool:
+        """Whether `run` may be called, as settled before, or as it is now in an export."""
+        return any(part.is_folded() for part in self.folded_parts())
 
     def parts(self) -> list[Part]:
         return [part for stage in self.stages for part in stage.parts()]

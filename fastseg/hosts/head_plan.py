@@ -52,6 +52,10 @@ class HeadPlan:
         self.classifier.settle(any_mode)
         return self.neck.reason
 
+    def may_run(self) -> bool:
+        """Whether `run` may be called, as settled before, or as it is now in an export."""
+        return self.neck.is_folded()
+
     def parts(self) -> list[Part]:
         return [self.neck, self.classifier]
 
@@ -73,7 +77,7 @@ class HeadPlan:
                 F.linear(one.permute(0, 2, 3, 1), weight, bias).relu().permute(0, 3, 1, 2)
                 for one, (weight, bias) in zip(maps, projections, strict=True)
             ]
-        if self.classifier.reason is None:
+        if self.classifier.is_folded():
             logits = kernels.decode_head(inputs, **packed, **self.classifier.packed())
         else:
             fused: torch.Tensor = kernels.decode_head(inputs, **packed)

@@ -77,7 +77,7 @@ def part_problem(part: nn.Module, any_mode: bool = False) -> str | None:
     for tensor in (*part._parameters.values(), *part._buffers.values()):
         if tensor is None:
             continue
-        if type(tensor) not in (torch.Tensor, nn.Parameter):
+        if type(tensor) not in (torch.Tensor, nn.Parameter) and not torch.compiler.is_exporting():
             return f"has a {type(tensor).__name__}"
         if tensor.is_inference():
             return "was made in inference mode, where edits are not counted"
@@ -172,12 +172,11 @@ class Part:
         self._packed: Packed | None = None
 
     def _checked(self, fold: Callable[[], Packed]) -> Packed:
-        parts = all_parts(*self.roots)
-        if [_traits(part) for part in parts] != self._traits:
+        if not self._is_as_tried_out():
             raise Declined("changed since it was tried out; call accelerate again")
         kinds = {
             f"{tensor.dtype} on {tensor.device}"
-            for part in parts
+            for part in all_parts(*self.roots)
             for tensor in (*part._parameters.values(), *part._buffers.values())
             if tensor is not None and tensor.is_floating_point()
         }
@@ -187,16 +186,26 @@ class Part:
 
     def settle(self, any_mode: bool = False) -> None:
         """Fold it, or find the reason why not."""
-        self._packed = None
-        self.reason = problem(self.owner, self.roots, any_mode)
-        if self.reason is None:
+        reason = problem(self.owner, self.roots, any_mode)
+        if reason is None:
             try:
                 self._packed = self.fold.get_now()
-            except Declined as reason:
-                self.reason = str(reason)
-        if self.reason is not None:
+            except Declined as declined:
+                reason = str(declined)
+        # Set once, at the end: other threads may be reading it.
+        self.reason = reason
+        if reason is not None:
             # A LoRA adapter may go the way it came, and leave its trace in `parameter.data`.
             self.drop()
+
+    def is_folded(self) -> bool:
+        """Whether it runs folded, as settled; in an export, where nothing settles, as it is now."""
+        if self.reason is not None or not torch.compiler.is_exporting():
+            return self.reason is None
+        return problem(self.owner, self.roots) is None and self._is_as_tried_out()
+
+    def _is_as_tried_out(self) -> bool:
+        return [_traits(part) for part in all_parts(*self.roots)] == self._traits
 
     def packed(self) -> Packed:
         """Keyword arguments of the op, as settled, or as a graph is to read them."""
@@ -204,10 +213,10 @@ class Part:
             return self.fold.get()
         return self._packed
 
-    def drop(self) -> None:
-        """Forget the folded tensors, but not those of graphs."""
+    def drop(self, graph: bool = False) -> None:
+        """Forget the folded tensors; with `graph` also the memory that compiled graphs read."""
         self._packed = None
-        self.fold.drop()
+        self.fold.drop(graph)
 
 
 def attention_part(layer: nn.Module, names: LayerNames) -> Part:

@@ -8,11 +8,15 @@ the model nor the global random state is touched, and the weights need not be lo
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from ..folds import all_parts
 from .encoder_plan import EncoderPlan, LayerPlan
@@ -23,8 +27,24 @@ from .layer_names import LayerNames
 
 # Rounding makes 1e-6; of what could be mistaken, the two forms of GELU differ least, by 2e-4.
 TOLERANCE = 2e-5
+_PLAIN = (bool, int, float, str, tuple, list, FunctionType)  # attributes that tell kinds apart
 _GRID = (4, 5)  # of tokens, at least
 _PIXELS = (64, 96)
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """Without what the caller has set for tensors to come: defaults, autocast, modes."""
+    dtype = torch.get_default_dtype()
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        stack.enter_context(torch.device("cpu"))
+        stack.enter_context(unset_fake_temporarily())
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        yield
 
 
 def kind_of(module: nn.Module) -> tuple[Any, ...]:
@@ -35,9 +55,9 @@ def kind_of(module: nn.Module) -> tuple[Any, ...]:
             type(part) if name else None,  # of the whole the class may change
             tuple((n, tuple(p.shape)) for n, p in part._parameters.items() if p is not None),
             tuple(
-                (key, value)
-                for key, value in sorted(part.__dict__.items())
-                if isinstance(value, bool | int | float | str | tuple)
+                (key, repr(value))
+                for key, value in sorted(part.__dict__.items(), key=lambda item: item[0])
+                if isinstance(value, _PLAIN)
                 and not key.startswith("_")
                 and key not in ("training", "p", "drop_prob", "layer_idx")
             ),
@@ -47,10 +67,11 @@ def kind_of(module: nn.Module) -> tuple[Any, ...]:
     )
 
 
+@_apart()
 def layer_refusal(layer: nn.Module, names: LayerNames) -> str | None:
     """Why this layer has to stay the host's; None where it computes what it seems to."""
     try:
-        twin = _trial_copy(layer)
+        twin: Any = _trial_copy(layer)
         plan = LayerPlan(twin, names, None)
         plan.settle(any_mode=False)
         halves = [half for half in plan.parts() if plan.reason is None and half.reason is None]
@@ -58,13 +79,13 @@ def layer_refusal(layer: nn.Module, names: LayerNames) -> str | None:
             return None  # nothing of it would be replaced
         channels = next(iter(halves[0].roots[0].parameters())).shape[0]
         height, width = _grid(twin)
-        x = torch.randn(2, height * width, channels, dtype=torch.float32, generator=_generator())
-        with torch.no_grad():
-            return _difference(names.call(twin, x, height, width), plan.run(x, height, width, None))
+        x = torch.randn(2, height * width, channels, generator=_generator())
+        return _difference(names.call(twin, x, height, width), plan.run(x, height, width, None))
     except Exception as error:  # of the host's code, which may be anything
         return _failed(error)
 
 
+@_apart()
 def encoder_refusal(encoder: Any, host: EncoderHost, refused: dict[str, str]) -> str | None:
     """Why the encoder has to stay the host's, run with its first layer of each stage.
 
@@ -84,14 +105,14 @@ def encoder_refusal(encoder: Any, host: EncoderHost, refused: dict[str, str]) ->
             height, width = _grid(twin)
             size = (height * conv.stride[0], width * conv.stride[1])
         x = torch.randn(1, conv.in_channels, *size, generator=_generator())
-        with torch.no_grad():
-            output = host.forward(twin, plan.run, x)
-            expected = getattr(type(twin), host.method)(twin, x)
-            return None if output is HOST else _difference(expected, output)
+        output = host.forward(twin, plan.run, x)
+        expected = getattr(type(twin), host.method)(twin, x)
+        return None if output is HOST else _difference(expected, output)
     except Exception as error:  # of the host's code, which may be anything
         return _failed(error)
 
 
+@_apart()
 def head_refusal(head: Any, host: HeadHost) -> str | None:
     """Why the head has to stay the host's; None where it computes what it seems to."""
     try:
@@ -101,7 +122,7 @@ def head_refusal(head: Any, host: HeadHost) -> str | None:
             return None  # nothing of it would be replaced
         generator = _generator()
         if host.name == "segmentation_models_pytorch":
-            inputs: Any = torch.randn(1, 3, *_PIXELS, dtype=torch.float32, generator=generator)
+            inputs: Any = torch.randn(1, 3, *_PIXELS, generator=generator)
         else:
             weights = plan.neck.packed()
             widths = [w.shape[1] for w in weights.get("weights", [])]
@@ -110,14 +131,12 @@ def head_refusal(head: Any, host: HeadHost) -> str | None:
             inputs = [
                 torch.randn(
                     *(2, channels, -(-8 // 2**stage), -(-12 // 2**stage)),
-                    dtype=torch.float32,
                     generator=generator,
                 )
                 for stage, channels in enumerate(widths)
             ]
-        with torch.no_grad():
-            output = plan.run(host.maps(twin, inputs))
-            return _difference(type(twin).forward(twin, inputs), output)
+        output = plan.run(host.maps(twin, inputs))
+        return _difference(type(twin).forward(twin, inputs), output)
     except Exception as error:  # of the host's code, which may be anything
         return _failed(error)
 
@@ -146,6 +165,15 @@ def _trial_copy(module: nn.Module) -> nn.Module:
         if (host := find_encoder(part)) is not None:
             for stage in host.stages(part):
                 memo.update((id(layer), nn.Identity()) for layer in list(stage.layers)[1:])
+        # In the place of tensors, which may be on any device, or without memory.
+        for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+            if tensor is None or id(tensor) in memo:
+                continue
+            made = torch.zeros(tensor.shape, dtype=None if _is_float(tensor) else tensor.dtype)
+            if _is_float(tensor):
+                _randomize(made, name)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(made, requires_grad=False) if is_parameter else made
     twin = copy.deepcopy(module, memo)
     for part in list(twin.modules()):
         if (host := find_encoder(part)) is not None:
@@ -155,15 +183,11 @@ def _trial_copy(module: nn.Module) -> nn.Module:
         part.__dict__.pop("forward", None)
         for hooks in (part._forward_hooks, part._forward_pre_hooks):
             hooks.clear()
-        for name, tensor in (*part._parameters.items(), *part._buffers.items()):
-            if tensor is not None and tensor.is_floating_point():
-                made = torch.empty(tensor.shape, dtype=torch.float32)
-                _randomize(made, name)
-                if isinstance(tensor, nn.Parameter):
-                    part._parameters[name] = nn.Parameter(made, requires_grad=False)
-                else:
-                    part._buffers[name] = made
     return twin.eval()
+
+
+def _is_float(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point()
 
 
 def _randomize(tensor: torch.Tensor, name: str) -> None:

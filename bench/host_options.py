@@ -1,0 +1,118 @@
+"""The options of `python -m bench.hosts`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .host_models import HOSTS
+from .host_rows import MODES
+from .machine import ROOT
+from .options import QUICK_REPEATS, VARIANTS, positive, side, variants
+
+RESULTS = ROOT / "bench" / "results" / "hosts.jsonl"
+SIZE = (512, 512)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, or, with `table` or `readme`, which rows to show."""
+
+    hosts: Sequence[str]
+    models: Sequence[str]
+    modes: Sequence[str]
+    size: tuple[int, int]
+    threads: int
+    repeats: int
+    output: Path | None  # None: add no rows
+    table: Path | None
+    readme: Path | None
+    process: str | None  # the host that this process measures itself
+    arguments: Sequence[str]  # as they were given
+    command: str
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Options from command line arguments; ends the program where they are wrong."""
+    given = _parser().parse_args(argv)
+    arguments = _without_process(argv)
+    return Options(
+        hosts=given.hosts or tuple(HOSTS),
+        models=given.models or (VARIANTS[:1] if given.quick else VARIANTS),
+        modes=MODES if given.mode is None else (given.mode,),
+        size=SIZE if given.size is None else tuple(given.size),
+        threads=given.threads,
+        repeats=given.repeats or (QUICK_REPEATS if given.quick else 11),
+        output=given.output or (None if given.quick else RESULTS),
+        table=given.table,
+        readme=given.readme,
+        process=given.process,
+        arguments=arguments,
+        command=shlex.join(["python", "-m", "bench.hosts", *arguments]),
+    )
+
+
+def _without_process(argv: Sequence[str]) -> list[str]:
+    """What the user gave: `--process HOST`, which comes last, is added by the program."""
+    found = list(argv)
+    return found[: found.index("--process")] if "--process" in found else found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.hosts",
+        description="Times models of other libraries before and after fastseg.accelerate on this "
+        "machine's CPU. A result that is not right gets no figure, and the status is 1.",
+    )
+    add = parser.add_argument
+    add(
+        "--hosts",
+        type=_hosts,
+        metavar="A,B",
+        help=f"some of {', '.join(HOSTS)} (default: all)",
+    )
+    add("--models", type=variants, metavar="B0,B2", help="variants to time (default: all)")
+    add("--mode", choices=MODES, help="one of the two (default: both)")
+    add(
+        "--size",
+        type=side,
+        nargs=2,
+        metavar=("H", "W"),
+        help="of the image, multiples of 4, of 32 for smp (default: 512 512)",
+    )
+    add("--threads", type=positive, default=2, metavar="N", help="of torch (default: 2)")
+    add("--repeats", type=positive, metavar="N", help="rounds (default: 11)")
+    add(
+        "--quick",
+        action="store_true",
+        help=f"B0 alone, {QUICK_REPEATS} rounds; adds no rows unless --output is given",
+    )
+    add("--output", type=Path, metavar="FILE", help="add rows here (default: bench/results)")
+    add("--process", choices=tuple(HOSTS), help=argparse.SUPPRESS)
+    show = parser.add_mutually_exclusive_group()
+    show.add_argument(
+        "--table",
+        type=Path,
+        nargs="?",
+        const=RESULTS,
+        metavar="FILE",
+        help="measure nothing; print the table of the newest rows in FILE",
+    )
+    show.add_argument(
+        "--readme",
+        type=Path,
+        metavar="FILE",
+        help="measure nothing; put the table of the newest rows into FILE, between its markers",
+    )
+    return parser
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    found = tuple(name.strip() for name in text.split(","))
+    for name in found:
+        if name not in HOSTS:
+            raise argparse.ArgumentTypeError(f"expected some of {tuple(HOSTS)}, got {name!r}")
+    return found

@@ -1,0 +1,75 @@
+"""What the tests of hosts share: which files this process collects, and fixtures."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+import fastseg
+
+from .host_models import FAMILIES, HOSTS, OPS, Host
+
+collect_ignore_glob: list[str] = []
+if not {"transformers4", "transformers5"} & set(FAMILIES):
+    collect_ignore_glob.append("test_transformers_*.py")
+if "smp" not in FAMILIES:
+    collect_ignore_glob.append("test_smp_*.py")
+
+
+@pytest.fixture(params=HOSTS.values(), ids=HOSTS)
+def host(request: pytest.FixtureRequest) -> Host:
+    return request.param
+
+
+@pytest.fixture
+def model(host: Host) -> torch.nn.Module:
+    """A plain model of `host`; tests accelerate it, and compare with copies of it."""
+    return host.build()
+
+
+@pytest.fixture
+def pixels() -> torch.Tensor:
+    return torch.randn(2, 3, 64, 96)
+
+
+class Calls(list):
+    """The names of the ops called, one after the other."""
+
+    def count_and_clear(self) -> dict[str, int]:
+        counts = dict(Counter(self))
+        self.clear()
+        return counts
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Grows by a name for each call of an op: what proves that the fast path ran."""
+    made = Calls()
+
+    # While torch.compile traces, it runs as Python, and the graph does not depend on the list.
+    @torch.compiler.assume_constant_result
+    def note(name):
+        made.append(name)
+
+    def counted(name, op):
+        def call(*args, **kwargs):
+            note(name)
+            return op(*args, **kwargs)
+
+        return call
+
+    accelerate = fastseg.accelerate
+
+    def accelerate_unheard(model, **options):
+        """It tries ops out on copies."""
+        before = len(made)
+        result = accelerate(model, **options)
+        del made[before:]
+        return result
+
+    monkeypatch.setattr(fastseg, "accelerate", accelerate_unheard)
+    for name in OPS:
+        monkeypatch.setattr(fastseg.kernels, name, counted(name, getattr(fastseg.kernels, name)))
+    return made

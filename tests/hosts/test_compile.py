@@ -1,0 +1,188 @@
+"""torch.compile and torch.export on accelerated hosts: whole graphs, parity, no recompiles."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+import fastseg
+
+from .checks import FP32_BOUND, assert_parity, errors, fresh, run
+from .host_models import FAMILIES, HOSTS, WHOLE
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+
+
+# Tests that take a minute, of dynamic shapes and of C++, are for the newest of each.
+MAIN = ["transformers"] if "transformers5" in FAMILIES else ["smp"] if "smp" in FAMILIES else []
+OWN = ["fastseg"] if "fastseg" in HOSTS else []
+CPP = ["transformers"] if "transformers5" in FAMILIES else []
+
+
+@pytest.fixture(params=WHOLE)
+def host(request):
+    return HOSTS[request.param]
+
+
+@pytest.fixture(autouse=True)
+def forget_graphs():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def config_of(host):
+    """One layer a stage: graphs are traced in Python, at some 50 ms a layer."""
+    return {} if host.multiple > 1 else {"depths": (1, 1, 1, 1)}
+
+
+def small(host):
+    """A plain model that has run once.
+
+    transformers puts hooks into a model at its first forward, under a lock, which torch.compile
+    cannot trace.
+    """
+    model = host.build(**config_of(host))
+    run(host, model, torch.randn(1, 3, 64, 64))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("backend", "first_forward"),
+    [("eager", False), ("aot_eager", True)],
+    ids=["eager, unused", "aot_eager, used"],
+)
+def test_whole_graph(host, pixels, calls, backend, first_forward):
+    model = small(host)
+    plain = copy.deepcopy(model)
+    fastseg.accelerate(model)
+    if first_forward:
+        run(host, model, pixels)
+        calls.clear()
+    compiled = torch.compile(model, fullgraph=True, backend=backend, dynamic=False)
+    assert_parity(host, compiled, plain, pixels)
+    assert set(calls) == set(host.calls())
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert_parity(host, compiled, plain, torch.randn_like(pixels))
+
+
+@pytest.mark.parametrize("host", MAIN + OWN, indirect=True)
+def test_compiled_graph_sees_changed_weights(host, pixels):
+    model = small(host)
+    fastseg.accelerate(model)
+    run(host, model, pixels)
+    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
+    run(host, compiled, pixels)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.2)
+    assert_parity(host, compiled, fresh(host, model, **config_of(host)), pixels)
+    model.load_state_dict(small(host).state_dict())
+    assert_parity(host, compiled, fresh(host, model, **config_of(host)), pixels)
+    # PyTorch does not count the edits of a fused optimizer.
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=0.1, fused=True)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    model.eval()
+    assert_parity(host, compiled, fresh(host, model, **config_of(host)), pixels)
+
+
+def test_frozen_weights_are_not_folded_in_the_graph(host, pixels):
+    model = small(host).requires_grad_(False)
+    plain = copy.deepcopy(model)
+    fastseg.accelerate(model)
+    run(host, model, pixels)
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, fullgraph=True, backend=keep, dynamic=False)
+    assert_parity(host, compiled, plain, pixels)
+    assert len(graphs) == 1
+    dtypes = {
+        str(node.meta["example_value"].dtype)
+        for node in graphs[0].graph.nodes
+        if isinstance(node.meta.get("example_value"), torch.Tensor)
+    }
+    assert "torch.float64" not in dtypes  # in which weights are folded
+
+
+@pytest.mark.parametrize("host", MAIN + OWN, indirect=True)
+def test_dynamic_sizes(host):
+    model = small(host)
+    plain = copy.deepcopy(model)
+    fastseg.accelerate(model)
+    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=True)
+    sizes = [(64, 96), (75, 69), (50, 140)]
+    if host.multiple > 1:
+        sizes = [(64, 96), (96, 160), (128, 64)]
+    for batch, size in zip((2, 3, 2), sizes, strict=True):
+        assert_parity(host, compiled, plain, torch.randn(batch, 3, *size))
+
+
+@pytest.mark.parametrize("host", MAIN, indirect=True)
+def test_training_step_compiled(host, pixels, calls):
+    """Under compile, too, gradients take the host's own path."""
+    model = small(host)
+    plain = copy.deepcopy(model)
+    fastseg.accelerate(model)
+    run(host, model, pixels)
+    calls.clear()
+    grads = []
+    for each in (model, plain):
+        compiled = torch.compile(each, backend="eager", dynamic=False)
+        host.call(compiled, pixels)[0].square().mean().backward()
+        grads.append([p.grad for p in each.parameters()])
+        torch._dynamo.reset()
+    assert calls == []
+    for mine, theirs in zip(*grads, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("host", CPP, indirect=True)
+def test_inductor(host, pixels):
+    model = small(host).requires_grad_(False)
+    plain = copy.deepcopy(model)
+    fastseg.accelerate(model)
+    run(host, model, pixels)
+    compiled = torch.compile(model, fullgraph=True, dynamic=False)
+    assert_parity(host, compiled, plain, pixels)
+
+
+def exported(host, model, pixels):
+    """torch.export, dynamic in batch and size."""
+    height, width = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
+    if host.multiple > 1:
+        height, width = (host.multiple * torch.export.Dim(n, min=1, max=64) for n in ("h", "w"))
+    shape = {0: torch.export.Dim.DYNAMIC, 2: height, 3: width}
+    with torch.no_grad():
+        return torch.export.export(model, (pixels,), dynamic_shapes=(shape,))
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trainable"])
+@pytest.mark.parametrize("host", MAIN, indirect=True)
+def test_export_saved_and_loaded(host, pixels, frozen):
+    model = small(host).requires_grad_(not frozen)
+    plain = copy.deepcopy(model).double()
+    fastseg.accelerate(model)
+    run(host, model, pixels)
+    stream = io.BytesIO()
+    torch.export.save(exported(host, model, pixels), stream)
+    stream.seek(0)
+    loaded = torch.export.load(stream).module()
+    sizes = [(64, 96), (96, 160)] if host.multiple > 1 else [(64, 96), (75, 69), (80, 140)]
+    for batch, size in zip((2, 5, 3), sizes, strict=False):
+        inputs = torch.randn(batch, 3, *size)
+        with torch.no_grad():
+            results, expected = tree_leaves(loaded(inputs)), tree_leaves(plain(inputs.double()))
+        for error in errors(results, expected):
+            assert error <= FP32_BOUND
