@@ -155,6 +155,8 @@ def test_one_changed_weight(host, model, pixels, role):
 
 def test_every_parameter_counts(host, pixels):
     """No parameter is left out of the comparison: each one alone, changed by a lot, is seen."""
+    if host.name == "smp-unet":
+        pytest.skip("the encoder is that of smp's Segformer")
     model = host.build(**({} if host.multiple > 1 else {"depths": (1, 1, 1, 1)}))
     fastseg.accelerate(model)
     plain = copy.deepcopy(model)
