@@ -66,17 +66,24 @@ class _Folded(NamedTuple):
         )
 
 
-def _sources(roots: Sequence[nn.Module]) -> tuple[list[torch.Tensor], list[Any]]:
-    """All tensors in the modules, and each module's class and the numbers that folding reads."""
+def _own_tensors(parts: Sequence[nn.Module]) -> list[torch.Tensor]:
+    """All parameters and buffers that the modules themselves hold."""
     tensors: list[torch.Tensor] = []
-    traits: list[Any] = []
-    for part in all_parts(*roots):
+    for part in parts:
         tensors.extend(t for t in part._parameters.values() if t is not None)
         tensors.extend(t for t in part._buffers.values() if t is not None)
+    return tensors
+
+
+def _sources(roots: Sequence[nn.Module]) -> tuple[list[torch.Tensor], list[Any]]:
+    """All tensors in the modules, and each module's class and the numbers that folding reads."""
+    parts = all_parts(*roots)
+    traits: list[Any] = []
+    for part in parts:
         own = part.__dict__
         numbers = (own.get("eps"), own.get("stride"), own.get("dilation"))
         traits.append((type(part), *numbers, own.get("scale"), own.get("scaling")))
-    return tensors, traits
+    return _own_tensors(parts), traits
 
 
 def _finished(device: torch.device) -> bool:
@@ -167,11 +174,7 @@ class Fold:
 
     def tensors(self) -> list[torch.Tensor]:
         """The sources as they are now."""
-        tensors: list[torch.Tensor] = []
-        for part in all_parts(*self._roots):
-            tensors.extend(t for t in part._parameters.values() if t is not None)
-            tensors.extend(t for t in part._buffers.values() if t is not None)
-        return tensors
+        return _own_tensors(all_parts(*self._roots))
 
     def get_now(self) -> Packed:
         """The folded tensors, made anew where a source has changed, outside of graphs."""

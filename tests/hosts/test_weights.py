@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 import fastseg
 
 from .checks import assert_parity, errors, fresh, relative_error, run
-from .host_models import WHOLE
+from .host_models import WHOLE, randomize
 
 
 @pytest.fixture(params=WHOLE.values(), ids=WHOLE)
@@ -28,7 +28,7 @@ def optimizer_step(model, optimizer_class=torch.optim.SGD, **options):
 
 
 def sgd(model):
-    optimizer_step(model, lr=0.1)
+    optimizer_step(model, lr=0.02)
 
 
 def foreach(model):
@@ -49,10 +49,10 @@ def fused_in_eval_mode(model):
 
 
 def redrawn(model):
-    return {
-        name: torch.randn_like(tensor).abs() if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
-    }
+    """Other weights of the same scale: with any, float32 itself would be far from float64."""
+    twin = copy.deepcopy(model)
+    randomize(twin)
+    return twin.state_dict()
 
 
 def load(model):
@@ -102,7 +102,7 @@ def average(model):
     """An exponential moving average's weights put in the place of the trained ones."""
     shadow = [torch.randn_like(parameter) for parameter in model.parameters()]
     with torch.no_grad():
-        torch._foreach_lerp_(list(model.parameters()), shadow, 0.5)
+        torch._foreach_lerp_(list(model.parameters()), shadow, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_changed_weights_are_noticed(host, model, pixels, calls, change):
     results = run(host, model, pixels)
     assert calls.count_and_clear() == host.calls()
     assert max(errors(results, before)) > 1e-3
-    assert_parity(host, model, fresh(host, model), pixels, bound=5e-6)
+    assert_parity(host, model, fresh(host, model), pixels)
 
 
 # One weight at a time, of each kind that is folded.
