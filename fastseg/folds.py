@@ -43,10 +43,17 @@ class _Source(NamedTuple):
 
     @classmethod
     def all_of(cls, tensors: list[torch.Tensor]) -> list[_Source]:
-        return [cls(t, t.detach(), t._version, t.data_ptr()) for t in tensors]
+        return [cls(t, t.detach(), t._version, _address(t)) for t in tensors]
 
     def unchanged(self) -> bool:
         return self.tensor._version == self.version and self.tensor.data_ptr() == self.address
+
+
+def _address(tensor: torch.Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # a fake or wrapped one, which folding declines
+        return 0
 
 
 class _Folded(NamedTuple):
@@ -186,8 +193,9 @@ class Fold:
         sources = _Source.all_of(tensors)
         # Tensors of inference mode could neither be refreshed nor be captured by a graph.
         with torch.inference_mode(False), torch.no_grad():
+            packed = self._fold()  # first: it may decline tensors that have no address
             storages = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-            packed = _as_parameters(self._fold(), storages)
+            packed = _as_parameters(packed, storages)
         if tensors and not _finished(tensors[0].device):
             return packed
         self.folded = _Folded(packed, sources, traits)

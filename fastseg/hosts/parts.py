@@ -70,10 +70,15 @@ def part_problem(part: nn.Module, any_mode: bool = False) -> str | None:
         return "is in training mode"
     if "forward" in part.__dict__:
         return "has a forward of its own"
-    for hooks in (part._forward_hooks, part._forward_pre_hooks):
-        for hook in hooks.values():
+    if part._forward_hooks or part._forward_pre_hooks:
+        for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values()):
             if getattr(hook, "__module__", "") != _IDLE_HOOKS:
                 return "has forward hooks"
+    return None
+
+
+def _tensor_problem(part: nn.Module) -> str | None:
+    """Why the tensors that `part` itself holds cannot be folded."""
     for tensor in (*part._parameters.values(), *part._buffers.values()):
         if tensor is None:
             continue
@@ -174,6 +179,9 @@ class Part:
     def _checked(self, fold: Callable[[], Packed]) -> Packed:
         if not self._is_as_tried_out():
             raise Declined("changed since it was tried out; call accelerate again")
+        for part in all_parts(*self.roots):
+            if reason := _tensor_problem(part):
+                raise Declined(f"{type(part).__name__} {reason}")
         kinds = {
             f"{tensor.dtype} on {tensor.device}"
             for part in all_parts(*self.roots)
