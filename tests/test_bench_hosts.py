@@ -171,3 +171,7 @@ def test_one_host_from_the_command_line(tmp_path, capsys):
     assert [row["provider"] for row in rows] == ["host", "accelerated", "check"]
     assert rows[0]["command"].startswith("python -m bench.hosts --hosts 'NVlabs structure' --quick")
     assert capsys.readouterr().out == host_table.markdown(rows) + "\n"
+
+
+def test_committed_rows_fit_the_schema():
+    assert host_rows.read_rows(host_options.RESULTS)
