@@ -41,19 +41,6 @@ def test_export_of_a_model_for_any_number_and_size():
         assert relative_error(result.logits, reference(hf_model, pixels)) <= 2e-6
 
 
-def test_export_of_frozen_weights_takes_them_as_they_are_folded():
-    hf_model, model = twins(**SMALL)
-    model.requires_grad_(False)
-    pixels = torch.randn(2, 3, 64, 96)
-    model(pixels)
-    program = torch.export.export(model, (pixels,))
-    operators = {str(node.target) for node in program.graph.nodes}
-    assert not any("float64" in str(node.meta.get("val")) for node in program.graph.nodes)
-    assert "aten.rsqrt.default" not in operators  # of BatchNorm's statistics, while folding
-    result = saved_and_loaded(program)(pixels).logits
-    assert relative_error(result, reference(hf_model, pixels)) <= 2e-6
-
-
 @pytest.mark.parametrize("return_dict", [True, False])
 @pytest.mark.parametrize("name", ["SegformerModel", "SegformerForImageClassification"])
 def test_export_of_other_models(name, return_dict):

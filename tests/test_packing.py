@@ -23,6 +23,11 @@ def make_model():
     return model
 
 
+@pytest.fixture(autouse=True)
+def no_graphs_of_others():
+    torch.compiler.reset()
+
+
 @pytest.fixture
 def model():
     return make_model()
