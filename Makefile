@@ -33,7 +33,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 bench: $(VENV)/.test
-	$(BIN)/python -m bench.models
+	$(BIN)/python -m bench
 
 # torch goes first and alone, so that nothing after it can choose another build of it.
 $(VENV)/.torch: constraints.txt

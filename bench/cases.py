@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,103 +16,236 @@ from PIL import Image
 import fastseg
 from fastseg.scenes import draw_scene
 
-from . import pairs
-from .gates import Gate, labels_gate, logits_gate
+from . import gates, pairs
+from .context import Context, SkippedCase
+from .gates import Gate, RedGate
+from .providers import BASELINE, GRAPHS, PROVIDERS, Forward
 
 DEMO_MODEL = Path(fastseg.__file__).parent / "assets" / "scenes-b0"
 ADE20K_CLASSES = 150
 CITYSCAPES_CLASSES = 19
-_SCENE_SEED = 7  # the demo model was trained on seeds from 1000000
-
-
-class SkippedCase(Exception):
-    """Why a case cannot run here."""
+SCENE_SEED = 7  # the demo model was trained on seeds from 1000000
 
 
 @dataclass(frozen=True)
-class Case:
-    """Functions without arguments that compute the same; the first one is the baseline."""
+class Built:
+    """A provider that gave the right logits.
 
-    kind: str
-    name: str
-    gate: Gate
-    providers: Mapping[str, Callable[[], torch.Tensor]]
-
-
-def forward_case(variant: str, size: tuple[int, int]) -> Case:
-    """Forward of a segmentation model, "b0" to "b5", on one image of `size`."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        pairs.write_checkpoint(folder, variant)
-        theirs, ours = pairs.load_transformers(folder), pairs.load_fastseg(folder)
-        pixel_values = pairs.draw_pixels(size)
-        gate = logits_gate(pairs.reference_logits(folder, pixel_values))
-    pairs.check_scale(theirs, pixel_values)
-    providers = {
-        "transformers eager": lambda: theirs(pixel_values).logits,
-        "fastseg": lambda: ours(pixel_values).logits,
-    }
-    return Case("forward", variant, gate, providers)
-
-
-def _grid(size: tuple[int, int]) -> tuple[int, int]:
-    return size[0] // 4, size[1] // 4
-
-
-def _random_logits(classes: int, size: tuple[int, int]) -> torch.Tensor:
-    """The worst case: nearly every pixel lies between different classes."""
-    return torch.randn(1, classes, *_grid(size), generator=torch.Generator().manual_seed(2))
-
-
-def _smooth_logits(classes: int, size: tuple[int, int]) -> torch.Tensor:
-    """Regions of some 64 pixels across with curved borders."""
-    coarse = _random_logits(classes, (max(size[0] // 16, 4), max(size[1] // 16, 4)))
-    return F.interpolate(coarse, size=_grid(size), mode="bicubic", align_corners=False)
-
-
-def _demo_logits(size: tuple[int, int]) -> torch.Tensor:
-    """Those of the demo model on a scene, with classes added that win nowhere."""
-    if not (DEMO_MODEL / "config.json").exists():
-        raise SkippedCase(f"no model in {DEMO_MODEL.parent.name}/{DEMO_MODEL.name}")
-    model = fastseg.from_pretrained(DEMO_MODEL, dtype=torch.float32)
-    processor = fastseg.SegformerImageProcessor.from_pretrained(DEMO_MODEL)
-    image = Image.fromarray(draw_scene(_SCENE_SEED, size).image)
-    logits = model(processor(image, do_resize=False, return_tensors="pt")["pixel_values"]).logits
-    missing = ADE20K_CLASSES - logits.shape[1]
-    noise = torch.rand(1, missing, *logits.shape[2:], generator=torch.Generator().manual_seed(3))
-    return torch.cat([logits, logits.min() - 1 - noise], dim=1)
-
-
-# Where the logits of a case come from: a function of the size of the label map.
-LABEL_CASES: dict[str, Callable[[tuple[int, int]], torch.Tensor]] = {
-    "demo model, 150 classes": _demo_logits,
-    "random logits, 150 classes": partial(_random_logits, ADE20K_CLASSES),
-    "random logits, 19 classes": partial(_random_logits, CITYSCAPES_CLASSES),
-    "smooth logits, 19 classes": partial(_smooth_logits, CITYSCAPES_CLASSES),
-}
-
-
-def labels_case(name: str, size: tuple[int, int]) -> Case:
-    """Upsampling and argmax of the logits `name` in LABEL_CASES, to a label map of `size`.
-
-    Each provider gets the logits in the memory layout that its model leaves them in: NCHW for
-    transformers, channels-last for fastseg. The baseline on channels-last logits is there too, to
-    tell what the layout alone is worth.
-
-    Raises:
-        SkippedCase: the demo model is not in this installation.
+    Attributes:
+        setup_seconds: from files to the first result.
+        peak_mb: of GPU memory during a call, its weights included; None on a CPU and of GRAPHS.
     """
+
+    forward: Forward
+    version: str
+    setup_seconds: float
+    peak_mb: float | None
+    gate: Gate
+    error: float
+
+
+class LogitsGates:
+    """Gates for the logits of a context's pixels: one a precision, and those of other weights.
+
+    Of a batch the first and the last image are compared.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.pixel_values = _ends(context.pixel_values)
+        wide = pairs.load_transformers(context.folder, torch.float64).to(context.device)
+        self.reference = _by_image(lambda one: wide(one).logits, self.pixel_values.double())
+        pairs.check_scale(context.transformers().float(), self.pixel_values[:1].float())
+
+    def of(self, forward: Forward) -> Gate:
+        """The gate that results of `forward` have to pass."""
+        if reference := getattr(forward, "reference", None):  # weights of its own
+            return self._gate(self._context.dtype, _by_image(reference, self.pixel_values))
+        return self._gate(getattr(forward, "dtype", self._context.dtype), self.reference)
+
+    def _gate(self, dtype: torch.dtype, reference: torch.Tensor) -> Gate:
+        """In half precision the measure is what transformers' model makes of that dtype."""
+        if dtype == torch.float32:
+            on_gpu = self._context.device.type == "cuda"
+            bound = gates.GPU_FLOAT32_BOUND if on_gpu else gates.FLOAT32_BOUND
+            return _of_ends(gates.logits_gate(reference, bound))
+        half = pairs.load_transformers(self._context.folder, dtype).to(self._context.device)
+        logits = _by_image(lambda one: half(one).logits, self.pixel_values.to(dtype))
+        error = gates.logits_gate(self.reference).error(logits)
+        return _of_ends(gates.logits_gate(reference, gates.HALF_BOUND * error))
+
+
+def _ends(batch: torch.Tensor) -> torch.Tensor:
+    """The first and the last image, or the only one."""
+    return batch if len(batch) < 3 else batch[[0, -1]]
+
+
+def _of_ends(gate: Gate) -> Gate:
+    return Gate(gate.measure, gate.bound, lambda result: gate.error(_ends(result)))
+
+
+def _by_image(run: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
+    """float64 takes memory."""
+    return torch.cat([run(image) for image in batch.split(1)])
+
+
+def build(
+    context: Context,
+    names: Sequence[str],
+    skip: Callable[[str, str], None],
+    red: Callable[[str, str], None],
+) -> dict[str, Built]:
+    """The providers `names` whose logits are right, in order.
+
+    Args:
+        skip, red: told the name of a provider that cannot run, or is wrong, and the reason.
+    """
+    found: dict[str, Built] = {}
+    logits_gates = LogitsGates(context)
+    on_gpu = context.device.type == "cuda"
+    for name in names:
+        provider = PROVIDERS[name]
+        before = torch.cuda.memory_allocated(context.device) if on_gpu else 0
+        try:
+            start = time.perf_counter()
+            forward = provider.build(context)
+            # As users call it. They load outside, or there would be no counting of edits.
+            with torch.inference_mode():
+                result = forward(context.pixel_values)
+            if on_gpu:
+                torch.cuda.synchronize(context.device)
+            seconds = time.perf_counter() - start
+            gate = logits_gates.of(forward)
+            error = gate.check(name, result)
+            measurable = on_gpu and name not in GRAPHS
+            peak_mb = _peak_mb(forward, context, before) if measurable else None
+        except SkippedCase as reason:
+            skip(name, str(reason))
+        except RedGate as reason:
+            red(name, str(reason))
+        except Exception as reason:  # of any compiler, converter or driver
+            skip(name, _first_line(reason))
+        else:
+            found[name] = Built(forward, provider.version(), seconds, peak_mb, gate, error)
+    return found
+
+
+def _peak_mb(forward: Forward, context: Context, before: int) -> float:
+    torch.cuda.reset_peak_memory_stats(context.device)
     with torch.inference_mode():
-        contiguous = LABEL_CASES[name](size).contiguous()
-        channels_last = contiguous.contiguous(memory_format=torch.channels_last)
-        gate = labels_gate(contiguous, size)
+        forward(context.pixel_values)
+    torch.cuda.synchronize(context.device)
+    return (torch.cuda.max_memory_allocated(context.device) - before) / 1e6
 
-    def plain(logits: torch.Tensor) -> torch.Tensor:
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(1)
 
-    providers = {
-        "interpolate + argmax": lambda: plain(contiguous),
-        "interpolate + argmax, channels-last": lambda: plain(channels_last),
-        "fastseg": lambda: fastseg.kernels.upsample_argmax(channels_last, size),
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
+
+
+# From images to label maps
+
+Steps = Mapping[str, Callable[[Any], Any]]
+
+
+@dataclass(frozen=True)
+class Pipelines:
+    """Steps "pre", "forward" and "post" by provider, from `images` to label maps (B, H, W)."""
+
+    images: list[Any]
+    steps: Mapping[str, Steps]
+    errors: Mapping[str, float]
+    gate: Gate
+
+
+# Runtimes that take NumPy arrays have no image processor and no label maps of their own.
+_END_TO_END = (
+    BASELINE,
+    "transformers compiled",
+    "transformers max-autotune",
+    "transformers CUDA graph",
+    "fastseg eager",
+    "fastseg accelerate",
+    "fastseg compiled",
+    "fastseg Triton",
+    "fastseg CUDA graph",
+)
+
+
+def draw_images(setting_size: tuple[int, int], batch: int) -> list[Any]:
+    """Street scenes, 8 bits a channel, of the size that the model sees."""
+    seeds = range(SCENE_SEED, SCENE_SEED + batch)
+    return [Image.fromarray(draw_scene(seed, setting_size).image) for seed in seeds]
+
+
+def pipelines(
+    context: Context, built: Mapping[str, Built], red: Callable[[str, str], None]
+) -> Pipelines:
+    """What transformers' users and fastseg's write around a forward.
+
+    The gate is for label maps: against logits in float64, only near-ties may be decided otherwise,
+    and in half precision 1.25 times what transformers in that precision decides otherwise.
+    """
+    size = context.setting.size
+    images = draw_images(size, context.setting.batch)
+    all_steps = {
+        name: _steps(name, one.forward, context)
+        for name, one in built.items()
+        if name in _END_TO_END
     }
-    return Case("labels", name, gate, providers)
+    wide = pairs.load_transformers(context.folder, torch.float64).to(context.device)
+    ends = images if len(images) < 3 else [images[0], images[-1]]
+    pixels = _theirs(size)(ends, return_tensors="pt")["pixel_values"].to(context.device)
+    reference = _by_image(lambda one: wide(one).logits, pixels.double())
+    gate = gates.labels_gate(reference, size, gates.NETWORK_LABELS_BOUND)
+    if context.dtype != torch.float32:
+        half = context.transformers()
+        labels = _by_image(lambda one: _plain_labels(half(one).logits, size), pixels.to(half.dtype))
+        gate = gates.labels_gate(reference, size, gates.HALF_BOUND * gate.error(labels))
+    gate = _of_ends(gate)
+    errors = {}
+    for name, steps in all_steps.items():
+        value: Any = images
+        with torch.inference_mode():
+            for step in steps.values():
+                value = step(value)
+        try:
+            errors[name] = gate.check(name, value)
+        except RedGate as reason:
+            red(name, str(reason))
+    return Pipelines(images, {name: all_steps[name] for name in errors}, errors, gate)
+
+
+def _steps(name: str, forward: Forward, context: Context) -> Steps:
+    size = context.setting.size
+    if name.startswith("fastseg"):
+        ours = fastseg.SegformerImageProcessor(size={"height": size[0], "width": size[1]})
+        return {
+            "pre": lambda images: ours(images, return_tensors="pt")["pixel_values"].to(
+                context.device, context.dtype
+            ),
+            "forward": forward,
+            "post": lambda logits: fastseg.kernels.upsample_argmax(logits, size),
+        }
+    theirs = _theirs(size)
+    return {
+        "pre": lambda images: theirs(images, return_tensors="pt")["pixel_values"].to(
+            context.device, context.dtype
+        ),
+        "forward": forward,
+        "post": lambda logits: torch.stack(
+            theirs.post_process_semantic_segmentation(
+                SimpleNamespace(logits=logits), target_sizes=[size] * len(logits)
+            )
+        ),
+    }
+
+
+def _theirs(size: tuple[int, int]) -> Any:
+    import transformers
+
+    return transformers.SegformerImageProcessor(size={"height": size[0], "width": size[1]})
+
+
+def _plain_labels(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(1)

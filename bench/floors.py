@@ -12,7 +12,8 @@ which bound some of the ops before bytes and FLOPs do.
 from __future__ import annotations
 
 import functools
-import math
+import itertools
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -51,7 +52,7 @@ class Work(NamedTuple):
 
 
 class Ceilings(NamedTuple):
-    """What a device can do at best, and where that is known from."""
+    """What a device can do at best, and how that was found."""
 
     bytes_per_second: float
     flops_per_second: float
@@ -111,63 +112,101 @@ _MULTIPLY_ADDS: dict[str, Callable[[Mapping[str, Any], torch.Tensor], int]] = {
     "upsample_argmax": lambda arguments, output: 0,
 }
 
-_SECONDS = 0.5  # that a ceiling is measured for
-# What matrix products and copies reach on a chip, both measured with warm clocks.
-_KNOWN_BYTES = {"H200": 4.3e12}
-_KNOWN_FLOPS = {
-    ("H200", torch.bfloat16): 790e12,
-    ("H200", torch.float16): 790e12,
+# What chips are known to reach, to compare a measured ceiling with; no floor is taken from these.
+KNOWN = {
+    "H200": Ceilings(4.3e12, 790e12, "an H200: 4.3 TB/s, 790 TFLOP/s"),
+    "H100 80GB HBM3": Ceilings(
+        3.35e12, 989e12, "the data sheet of an H100 SXM: 3.35 TB/s, 989 TFLOP/s in half precision"
+    ),
 }
+
+_SECONDS = 0.5  # that a ceiling is measured for, after as long a warm-up
+_COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}  # beyond any cache
+_PIECE_BYTES = 1 << 22
+# Short products and copies of short pieces escape what else runs on a CPU; long products fill its
+# cores.
+_SIDES = {"cuda": (8192,), "cpu": (256, 512, 2048)}
 
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Those of a known chip, else what a large copy and a large matrix product reach here."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    chip = next((chip for chip in _KNOWN_BYTES if chip in name), "")
-    bandwidth, product = _KNOWN_BYTES.get(chip), _KNOWN_FLOPS.get((chip, dtype))
-    sources = [
-        f"{'measured' if known is None else 'known'} {what}"
-        for what, known in (("bandwidth", bandwidth), (f"{dtype} product", product))
-    ]
+    """What a large copy and a large matrix product reach on `device`, with the threads set.
+
+    Args:
+        device: a CPU or a CUDA device.
+    """
     return Ceilings(
-        bandwidth or _copy_bytes_per_second(device),
-        product or _product_flops_per_second(device, dtype),
-        ", ".join(sources),
+        _copy_bytes_per_second(device),
+        _product_flops_per_second(device, dtype),
+        f"measured copy, measured {dtype} product",
     )
 
 
+def known_ceilings(device_name: str) -> Ceilings | None:
+    """What the chip of that name is known to reach in half precision; None of others."""
+    return next((known for chip, known in KNOWN.items() if chip in device_name), None)
+
+
 def _copy_bytes_per_second(device: torch.device) -> float:
-    size = 1 << (30 if device.type == "cuda" else 28)  # beyond any cache
-    source = torch.ones(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * size / _best_seconds(lambda: target.copy_(source), device)
+    """Bytes read and bytes written, both counted."""
+    source = torch.ones(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
+    target = source.clone()  # in memory, before any time is taken
+    if device.type == "cuda":
+        return 2 * source.numel() / _least_seconds(lambda: target.copy_(source), device)
+    # Piece after piece: each has left the caches before its turn comes again.
+    pieces = itertools.cycle(
+        zip(target.split(_PIECE_BYTES), source.split(_PIECE_BYTES), strict=True)
+    )
+
+    def copy_next() -> None:
+        to, piece = next(pieces)
+        to.copy_(piece)
+
+    return 2 * _PIECE_BYTES / _least_seconds(copy_next, device)
 
 
 def _product_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    # A short product escapes what else runs on a CPU, a long one fills all its cores.
     best = 0.0
-    for side in (8192,) if device.type == "cuda" else (512, 2048):
-        left = torch.randn(side, side, device=device).to(dtype)
-        right = torch.randn(side, side, device=device).to(dtype)
-        best = max(
-            best, 2 * side**3 / _best_seconds(functools.partial(torch.mm, left, right), device)
-        )
+    for side in _SIDES[device.type]:
+        if best and 2 * side**3 / best > _SECONDS:
+            break  # a CPU has no fast product of this dtype
+        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        seconds = _least_seconds(functools.partial(torch.mm, left, right), device)
+        best = max(best, 2 * side**3 / seconds)
     return best
 
 
-def _best_seconds(function: Callable[[], Any], device: torch.device) -> float:
-    """The shortest of many runs, for a ceiling: what else runs on the machine only adds to one."""
-    best = math.inf
+def _least_seconds(function: Callable[[], Any], device: torch.device) -> float:
+    """Of many runs, with warm clocks: on a CPU the fastest, on a GPU the median of the best tenth.
+
+    What else runs on a CPU only adds to a run: under load the tenth read up to a sixth less than
+    the fastest, which stayed. A ceiling still follows the machine, whose clock and neighbours may
+    change between it and what it is compared with.
+    """
+    on_gpu = device.type == "cuda"
+    seconds = _event_seconds if on_gpu else _wall_seconds
+    _for_a_while(lambda: seconds(function))
+    taken = sorted(_for_a_while(lambda: seconds(function)))
+    return statistics.median(taken[: max(len(taken) // 10, 1)]) if on_gpu else taken[0]
+
+
+def _for_a_while(measure: Callable[[], float]) -> list[float]:
     stop = time.perf_counter() + _SECONDS
+    taken = [measure()]
     while time.perf_counter() < stop:
-        _synchronize(device)
-        start = time.perf_counter()
-        function()
-        _synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return best
+        taken.append(measure())
+    return taken
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _wall_seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def _event_seconds(function: Callable[[], Any]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    function()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000

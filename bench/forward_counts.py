@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -11,11 +13,58 @@ from fastseg.kernels import library
 from fastseg.kernels.launch import record_launches
 from fastseg.op_calls import OpCall, OpRecorder
 
-from .floors import Ceilings, Work, work
+from .floors import KNOWN, NEEDED, Work, work
 from .launches import pretend_gpu
+from .op_cases import BATCHED, CLASSES, tensors
 
-# Of an H200 in half precision.
-_H200 = Ceilings(4.3e12, 790e12, "an H200: 4.3 TB/s, 790 TFLOP/s")
+_H200 = KNOWN["H200"]
+
+
+class ForwardWork(NamedTuple):
+    """The least that a forward, pixels to logits, has to do.
+
+    Attributes:
+        ops: of each call of an op, in order: its input and its result pass between memory and chip.
+        network_bytes: of pixels, weights and logits, once each: all that has to pass if every
+            result between ops stayed on the chip.
+    """
+
+    ops: tuple[Work, ...]
+    network_bytes: int
+
+    @property
+    def sum(self) -> Work:
+        """Bytes and FLOPs of all ops."""
+        return _sum(self.ops)
+
+
+@functools.cache
+def forward_work(
+    variant: str,
+    size: tuple[int, int],
+    batch: int,
+    dtype: torch.dtype,
+    classes: int = CLASSES,
+) -> ForwardWork:
+    """The least work of a forward of `variant` ("b0" to "b5") on images of `size` (H, W).
+
+    It needs neither a GPU nor Triton.
+    """
+    works: list[Work] = []
+    network_bytes = 0
+
+    def note(call: OpCall) -> None:
+        nonlocal network_bytes
+        works.append(work(call, call.bind(getattr(torch.ops.fastseg, call.op))()))
+        weights = [name for name in NEEDED[call.op] if name not in BATCHED]
+        network_bytes += sum(_bytes(t) for n in weights for t in tensors(call.arguments[n]))
+
+    # Outside of inference mode, in which edits of weights are not counted, nor folds kept.
+    with torch.inference_mode(False), pretend_gpu("default"), fastseg.backend("auto"):
+        model, pixels = _meta_model(variant, size, batch, dtype, classes)
+        with OpRecorder(note):
+            logits = model(pixels).logits
+    return ForwardWork(tuple(works), network_bytes + _bytes(pixels) + _bytes(logits))
 
 
 def count_forward(
@@ -26,19 +75,32 @@ def count_forward(
     Args:
         variant: "b0" to "b5", with 150 classes; from pixels to the label map.
     """
-    with torch.device("meta"):
-        model = fastseg.from_preset(f"segformer_{variant}", num_classes=150).eval().to(dtype)
     calls: list[OpCall] = []
     with (
         pretend_gpu(family),
         record_launches(dry=True) as launches,
         OpRecorder(calls.append, run=library.FUSED),
     ):
-        pixels = torch.empty(batch, 3, *size, device="meta", dtype=dtype)
+        model, pixels = _meta_model(variant, size, batch, dtype, CLASSES)
         fastseg.kernels.upsample_argmax(model(pixels).logits, size)
     works = [work(call, call.bind(getattr(torch.ops.fastseg, call.op))()) for call in calls]
-    total = Work(sum(one.bytes for one in works), sum(one.flops for one in works))
-    return len(launches), total, sum(_H200.floor_microseconds(one) for one in works)
+    return len(launches), _sum(works), sum(_H200.floor_microseconds(one) for one in works)
+
+
+def _meta_model(
+    variant: str, size: tuple[int, int], batch: int, dtype: torch.dtype, classes: int
+) -> tuple[torch.nn.Module, torch.Tensor]:
+    with torch.device("meta"):
+        model = fastseg.from_preset(f"segformer_{variant}", num_classes=classes).eval().to(dtype)
+    return model, torch.empty(batch, 3, *size, device="meta", dtype=dtype)
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _sum(works: Sequence[Work]) -> Work:
+    return Work(sum(one.bytes for one in works), sum(one.flops for one in works))
 
 
 def table(

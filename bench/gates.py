@@ -34,8 +34,13 @@ class Gate:
         return error
 
 
-def logits_gate(reference: torch.Tensor) -> Gate:
-    """For float32 logits against those of a float64 run of transformers' model."""
+FLOAT32_BOUND = 2e-6
+GPU_FLOAT32_BOUND = 5e-6  # IEEE products, summed in another order
+HALF_BOUND = 1.25  # times the error of transformers in the same dtype
+
+
+def logits_gate(reference: torch.Tensor, bound: float = FLOAT32_BOUND) -> Gate:
+    """For logits against those of a float64 run of transformers' model."""
 
     def error(logits: torch.Tensor) -> float:
         if logits.shape != reference.shape:
@@ -43,11 +48,16 @@ def logits_gate(reference: torch.Tensor) -> Gate:
         difference = (logits.double() - reference).square().mean()
         return (difference / reference.square().mean()).sqrt().item()
 
-    return Gate("relative RMS error of the logits against float64", 2e-6, error)
+    return Gate("relative RMS error of the logits against float64", bound, error)
 
 
-def labels_gate(logits: torch.Tensor, size: tuple[int, int]) -> Gate:
-    """For label maps of float32 `logits` (B, K, h, w): only near-ties may be decided otherwise.
+LABELS_BOUND = 8 * torch.finfo(torch.float32).eps
+# Of label maps from whole networks in float32, whose logits are themselves rounded.
+NETWORK_LABELS_BOUND = 1e-5
+
+
+def labels_gate(logits: torch.Tensor, size: tuple[int, int], bound: float = LABELS_BOUND) -> Gate:
+    """For label maps of `logits` (B, K, h, w): only near-ties may be decided otherwise.
 
     The error is how far the chosen class is below the highest one in float64, at the worst pixel,
     in units of the largest logit. Blending four logits in float32 loses some three roundings on
@@ -65,4 +75,4 @@ def labels_gate(logits: torch.Tensor, size: tuple[int, int]) -> Gate:
         return (highest - chosen).max().item() / largest
 
     measure = "shortfall of the chosen class in float64, of the largest logit"
-    return Gate(measure, 8 * torch.finfo(torch.float32).eps, error)
+    return Gate(measure, bound, error)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .arguments import QUICK_REPEATS, REPEATS, VARIANTS, positive, size, some_of
 from .host_models import HOSTS
 from .host_rows import MODES
 from .machine import ROOT
-from .options import QUICK_REPEATS, VARIANTS, positive, side, variants
 
 RESULTS = ROOT / "bench" / "results" / "hosts.jsonl"
 SIZE = (512, 512)
@@ -22,7 +22,7 @@ class Options:
     """What to measure, or, with `table` or `readme`, which rows to show."""
 
     hosts: Sequence[str]
-    models: Sequence[str]
+    variants: Sequence[str]
     modes: Sequence[str]
     size: tuple[int, int]
     threads: int
@@ -41,11 +41,11 @@ def parse(argv: Sequence[str]) -> Options:
     arguments = _without_process(argv)
     return Options(
         hosts=given.hosts or tuple(HOSTS),
-        models=given.models or (VARIANTS[:1] if given.quick else VARIANTS),
+        variants=given.variants or (VARIANTS[:1] if given.quick else VARIANTS),
         modes=MODES if given.mode is None else (given.mode,),
-        size=SIZE if given.size is None else tuple(given.size),
+        size=given.size,
         threads=given.threads,
-        repeats=given.repeats or (QUICK_REPEATS if given.quick else 11),
+        repeats=given.repeats or (QUICK_REPEATS if given.quick else REPEATS),
         output=given.output or (None if given.quick else RESULTS),
         table=given.table,
         readme=given.readme,
@@ -70,21 +70,26 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--hosts",
-        type=_hosts,
+        type=some_of(HOSTS),
         metavar="A,B",
         help=f"some of {', '.join(HOSTS)} (default: all)",
     )
-    add("--models", type=variants, metavar="B0,B2", help="variants to time (default: all)")
+    add(
+        "--variants",
+        type=some_of(VARIANTS),
+        metavar="B0,B2",
+        help="variants to time (default: all)",
+    )
     add("--mode", choices=MODES, help="one of the two (default: both)")
     add(
         "--size",
-        type=side,
-        nargs=2,
-        metavar=("H", "W"),
-        help="of the image, multiples of 4, of 32 for smp (default: 512 512)",
+        type=size,
+        default=SIZE,
+        metavar="512 or 1024x2048",
+        help="of the image, multiples of 4, of 32 for smp (default: 512)",
     )
     add("--threads", type=positive, default=2, metavar="N", help="of torch (default: 2)")
-    add("--repeats", type=positive, metavar="N", help="rounds (default: 11)")
+    add("--repeats", type=positive, metavar="N", help=f"rounds (default: {REPEATS})")
     add(
         "--quick",
         action="store_true",
@@ -108,11 +113,3 @@ def _parser() -> argparse.ArgumentParser:
         help="measure nothing; put the table of the newest rows into FILE, between its markers",
     )
     return parser
-
-
-def _hosts(text: str) -> tuple[str, ...]:
-    found = tuple(name.strip() for name in text.split(","))
-    for name in found:
-        if name not in HOSTS:
-            raise argparse.ArgumentTypeError(f"expected some of {tuple(HOSTS)}, got {name!r}")
-    return found

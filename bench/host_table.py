@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from .host_rows import newest
 from .rows import Row
-from .table import figures, line, setting_of, size_of
+from .table_cells import figures, line, setting_of, size_of
 
 NAME = "hosts"  # of the markers around it
 

@@ -29,7 +29,7 @@ from . import host_rows, host_table, pairs, table, timing
 from .gates import Gate, RedGate, logits_gate
 from .host_models import HOSTS, logits_of
 from .host_options import RESULTS, Options, parse
-from .machine import ROOT, commit, cpu_name
+from .machine import ROOT, commit, cpu_name, pin_threads
 from .rows import Row
 
 Provider = Callable[[], torch.Tensor]
@@ -93,9 +93,9 @@ def _process(host: str, options: Options) -> tuple[int, list[Row]]:
 
 def measure_host(host: str, options: Options) -> int:
     """Measure `host` in this process, and print its rows, one JSON object a line."""
-    torch.set_num_threads(options.threads)
+    pin_threads(options.threads)
     status = 0
-    for variant in options.models:
+    for variant in options.variants:
         for mode in options.modes:
             try:
                 found = _measure(host, variant, mode, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -16,17 +17,18 @@ ROOT = Path(__file__).parent.parent
 _MEASURED = ("fastseg", "kernels", "bench", ":!bench/results")
 
 
-def machine() -> dict[str, str]:
-    # Where it is used: other benchmarks run where it is not installed.
-    import transformers
-
+def machine(device: torch.device) -> dict[str, str]:
+    """The fields of a row that tell the machine and the versions of all libraries."""
+    on_gpu = device.type == "cuda"
     return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else cpu_name(),
+        "driver": driver() if on_gpu else "",
         "cpu": cpu_name(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "triton": triton_version(),
+        "transformers": importlib.metadata.version("transformers"),
         "fastseg": fastseg.__version__,
-        "commit": commit(),
     }
 
 
@@ -39,6 +41,37 @@ def cpu_name() -> str:
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def triton_version() -> str:
+    """ "" where it is not installed."""
+    try:
+        import triton
+    except ImportError:
+        return ""
+    return str(triton.__version__)
+
+
+def driver() -> str:
+    """Version of the GPU's driver."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.split("\n", 1)[0].strip()
+
+
+def pin_threads(threads: int) -> None:
+    """`threads` threads of torch, on the first cores that this process may use."""
+    torch.set_num_threads(threads)
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[:threads])
 
 
 def commit() -> str:

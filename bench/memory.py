@@ -4,7 +4,7 @@ The figure is how far the resident memory rises above what it was just before th
 weights and pixels loaded and a small forward behind it. `ru_maxrss` would not do: a child inherits
 its parent's peak. So this reads Linux's VmHWM, which begins anew with a program.
 
-`python -m bench.memory` is such a process; `bench.models` starts it.
+`python -m bench.memory` is such a process; `bench.grid` starts it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from . import pairs
-from .cases import SkippedCase
+from .context import SkippedCase
 from .gates import Gate, logits_gate
+from .providers import BASELINE
 
-PROVIDERS = ("transformers eager", "fastseg")
+PROVIDERS = (BASELINE, "fastseg eager")
 MAX_REPEATS = 3  # the figure hardly varies
 _STATUS = Path("/proc/self/status")
 _WARM_UP_SIZE = (64, 64)
@@ -49,7 +50,7 @@ def measure(
         folder = Path(name)
         pairs.write_checkpoint(folder, variant)
         gate = logits_gate(pairs.reference_logits(folder, pairs.draw_pixels(size)))
-        for _ in tqdm(range(repeats), desc="peak memory", leave=False):
+        for _ in tqdm(range(min(repeats, MAX_REPEATS)), desc="peak memory", leave=False):
             for provider in PROVIDERS:
                 samples[provider].append(_run_child(provider, folder, size, threads))
                 logits = load_file(_logits_path(folder))["logits"]
@@ -99,7 +100,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    load = pairs.load_transformers if arguments.provider == PROVIDERS[0] else pairs.load_fastseg
+    load = pairs.load_transformers if arguments.provider == BASELINE else pairs.load_fastseg
     model = load(arguments.folder)
     pixel_values = pairs.draw_pixels((arguments.height, arguments.width))
     with torch.inference_mode():

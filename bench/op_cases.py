@@ -21,6 +21,7 @@ import fastseg
 from fastseg.kernels import library
 from fastseg.op_calls import OpCall, OpRecorder
 
+from .context import SkippedCase
 from .gates import Gate, labels_gate
 from .pairs import draw_pixels, draw_weights
 
@@ -37,10 +38,6 @@ _STAGE_BEGINS = "patch_embed"
 _AFTER_STAGES = {"decode_head": "head", "upsample_argmax": "labels"}
 
 _BACKEND = importlib.import_module("fastseg.kernels.backend")  # not the function of that name
-
-
-class SkippedCase(Exception):
-    """Why something cannot run here."""
 
 
 @dataclass(frozen=True)

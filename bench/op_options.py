@@ -5,35 +5,29 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 
+from .arguments import (
+    QUICK_REPEATS,
+    REPEATS,
+    TELLING,
+    VARIANTS,
+    command_of,
+    list_of,
+    positive,
+    size,
+    some_of,
+)
+from .context import DTYPES, Setting
 from .machine import ROOT, commit
 from .op_cases import OPS
 from .op_rows import PROVIDERS
-from .options import QUICK_REPEATS, VARIANTS
 
 RESULTS = ROOT / "bench" / "results"
-DTYPES = {str(d).removeprefix("torch."): d for d in (torch.bfloat16, torch.float16, torch.float32)}
-TELLING = ("b0", "b2")  # B3 to B5 make the calls of B2, only more of them
-
-
-class Setting(NamedTuple):
-    """A forward to take apart."""
-
-    variant: str
-    size: tuple[int, int]
-    batch: int
-    dtype: str
-
-    def __str__(self) -> str:
-        height, width = self.size
-        return f"{self.variant}, {height}x{width}, batch {self.batch}, {self.dtype}"
 
 
 @dataclass(frozen=True)
@@ -48,6 +42,7 @@ class Options:
     repeats: int
     minutes: float
     output: Path | None  # None: add no rows
+    resume: bool  # leave out what `output` has from the same command
     commit: str
     command: str
 
@@ -70,11 +65,12 @@ def parse(argv: Sequence[str]) -> Options:
         providers=[name for name in PROVIDERS if name in chosen],
         device=device,
         threads=given.threads,
-        repeats=given.repeats or (QUICK_REPEATS if given.quick else 11),
+        repeats=given.repeats or (QUICK_REPEATS if given.quick else REPEATS),
         minutes=given.minutes,
         output=given.output or (None if given.quick else results),
+        resume=given.resume,
         commit=given.commit or commit(),
-        command=shlex.join(["python", "-m", "bench.ops", *argv]),
+        command=command_of("bench.ops", argv),
     )
 
 
@@ -104,35 +100,35 @@ def _parser() -> argparse.ArgumentParser:
         "gets no figure, and the status is 1.",
     )
     add = parser.add_argument
-    add("--variants", type=_some_of(VARIANTS), metavar="B0,B2", help="default: all")
+    add("--variants", type=some_of(VARIANTS), metavar="B0,B2", help="default: all")
     add(
         "--sizes",
-        type=_list_of(_size),
+        type=list_of(size),
         metavar="512,1024x2048",
         help="of the image, multiples of 4 (default: 512 and, on a GPU, 1024)",
     )
     add(
         "--batches",
-        type=_list_of(_positive),
+        type=list_of(positive),
         metavar="1,8",
         help="default: 1 and, on a GPU, 8",
     )
     add(
         "--dtypes",
-        type=_some_of(DTYPES),
+        type=some_of(DTYPES),
         metavar="bfloat16,float32",
         help="default: bfloat16 on a GPU, float32 elsewhere",
     )
-    add("--ops", type=_some_of(OPS), metavar="mix_ffn,layer_norm", help="default: all")
+    add("--ops", type=some_of(OPS), metavar="mix_ffn,layer_norm", help="default: all")
     add(
         "--providers",
-        type=_some_of(PROVIDERS),
+        type=some_of(PROVIDERS),
         metavar="compiled,kernels",
         help="beside eager, the baseline (default: all)",
     )
     add("--device", help="default: cuda where there is one, else cpu")
-    add("--threads", type=_positive, default=2, metavar="N", help="of torch (default: 2)")
-    add("--repeats", type=_positive, metavar="N", help="rounds (default: 11)")
+    add("--threads", type=positive, default=2, metavar="N", help="of torch (default: 2)")
+    add("--repeats", type=positive, metavar="N", help=f"rounds (default: {REPEATS})")
     add(
         "--minutes",
         type=float,
@@ -146,32 +142,10 @@ def _parser() -> argparse.ArgumentParser:
         help=f"B0 at 512x512, batch 1, {QUICK_REPEATS} rounds; no rows unless --output is given",
     )
     add("--output", type=Path, metavar="FILE", help="add rows here (default: bench/results)")
+    add(
+        "--resume",
+        action="store_true",
+        help="leave out what the output has from the same command",
+    )
     add("--commit", metavar="ID", help="for the rows, where git does not tell")
     return parser
-
-
-def _list_of(parse_one: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    return lambda text: list(dict.fromkeys(map(parse_one, text.split(","))))
-
-
-def _some_of(choices: Iterable[str]) -> Callable[[str], list[str]]:
-    def one(text: str) -> str:
-        if text.lower() not in choices:
-            raise argparse.ArgumentTypeError(f"expected some of {tuple(choices)}, got {text!r}")
-        return text.lower()
-
-    return _list_of(one)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer from 1, got {text!r}")
-    return int(text)
-
-
-def _size(text: str) -> tuple[int, int]:
-    """A side, or height x width."""
-    sides = [int(side) if side.isdecimal() else 0 for side in text.split("x")]
-    if len(sides) > 2 or any(side < 64 or side % 4 for side in sides):
-        raise argparse.ArgumentTypeError(f"expected multiples of 4 from 64, got {text!r}")
-    return sides[0], sides[-1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,19 @@ def _wrong_values(row: Row) -> list[str]:
 
 def _close(value: float, expected: float) -> bool:
     return abs(value - expected) <= 1e-6 * expected
+
+
+def calls_by_case(found: Iterable[Row]) -> Counter[tuple[Any, ...]]:
+    """How many different calls of (variant, size, batch, dtype, op, stage) rows have."""
+    calls = {
+        (
+            *(row["variant"], tuple(row["size"]), row["batch"], row["dtype"]),
+            *(row["op"], row["stage"]),
+            *(row["bytes"], row["flops"]),
+        )
+        for row in found
+    }
+    return Counter(call[:-2] for call in calls)
 
 
 def append_rows(path: Path, added: list[Row]) -> None:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 import platform
-import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -25,11 +25,12 @@ from tqdm import tqdm
 import fastseg
 
 from . import op_cases, op_rows, timing
+from .context import DTYPES, Setting, SkippedCase
 from .floors import Ceilings, ceilings, work
 from .gates import RedGate
-from .machine import cpu_name
-from .op_cases import CountedCall, SkippedCase
-from .op_options import DTYPES, Options, Setting, parse
+from .machine import cpu_name, driver, pin_threads, triton_version
+from .op_cases import CountedCall
+from .op_options import Options, parse
 from .op_timing import Function, first_line, time_call
 from .rows import Row
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: Options) -> int:
     """Measure what `options` ask for, add the rows to their file, print the tables."""
-    torch.set_num_threads(options.threads)
+    pin_threads(options.threads)
     # float32 is IEEE on all sides; cuDNN's convolutions are not, left to themselves.
     if options.device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
@@ -74,6 +75,14 @@ class _Bench:
         self.red = False
         self._ceilings: dict[str, Ceilings] = {}
         self._measured: dict[str, list[Row]] = {}
+        self._done = op_rows.calls_by_case(self._rows_of_this_command())
+
+    def _rows_of_this_command(self) -> list[Row]:
+        output = self.options.output
+        if not self.options.resume or output is None or not output.exists():
+            return []
+        found = op_rows.read_rows(output)
+        return [row for row in found if row["command"] == self.options.command]
 
     def note(self, message: str) -> None:
         """Say it now, once, and again after the tables."""
@@ -97,8 +106,13 @@ class _Bench:
         for op, reason in op_cases.missing(calls).items():
             if op in self.options.ops:
                 self.note(f"{setting}, {op}: skipped, {reason}")
+        kinds = Counter((call.op, call.stage) for call in calls)
         for call in calls:
             if call.op not in self.options.ops:
+                continue
+            case = (*setting, call.op, call.stage)
+            if self._done[case] == kinds[call.op, call.stage]:
+                self.note(f"{setting}, {call.op} ({call.stage}): measured before")
                 continue
             name = f"{setting}, {call.op} ({call.stage})"
             if time.monotonic() >= stop:
@@ -262,39 +276,20 @@ def _figures(floor: float, times: Mapping[str, float], subject: str) -> list[str
 def _facts(options: Options) -> dict[str, Any]:
     """What rows say of where their figures come from."""
     on_gpu = options.device.type == "cuda"
-    try:
-        import triton
-    except ImportError:
-        triton_version = ""
-    else:
-        triton_version = triton.__version__
     return {
         "device": torch.cuda.get_device_name(options.device) if on_gpu else cpu_name(),
-        "driver": _driver() if on_gpu else "",
+        "driver": driver() if on_gpu else "",
         "cuda": (torch.version.cuda or torch.version.hip or "") if on_gpu else "",
         "method": "CUDA graphs" if on_gpu else "calls",
         "cpu": cpu_name(),
         "threads": options.threads,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": triton_version,
+        "triton": triton_version(),
         "fastseg": fastseg.__version__,
         "commit": options.commit,
         "command": options.command,
     }
-
-
-def _driver() -> str:
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.split("\n", 1)[0].strip()
 
 
 if __name__ == "__main__":

@@ -1,110 +1,182 @@
-"""The options of `python -m bench.models`."""
+"""The options of `python -m bench`."""
 
 from __future__ import annotations
 
 import argparse
-import shlex
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product, starmap
 from pathlib import Path
 
-from .machine import ROOT
+import torch
 
-RESULTS = ROOT / "bench" / "results" / "cpu.jsonl"
-VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5")
-KINDS = ("models", "labels", "memory")
-QUICK_REPEATS = 3
+from .arguments import (
+    QUICK_REPEATS,
+    REPEATS,
+    TELLING,
+    VARIANTS,
+    command_of,
+    list_of,
+    positive,
+    size,
+    some_of,
+)
+from .context import DTYPES, Setting
+from .machine import ROOT, commit
+from .providers import BASELINE, PROVIDERS, SLOW_TO_BUILD_ON_A_CPU
+from .rows import CACHES, KINDS
+
+RESULTS = ROOT / "bench" / "results"
+MEMORY_SIZE = (1024, 2048)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure, or, with `table` or `readme`, which rows to show."""
+    """What to measure.
 
-    models: Sequence[str]
-    size: tuple[int, int] | None
+    Attributes:
+        settings: of "forward" and "end to end", in the order in which they are measured.
+        memory_settings: of "memory".
+        label_sizes: of "labels".
+        output: None to add no rows.
+        resume: leave out what `output` has from the same command.
+    """
+
+    kinds: Sequence[str]
+    settings: Sequence[Setting]
+    memory_settings: Sequence[Setting]
+    label_sizes: Sequence[tuple[int, int]]
+    providers: Sequence[str]
+    device: torch.device
+    cache: str
     threads: int
     repeats: int
-    only: str | None
-    output: Path | None  # None: add no rows
-    table: Path | None
-    readme: Path | None
+    minutes: float
+    output: Path | None
+    resume: bool
+    list_providers: bool
+    commit: str
     command: str
 
 
 def parse(argv: Sequence[str]) -> Options:
     """Options from command line arguments; ends the program where they are wrong."""
     given = _parser().parse_args(argv)
-    repeats = given.repeats or (QUICK_REPEATS if given.quick else 11)
+    device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    on_gpu = device.type == "cuda"
+    variants = given.variants or (VARIANTS[:1] if given.quick else VARIANTS)
+    sizes = given.sizes or [(512, 512)]
+    batches = given.batches or [1]
+    dtypes = given.dtypes or ["bfloat16" if on_gpu else "float32"]
+    results = RESULTS / f"{'gpu' if on_gpu else 'cpu'}.jsonl"
+    memory_variants = given.variants or VARIANTS[:1]
+    kinds = given.kinds or [k for k in KINDS if k != "memory" or not on_gpu]
     return Options(
-        models=given.models or (VARIANTS[:1] if given.quick else VARIANTS),
-        size=None if given.size is None else tuple(given.size),
+        kinds=kinds,
+        settings=_in_order(variants, sizes, batches, dtypes),
+        memory_settings=_in_order(memory_variants, given.sizes or [MEMORY_SIZE], [1], ["float32"]),
+        label_sizes=sizes,
+        providers=_providers(given.providers, on_gpu),
+        device=device,
+        cache=given.cache,
         threads=given.threads,
-        repeats=repeats,
-        only=given.only,
-        output=given.output or (None if given.quick else RESULTS),
-        table=given.table,
-        readme=given.readme,
-        command=shlex.join(["python", "-m", "bench.models", *argv]),
+        repeats=given.repeats or (QUICK_REPEATS if given.quick else REPEATS),
+        minutes=given.minutes,
+        output=given.output or (None if given.quick else results),
+        resume=given.resume,
+        list_providers=given.list,
+        commit=given.commit or commit(),
+        command=command_of("bench", argv),
     )
+
+
+def _providers(given: Sequence[str] | None, on_gpu: bool) -> list[str]:
+    """Those asked for, else all but the slowest; the baseline first in any case."""
+    if given is None:
+        given = [n for n in PROVIDERS if on_gpu or n not in SLOW_TO_BUILD_ON_A_CPU]
+    return [name for name in PROVIDERS if name in given or name == BASELINE]
+
+
+def _in_order(
+    variants: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    batches: Sequence[int],
+    dtypes: Sequence[str],
+) -> list[Setting]:
+    """All settings, those first that tell most: B0 and B2, small before large."""
+
+    def rank(setting: Setting) -> tuple[int, int, bool, int]:
+        height, width = setting.size
+        untelling = setting.variant not in TELLING
+        return dtypes.index(setting.dtype), height * width, untelling, setting.batch
+
+    return sorted(starmap(Setting, product(variants, sizes, batches, dtypes)), key=rank)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.models",
-        description="Times fastseg against transformers on this machine's CPU, and takes the peak "
-        "of their memory. A result that is not right gets no figure, and the status is 1.",
+        prog="fastseg bench",
+        description="Times SegFormer by fastseg, transformers and other runtimes on this machine, "
+        "and takes the peak of their memory. A result that is not right gets no figure, and the "
+        "status is 1. `--compare BASE` (see `--compare --help`) compares two commits instead.",
     )
     add = parser.add_argument
-    add("--models", type=variants, metavar="B0,B2", help="variants to time (default: all)")
+    add("--variants", type=some_of(VARIANTS), metavar="B0,B2", help="default: all")
     add(
-        "--size",
-        type=side,
-        nargs=2,
-        metavar=("H", "W"),
-        help="of the image, multiples of 4 (default: 512 512, and 1024 2048 for memory)",
+        "--sizes",
+        type=list_of(size),
+        metavar="512,1024x2048",
+        help="of the images, multiples of 4 (default: 512; for memory 1024x2048)",
     )
-    add("--threads", type=positive, default=2, metavar="N", help="of torch (default: 2)")
-    add("--repeats", type=positive, metavar="N", help="rounds (default: 11)")
-    add("--only", choices=KINDS, help="one part of the whole")
+    add("--batches", type=list_of(positive), metavar="1,8", help="default: 1")
+    add(
+        "--dtypes",
+        type=some_of(DTYPES),
+        metavar="float32,bfloat16",
+        help="default: bfloat16 on a GPU, float32 elsewhere",
+    )
+    add(
+        "--kinds",
+        type=some_of(KINDS),
+        metavar="forward,labels",
+        help=f"some of {', '.join(k.replace(' ', '-') for k in KINDS)} (default: all; a GPU's "
+        "memory is in the rows of forwards)",
+    )
+    add(
+        "--providers",
+        type=some_of(PROVIDERS),
+        metavar="fastseg-eager,onnx-runtime",
+        help=f"beside {BASELINE}, the baseline; `--list` tells them (default: all, but on a CPU "
+        f"not {', '.join(SLOW_TO_BUILD_ON_A_CPU)})",
+    )
+    add("--list", action="store_true", help="tell which providers can run here, and why others not")
+    add("--device", help="default: cuda where there is one, else cpu")
+    add(
+        "--cache",
+        choices=CACHES,
+        default="warm",
+        help="cold: write over a GPU's L2 cache before each call (default: warm)",
+    )
+    add("--threads", type=positive, default=2, metavar="N", help="on the CPU (default: 2)")
+    add("--repeats", type=positive, metavar="N", help=f"rounds (default: {REPEATS})")
+    add(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        metavar="M",
+        help="begin nothing new after this time (default: no limit)",
+    )
     add(
         "--quick",
         action="store_true",
         help=f"B0 alone, {QUICK_REPEATS} rounds; adds no rows unless --output is given",
     )
     add("--output", type=Path, metavar="FILE", help="add rows here (default: bench/results)")
-    show = parser.add_mutually_exclusive_group()
-    show.add_argument(
-        "--table",
-        type=Path,
-        nargs="?",
-        const=RESULTS,
-        metavar="FILE",
-        help="measure nothing; print the table of the newest rows in FILE",
+    add(
+        "--resume",
+        action="store_true",
+        help="leave out what the output has from the same command",
     )
-    show.add_argument(
-        "--readme",
-        type=Path,
-        metavar="FILE",
-        help="measure nothing; put the table of the newest rows into FILE, between its markers",
-    )
+    add("--commit", metavar="ID", help="for the rows, where git does not tell")
     return parser
-
-
-def variants(text: str) -> tuple[str, ...]:
-    found = tuple(text.lower().split(","))
-    for variant in found:
-        if variant not in VARIANTS:
-            raise argparse.ArgumentTypeError(f"expected some of {VARIANTS}, got {variant!r}")
-    return found
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer from 1, got {text!r}")
-    return int(text)
-
-
-def side(text: str) -> int:
-    if not text.isdecimal() or int(text) < 64 or int(text) % 4:
-        raise argparse.ArgumentTypeError(f"expected a multiple of 4 from 64, got {text!r}")
-    return int(text)

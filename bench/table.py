@@ -1,36 +1,127 @@
-"""The markdown table of the newest rows, and putting it into a file between two markers."""
+"""`python -m bench.table`: the tables of the committed rows, printed or put into files.
+
+    python -m bench.table                                      # print them all
+    python -m bench.table --rewrite README.md docs/benchmarks.md
+    python -m bench.table --check README.md docs/benchmarks.md # status 1 where a file differs
+
+A table stands between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`; TABLES has the names.
+"""
 
 from __future__ import annotations
 
-import itertools
+import argparse
 import os
-import statistics
-from collections.abc import Sequence
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from .rows import Row, newest
+from . import grid_table, host_rows, host_table
+from .rows import Row, read_rows
+from .shown import on_cpu
 
-NAME = "cpu"  # of the markers around the table
-SUBJECT = "fastseg"
+RESULTS = Path(__file__).parent / "results"
+PICTURES = "plots"  # beside the file that shows them
+SHORT_SIZE = [512, 512]  # of what the README shows
 
-Pair = tuple[Row, Row]  # of another provider, and of fastseg in the same run
+Table = Callable[[Sequence[Row]], str]
 
-_TITLES = {
-    "forward": "forward, {}",
-    "labels": "upsample + argmax, {}",
-    "memory": "peak memory of a forward, {}",
+
+def _pictures(rows: Sequence[Row]) -> str:
+    """Links to the pictures of `rows`, relative to docs/."""
+    from .plots.pictures import all_pictures  # imports the roofline, and torch with it
+
+    found, _ = all_pictures(rows)
+    lines = [f"![{picture.title}]({PICTURES}/{picture.name}.svg)" for picture in found]
+    return "\n\n".join(lines) or grid_table.NO_ROWS
+
+
+def _cpu(table: Table, rows: Sequence[Row]) -> str:
+    return table([row for row in rows if on_cpu(row)])
+
+
+def _gpu(table: Table, rows: Sequence[Row]) -> str:
+    return table([row for row in rows if not on_cpu(row)])
+
+
+def _short(table: Table, rows: Sequence[Row]) -> str:
+    """Of the rows of a CPU, one setting alone."""
+    setting = (SHORT_SIZE, 1, "float32")
+    kept = [row for row in rows if (row["size"], row["batch"], row["dtype"]) == setting]
+    return _cpu(table, kept)
+
+
+# By the name in the markers: from the rows of the grid to what stands between them.
+TABLES: dict[str, Table] = {
+    "cpu": partial(_short, grid_table.forward),
+    "cpu-end-to-end": partial(_short, partial(grid_table.end_to_end, short=True)),
+    "forward": partial(_cpu, grid_table.forward),
+    "end-to-end": partial(_cpu, grid_table.end_to_end),
+    "labels": partial(_cpu, grid_table.labels),
+    "memory": partial(_cpu, grid_table.memory),
+    "plots": partial(_cpu, _pictures),
+    "gpu": partial(_gpu, grid_table.forward),
+    "gpu-end-to-end": partial(_gpu, grid_table.end_to_end),
+    "gpu-labels": partial(_gpu, grid_table.labels),
+    "gpu-plots": partial(_gpu, _pictures),
 }
-# Rows that differ in these are not to be read side by side: they get a table each.
-_SETTING = ("cpu", "threads", "dtype", "batch")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the status is 1 where --check finds a file that differs."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.table", description="Tables of the newest rows in bench/results."
+    )
+    add = parser.add_argument
+    add("--rows", type=Path, nargs="+", metavar="FILE", help="default: bench/results/[cg]pu.jsonl")
+    add("--hosts", type=Path, default=RESULTS / "hosts.jsonl", metavar="FILE")
+    does = parser.add_mutually_exclusive_group()
+    does.add_argument("--rewrite", type=Path, nargs="+", metavar="FILE", help="renew its tables")
+    does.add_argument("--check", type=Path, nargs="+", metavar="FILE", help="1 where they differ")
+    given = parser.parse_args(argv)
+    try:
+        rows = read_files(given.rows or default_files())
+        hosts = host_rows.read_rows(given.hosts) if given.hosts.exists() else []
+    except (OSError, ValueError) as error:
+        parser.error(f"--rows, --hosts: expected files of rows, got {error}")
+    if not given.rewrite and not given.check:
+        print(markdown(rows) + "\n\n" + host_table.markdown(hosts))
+        return 0
+    differing = []
+    for path in given.rewrite or given.check:
+        text = path.read_text(encoding="utf-8")
+        new = renewed(text, path, rows, hosts)
+        if new != text:
+            differing.append(path)
+            if given.rewrite:
+                _write(path, new)
+                print(f"{path}: rewritten")
+            else:
+                print(f"{path}: differs; python -m bench.table --rewrite {path}", file=sys.stderr)
+    return 1 if given.check and differing else 0
+
+
+def default_files() -> list[Path]:
+    """The committed rows of the grid, of a CPU and of GPUs, as far as there are any."""
+    return [path for path in (RESULTS / "cpu.jsonl", RESULTS / "gpu.jsonl") if path.exists()]
+
+
+def read_files(paths: Sequence[Path]) -> list[Row]:
+    """The rows of all `paths`, one file after another."""
+    return [row for path in paths for row in read_rows(path)]
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Tables of the newest rows, one for each setting, each with a line on how it was measured."""
-    settings: dict[tuple[object, ...], list[list[Row]]] = {}
-    for group in newest(rows):
-        setting = tuple(group[0][name] for name in _SETTING)
-        settings.setdefault(setting, []).append(group)
-    return "\n\n".join(_table(groups) for groups in settings.values())
+    """The tables of all kinds that `rows` have."""
+    tables = (
+        grid_table.forward,
+        grid_table.end_to_end,
+        grid_table.labels,
+        grid_table.memory,
+    )
+    found = [table(rows) for table in tables]
+    return "\n\n".join(text for text in found if text != grid_table.NO_ROWS)
 
 
 def markers(name: str) -> tuple[str, str]:
@@ -38,22 +129,33 @@ def markers(name: str) -> tuple[str, str]:
     return f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
 
 
-def rewrite(path: Path, table: str, name: str = NAME) -> None:
+def renewed(text: str, path: Path, rows: Sequence[Row], hosts: Sequence[Row]) -> str:
+    """`text` of the file `path` with all of its tables made anew.
+
+    Raises:
+        ValueError: it has no table, one of an unknown name, or one without both of its markers.
+    """
+    names = re.findall(r"<!-- bench:(\S+) -->", text)
+    known = (*TABLES, host_table.NAME)
+    if not names or not set(names) <= set(known):
+        example, _ = markers("NAME")
+        raise ValueError(f"{path}: expected markers as {example} of {known}, got {names}")
+    for name in names:
+        table = host_table.markdown(hosts) if name == host_table.NAME else TABLES[name](rows)
+        text = _replaced(text, table, path, name)
+    return text
+
+
+def rewrite(path: Path, table: str, name: str) -> None:
     """Put `table` between the markers of `name` in `path`.
 
     Raises:
         ValueError: `path` does not have both markers once, in order.
     """
-    begin, end = markers(name)
-    text = path.read_text(encoding="utf-8")
-    before, _ = split(text, path, name)
-    after = text[text.index(end) :]
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(f"{before}{begin}\n{table}\n{after}", encoding="utf-8")
-    os.replace(temporary, path)
+    _write(path, _replaced(path.read_text(encoding="utf-8"), table, path, name))
 
 
-def split(text: str, path: Path, name: str = NAME) -> tuple[str, str]:
+def split(text: str, path: Path, name: str) -> tuple[str, str]:
     """What stands before the markers in `text`, and what between them."""
     begin, end = markers(name)
     counts = text.count(begin), text.count(end)
@@ -63,109 +165,18 @@ def split(text: str, path: Path, name: str = NAME) -> tuple[str, str]:
     return before, rest.split(end)[0].strip("\n")
 
 
-def _table(groups: list[list[Row]]) -> str:
-    lines = ["| measured | against | | fastseg | ratio |", "|---|---|---:|---:|---:|"]
-    pairs = [
-        (row, subject)
-        for group in groups
-        for subject in group
-        if subject["provider"] == SUBJECT
-        for row in group
-        if row is not subject
-    ]
-    for kind, found in itertools.groupby(
-        sorted(pairs, key=_position), lambda pair: pair[0]["kind"]
-    ):
-        of_kind = list(found)
-        lines += [
-            line(_title(row), row["provider"], figures(row), figures(subject), _ratio(row, subject))
-            for row, subject in of_kind
-        ]
-        if kind == "forward":
-            lines += _mean_lines(of_kind)
-    rows = [row for group in groups for row in group]
-    return "\n".join(lines) + "\n\n" + _caption(rows)
+def _replaced(text: str, table: str, path: Path, name: str) -> str:
+    begin, end = markers(name)
+    before, _ = split(text, path, name)
+    return f"{before}{begin}\n{table}\n{text[text.index(end) :]}"
 
 
-def _position(pair: Pair) -> tuple[int, str]:
-    """Kinds in their order, variants by number; other cases stay as they came."""
-    kind = pair[0]["kind"]
-    return list(_TITLES).index(kind), pair[0]["case"] if kind == "forward" else ""
+def _write(path: Path, text: str) -> None:
+    """In one step: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
-def _mean_lines(pairs: list[Pair]) -> list[str]:
-    """The geometric mean over the variants, for each provider and size that has several."""
-    ratios: dict[tuple[str, str], list[float]] = {}
-    for row, subject in pairs:
-        ratios.setdefault((row["provider"], size_of(row)), []).append(row["p50"] / subject["p50"])
-    return [
-        line(
-            f"forward, geometric mean of these {len(found)}, {size}",
-            provider,
-            "",
-            "",
-            f"**{statistics.geometric_mean(found):.2f}x**",
-        )
-        for (provider, size), found in ratios.items()
-        if len(found) > 1
-    ]
-
-
-def _ratio(row: Row, subject: Row) -> str:
-    return f"{row['p50'] / subject['p50']:.2f}x"
-
-
-def line(*cells: str) -> str:
-    """A row of a markdown table."""
-    return "| " + " | ".join(cells) + " |"
-
-
-def _title(row: Row) -> str:
-    case = row["case"].upper() if row["kind"] in ("forward", "memory") else row["case"]
-    return f"{_TITLES[row['kind']].format(case)}, {size_of(row)}"
-
-
-def size_of(row: Row) -> str:
-    """As in "512x512"."""
-    return "x".join(map(str, row["size"]))
-
-
-def figures(row: Row) -> str:
-    """Median, unit, and the range from p20 to p80 at the precision of the median."""
-    digits = 1 if row["p50"] < 100 else 0
-    p20, p50, p80 = (f"{row[name]:.{digits}f}" for name in ("p20", "p50", "p80"))
-    return f"{p50} {row['unit']} ({p20} to {p80})"
-
-
-def _caption(rows: list[Row]) -> str:
-    return (
-        "Medians (p20 to p80). Times of interleaved runs in one process; memory above that before "
-        "the forward, in a process of its own; parity checked first. "
-        + setting_of(rows, f"transformers {_all_of(rows, 'transformers')} eager, ")
-    )
-
-
-def setting_of(rows: Sequence[Row], libraries: str = "") -> str:
-    """Machine, settings, versions, dates and commands of `rows`, as a sentence.
-
-    Args:
-        libraries: goes in between torch's version and fastseg's, with a comma behind.
-    """
-    first = rows[0]
-    dates = sorted({row["date"][:10] for row in rows})
-    return (
-        f"{first['cpu']}; {_threads(first)}, {first['dtype']}, batch {first['batch']}; "
-        f"Python {_all_of(rows, 'python')}, torch {_all_of(rows, 'torch')}, "
-        f"{libraries}fastseg {_all_of(rows, 'fastseg')} at "
-        f"{_all_of(rows, 'commit')}; {' and '.join(dict.fromkeys((dates[0], dates[-1])))}; by "
-        + ", ".join(f"`{command}`" for command in dict.fromkeys(row["command"] for row in rows))
-        + "."
-    )
-
-
-def _all_of(rows: Sequence[Row], name: str) -> str:
-    return ", ".join(dict.fromkeys(str(row[name]) for row in rows))
-
-
-def _threads(row: Row) -> str:
-    return "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,30 +7,106 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 WARM_UP_ROUNDS = 2
+# Before each call: threads that another library left spinning go to sleep meanwhile.
+_PAUSE_SECONDS = 0.01
+
+# Runs its argument and tells the milliseconds that it took.
+Clock = Callable[[Callable[[], Any]], float]
 
 
 def interleave(
-    functions: Mapping[str, Callable[[], Any]], repeats: int, label: str = ""
+    functions: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    label: str = "",
+    clock: Clock | None = None,
 ) -> dict[str, list[float]]:
     """Milliseconds of each call: `repeats` rounds in which every function is called once.
 
     Rounds to warm up come first and are not in the result. A bar on stderr shows the rounds.
     """
+    clock = clock or wall_clock
     samples: dict[str, list[float]] = {name: [] for name in functions}
-    rounds: Iterable[int] = tqdm(range(-WARM_UP_ROUNDS, repeats), desc=label, leave=False)
-    for number in rounds:
+    for number in _rounds(repeats, label):
         for name, function in functions.items():
-            start = time.perf_counter()
-            result = function()
-            taken = 1000 * (time.perf_counter() - start)
-            # Freed here, outside the time: the next function finds the same memory as this one.
-            del result
+            taken = clock(function)
             if number >= 0:
                 samples[name].append(taken)
     return samples
+
+
+def interleave_steps(
+    pipelines: Mapping[str, Mapping[str, Callable[[Any], Any]]],
+    source: Any,
+    repeats: int,
+    label: str = "",
+    wait: Callable[[], None] = lambda: None,
+) -> dict[str, dict[str, list[float]]]:
+    """Milliseconds of each step of each pipeline, taken in turn as in `interleave`.
+
+    Args:
+        pipelines: by name, steps by name: the first gets `source`, each of the others what the
+            one before gave.
+        wait: returns when the device is done with what was asked of it; called after each step.
+    """
+    samples: dict[str, dict[str, list[float]]] = {
+        name: {step: [] for step in steps} for name, steps in pipelines.items()
+    }
+    for number in _rounds(repeats, label):
+        for name, steps in pipelines.items():
+            time.sleep(_PAUSE_SECONDS)
+            value = source
+            for step, function in steps.items():
+                start = time.perf_counter()
+                value = function(value)
+                wait()
+                taken = 1000 * (time.perf_counter() - start)
+                if number >= 0:
+                    samples[name][step].append(taken)
+            del value
+    return samples
+
+
+def _rounds(repeats: int, label: str) -> Iterable[int]:
+    return tqdm(range(-WARM_UP_ROUNDS, repeats), desc=label, leave=False)
+
+
+def wall_clock(function: Callable[[], Any]) -> float:
+    """Milliseconds of a call on a CPU."""
+    time.sleep(_PAUSE_SECONDS)
+    start = time.perf_counter()
+    result = function()
+    taken = 1000 * (time.perf_counter() - start)
+    # Freed here, outside the time: the next function finds the same memory as this one.
+    del result
+    return taken
+
+
+def event_clock(device: torch.device, cold: bool) -> Clock:
+    """Milliseconds between events before and after a call, as a GPU meets them.
+
+    The CPU's own work is in it where the GPU has to wait for it: that is what a caller sees.
+
+    Args:
+        cold: write over the L2 cache before each call.
+    """
+    l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+    scratch = torch.empty(4 * l2_bytes if cold else 0, dtype=torch.uint8, device=device)
+
+    def clock(function: Callable[[], Any]) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        scratch.zero_()
+        torch.cuda.synchronize(device)
+        start.record()
+        function()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    return clock
 
 
 def quantiles(samples: Sequence[float]) -> dict[str, float]:

@@ -1,9 +1,10 @@
-"""bench/: the method, the rows, the table and the gates. No test here depends on a time taken."""
+"""bench.grid: the method, the gates, the command. No test here depends on a time taken."""
 
 from __future__ import annotations
 
-import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,49 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 import fastseg
-from bench import cases, gates, memory, models, options, pairs, rows, table, timing
+from bench import cases, gates, grid, label_cases, memory, options, pairs, providers, rows, timing
+from bench.context import Setting, SkippedCase, context
 
 ROOT = Path(__file__).parent.parent
-BEGIN, END = table.markers("cpu")
-
-ROW = {
-    "schema": 1,
-    "date": "2026-01-02T03:04:05+00:00",
-    "kind": "forward",
-    "case": "b0",
-    "size": [512, 512],
-    "batch": 1,
-    "dtype": "float32",
-    "threads": 2,
-    "provider": "transformers eager",
-    "baseline": "transformers eager",
-    "unit": "ms",
-    "p20": 190.0,
-    "p50": 200.0,
-    "p80": 210.0,
-    "repeats": 11,
-    "ratio": 1.0,
-    "paired_ratio": 1.0,
-    "parity": "relative RMS error",
-    "parity_error": 3e-7,
-    "parity_gate": 2e-6,
-    "cpu": "A CPU",
-    "python": "3.11.0",
-    "torch": "2.13.0",
-    "transformers": "5.23.0",
-    "fastseg": "0.1.0",
-    "commit": "abc1234",
-    "command": "python -m bench.models",
-}
-FAST = {
-    **ROW,
-    "provider": "fastseg",
-    "p20": 49.0,
-    "p50": 50.0,
-    "p80": 52.0,
-    "ratio": 4.0,
-    "paired_ratio": 4.1,
-}
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +26,7 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+    torch.set_grad_enabled(True)
 
 
 # Method
@@ -75,6 +39,30 @@ def test_functions_run_in_turn():
     assert "".join(calls) == "AB" * (timing.WARM_UP_ROUNDS + 3)
     assert {name: len(taken) for name, taken in samples.items()} == {"A": 3, "B": 3}
     assert min(samples["A"] + samples["B"]) >= 0
+
+
+def test_steps_pass_on_what_they_made_and_wait_for_the_device():
+    calls = []
+
+    def step(name):
+        def run(value):
+            calls.append(name)
+            return value + name
+
+        return run
+
+    pipelines = {name: {s: step(name + s) for s in ("1", "2")} for name in "AB"}
+    pipelines["B"]["3"] = lambda value: calls.append(value)
+    samples = timing.interleave_steps(
+        pipelines, "source ", repeats=2, wait=lambda: calls.append("wait")
+    )
+    a_round = ["A1", "wait", "A2", "wait", "B1", "wait", "B2", "wait", "source B1B2", "wait"]
+    assert calls == a_round * (timing.WARM_UP_ROUNDS + 2)
+    assert {name: list(steps) for name, steps in samples.items()} == {
+        "A": ["1", "2"],
+        "B": ["1", "2", "3"],
+    }
+    assert all(len(taken) == 2 for steps in samples.values() for taken in steps.values())
 
 
 def test_quantiles_and_ratios():
@@ -126,171 +114,97 @@ def test_labels_gate_allows_near_ties_alone():
             gate.check("one", result)
 
 
-# Rows
+def test_of_a_batch_the_first_and_the_last_image_are_compared():
+    with torch.no_grad(), context(Setting("b0", (64, 64), 3, "float32"), CPU, 1) as where:
+        gate = cases.LogitsGates(where)
+        logits = where.fastseg()(where.pixel_values).logits
+        for image, is_seen in ((0, True), (1, False), (2, True)):
+            wrong = logits.clone()
+            wrong[image] += 1
+            found = gate.of(lambda: None).error(wrong)
+            assert (found > 1e-2) == is_seen
 
 
-def test_rows_are_only_added(tmp_path):
-    path = tmp_path / "new" / "rows.jsonl"
-    rows.append_rows(path, [ROW, FAST])
-    before = path.read_bytes()
-    rows.append_rows(path, [dict(reversed(FAST.items()))])
-    assert path.read_bytes().startswith(before)
-    assert rows.read_rows(path) == [ROW, FAST, FAST]
-    assert list(json.loads(path.read_text().splitlines()[2])) == list(rows.FIELDS)
-
-    with pytest.raises(ValueError, match="p50"):
-        rows.append_rows(path, [ROW, {**ROW, "p50": 1.0}])
-    assert len(rows.read_rows(path)) == 3
-    path.write_bytes(before[:-1])
-    with pytest.raises(ValueError, match="cut off"):
-        rows.append_rows(path, [ROW])
-    assert path.read_bytes() == before[:-1]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"parity_error": 1e-3}, "above its gate"),
-        ({"parity_error": math.nan}, "above its gate"),
-        ({"p80": 1.0}, "p20 <= p50 <= p80"),
-        ({"p20": 0.0}, "0 < p20"),
-        ({"threads": True, "cpu": None}, "threads: .*; cpu: "),
-        ({"extra": 1}, "extra is not a field"),
-        ({"kind": "backward"}, "kind"),
-        ({"unit": "s"}, "unit"),
-        ({"size": [512]}, "size"),
-        ({"ratio": 2.0}, "baseline itself"),
-        ({"date": "2026-01-02T03:04:05"}, "time zone"),
-        ({"date": "yesterday"}, "ISO 8601"),
-        ({"schema": 2}, "schema"),
-    ],
-)
-def test_row_that_does_not_fit_the_schema(change, message):
-    rows.check_row(ROW)
-    with pytest.raises(ValueError, match=message):
-        rows.check_row({**ROW, **change})
-
-
-def test_missing_fields_and_bad_lines_are_named(tmp_path):
-    with pytest.raises(ValueError, match="torch is missing"):
-        rows.check_row({name: value for name, value in ROW.items() if name != "torch"})
-    path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps(ROW) + "\n{\n")
-    with pytest.raises(ValueError, match=r"rows.jsonl, line 2: "):
-        rows.read_rows(path)
-
-
-def test_committed_rows_fit_the_schema():
-    assert rows.read_rows(ROOT / "bench" / "results" / "cpu.jsonl")
-
-
-# Table
-
-
-def test_newest_run_of_each_case_counts():
-    later = "2026-01-03T00:00:00+00:00"
-    small = {**ROW, "size": [64, 64]}
-    new = {**ROW, "date": later, "p50": 205.0}
-    assert rows.newest([ROW, FAST, small, new]) == [[new], [small]]
-
-
-def test_table():
-    b1 = [{**row, "case": "b1"} for row in (ROW, FAST)]
-    b1[1].update(p20=180.0, p50=200.0, p80=201.4)
-    labels = [{**row, "kind": "labels", "case": "random logits"} for row in (ROW, FAST)]
-    other = {**ROW, "threads": 1}
-    text = table.markdown([*labels, *b1, ROW, FAST, other, {**FAST, "threads": 1}])
-    first, caption, second, other_caption = text.split("\n\n")
-    assert first.splitlines() == [
-        "| measured | against | | fastseg | ratio |",
-        "|---|---|---:|---:|---:|",
-        "| forward, B0, 512x512 | transformers eager | 200 ms (190 to 210) "
-        "| 50.0 ms (49.0 to 52.0) | 4.00x |",
-        "| forward, B1, 512x512 | transformers eager | 200 ms (190 to 210) "
-        "| 200 ms (180 to 201) | 1.00x |",
-        "| forward, geometric mean of these 2, 512x512 | transformers eager |  |  | **2.00x** |",
-        "| upsample + argmax, random logits, 512x512 | transformers eager | 200 ms (190 to 210) "
-        "| 50.0 ms (49.0 to 52.0) | 4.00x |",
-    ]
-    assert len(second.splitlines()) == 3
-    for said in ("A CPU", "2 threads", "float32", "torch 2.13.0", "at abc1234", "2026-01-02"):
-        assert said in caption
-    assert "1 thread," in other_caption
-
-
-def test_readme_is_rewritten_in_place(tmp_path):
-    readme, results = tmp_path / "README.md", tmp_path / "rows.jsonl"
-    rows.append_rows(results, [ROW, FAST])
-    readme.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n")
-    for _ in range(2):
-        assert models.main(["--readme", str(readme), "--output", str(results)]) == 0
-        expected = table.markdown([ROW, FAST])
-        assert readme.read_text() == f"above\n{BEGIN}\n{expected}\n{END}\nbelow\n"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "rows.jsonl"]
-
-    readme.write_text(f"{END} {BEGIN}")
-    with pytest.raises(ValueError, match="in order"):
-        table.rewrite(readme, "new")
-    assert readme.read_text() == f"{END} {BEGIN}"
-
-
-def test_table_of_a_file_is_printed(tmp_path, capsys):
-    rows.append_rows(tmp_path / "rows.jsonl", [ROW, FAST])
-    assert models.main(["--table", str(tmp_path / "rows.jsonl")]) == 0
-    assert capsys.readouterr().out == table.markdown([ROW, FAST]) + "\n"
-
-
-def test_table_in_the_readme_is_the_one_of_the_rows():
-    path = ROOT / "README.md"
-    _, found = table.split(path.read_text(encoding="utf-8"), path)
-    expected = table.markdown(rows.read_rows(options.RESULTS))
-    assert found == expected, "run: python -m bench.models --readme README.md"
+def test_half_precision_is_measured_by_what_transformers_makes_of_it():
+    with torch.no_grad(), context(Setting("b0", (64, 64), 1, "bfloat16"), CPU, 1) as where:
+        theirs = where.transformers()(where.pixel_values).logits
+        gate = cases.LogitsGates(where).of(lambda: None)
+        assert gate.bound == pytest.approx(1.25 * gate.error(theirs))
+        assert 1e-3 < gate.error(theirs) < 1e-1
+        # Who computes a float32 model in bfloat16 is measured alike.
+        where.setting = where.setting._replace(dtype="float32")
+        where.pixel_values = pairs.draw_pixels((64, 64))
+        forward = type("", (), {"dtype": torch.bfloat16})()
+        assert cases.LogitsGates(where).of(forward).bound == pytest.approx(gate.bound, rel=0.2)
+        assert cases.LogitsGates(where).of(lambda: None).bound == 2e-6
 
 
 # The command
 
-TINY = ("--quick", "--size", "64", "64", "--repeats", "2", "--threads", "1")
+TINY = ("--quick", "--sizes", "64", "--repeats", "2", "--threads", "1")
+FEW = ("--providers", "fastseg-eager,fastseg-accelerate,fastseg-triton")
 
 
-def test_models_end_to_end(tmp_path, capsys):
+def test_forward_and_the_way_from_an_image(tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
-    assert models.main([*TINY, "--only", "models", "--output", str(path)]) == 0
-    theirs, ours = rows.read_rows(path)
-    assert (theirs["provider"], ours["provider"]) == ("transformers eager", "fastseg")
-    assert ours["ratio"] == pytest.approx(theirs["p50"] / ours["p50"])
-    for row in (theirs, ours):
-        assert (row["kind"], row["case"]) == ("forward", "b0")
-        assert (row["size"], row["repeats"], row["threads"]) == ([64, 64], 2, 1)
+    command = [*TINY, "--kinds", "forward,end-to-end", *FEW, "--output", str(path)]
+    assert grid.main(command) == 0
+    found = rows.read_rows(path)
+    names = ["transformers eager", "fastseg eager", "fastseg accelerate"]
+    forward = [row for row in found if row["kind"] == "forward"]
+    assert [row["provider"] for row in forward] == names
+    for row in forward:
+        assert (row["part"], row["case"], row["size"], row["threads"]) == (
+            "whole",
+            "b0",
+            [64, 64],
+            1,
+        )
         assert 0 < row["parity_error"] <= row["parity_gate"] == 2e-6
-        assert row["torch"] == torch.__version__
-        assert row["fastseg"] == fastseg.__version__
-        assert row["command"].startswith("python -m bench.models --quick --size 64 64")
-    assert capsys.readouterr().out == table.markdown([theirs, ours]) + "\n"
+        assert row["ratio"] == pytest.approx(forward[0]["p50"] / row["p50"])
+        assert (row["torch"], row["fastseg"]) == (torch.__version__, fastseg.__version__)
+        assert row["command"].startswith("python -m bench --quick --sizes 64 --repeats 2")
+        assert row["setup_s"] > 0
+        assert row["floor_ms"] == forward[0]["floor_ms"] > 0
+    images = [row for row in found if row["kind"] == "end to end"]
+    assert [(row["part"], row["provider"]) for row in images] == [
+        (part, name) for part in rows.PARTS for name in names
+    ]
+    assert len({row["date"] for row in images}) == 1
+    by_part = {row["part"]: row["p50"] for row in images if row["provider"] == names[1]}
+    # With two rounds medians are means, which add up.
+    assert by_part["whole"] == pytest.approx(sum(by_part[p] for p in rows.PARTS[1:]))
+    output = capsys.readouterr()
+    assert "fastseg Triton skipped, the kernels need a GPU" in output.out
+    assert "fastseg Triton skipped, the kernels need a GPU" in output.err
 
 
-def test_labels_end_to_end(tmp_path, capsys):
+def test_resume_leaves_out_what_the_same_command_has_measured(tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
-    assert models.main([*TINY, "--only", "labels", "--output", str(path)]) == 0
-    names = {row["case"] for row in rows.read_rows(path)}
-    skipped = "demo model, 150 classes"
-    if not (cases.DEMO_MODEL / "config.json").exists():
-        assert f"labels, {skipped}: skipped, no model" in capsys.readouterr().err
-        names.add(skipped)
-    assert names == set(cases.LABEL_CASES)
+    command = [*TINY, "--kinds", "labels", "--output", str(path)]
+    assert grid.main(command) == 0
+    before = path.read_bytes()
+    assert {row["case"] for row in rows.read_rows(path)} == set(label_cases.LABEL_CASES)
+    assert grid.main([*command, "--resume", "--minutes", "5"]) == 0
+    assert path.read_bytes() == before
+    assert capsys.readouterr().err.count("measured before") == len(label_cases.LABEL_CASES)
+    assert grid.main([*command, "--cache", "cold", "--resume", "--minutes", "0"]) == 0
+    assert path.read_bytes() == before
+    assert capsys.readouterr().out.count("not begun, the time is up") == len(
+        label_cases.LABEL_CASES
+    )
 
 
 def test_added_classes_never_win():
-    if not (cases.DEMO_MODEL / "config.json").exists():
-        pytest.skip("no demo model in this checkout")
     with torch.inference_mode():
-        logits = cases.LABEL_CASES["demo model, 150 classes"]((64, 64))
+        logits = label_cases.LABEL_CASES["demo model, 150 classes"]((64, 64))
     assert logits.shape == (1, 150, 16, 16)
     classes = fastseg.from_pretrained(cases.DEMO_MODEL).config.num_labels
     assert logits[:, classes:].amax() < logits[:, :classes].amin()
 
 
 def test_wrong_model_gets_no_figure(tmp_path, capsys, monkeypatch):
-    load = pairs.load_fastseg
+    load = fastseg.from_pretrained
 
     def perturbed(folder):
         model = load(folder)
@@ -298,29 +212,71 @@ def test_wrong_model_gets_no_figure(tmp_path, capsys, monkeypatch):
             model.decode_head.classifier.bias[0] += 1e-3
         return model
 
-    monkeypatch.setattr(pairs, "load_fastseg", perturbed)
+    monkeypatch.setattr(fastseg, "from_pretrained", perturbed)
     path = tmp_path / "rows.jsonl"
-    assert models.main([*TINY, "--only", "models", "--output", str(path)]) == 1
-    assert not path.exists()
+    command = [*TINY, "--kinds", "forward", "--providers", "fastseg-eager", "--output", str(path)]
+    assert grid.main(command) == 1
+    assert {row["provider"] for row in rows.read_rows(path)} == {"transformers eager"}
     output = capsys.readouterr().out
-    assert "forward b0: no figure, parity gate is red: fastseg: relative RMS error" in output
-    assert "ms" not in output
+    assert "fastseg eager: no figure, parity gate is red: fastseg eager: relative RMS" in output
 
 
-def test_wrong_label_map_gets_no_figure(tmp_path, capsys, monkeypatch):
+def test_wrong_label_maps_get_no_figure(tmp_path, capsys, monkeypatch):
     def blank(logits, size):
         return torch.zeros(logits.shape[0], *size, dtype=torch.int64)
 
     monkeypatch.setattr(fastseg.kernels, "upsample_argmax", blank)
     path = tmp_path / "rows.jsonl"
-    assert models.main([*TINY, "--only", "labels", "--output", str(path)]) == 1
-    assert not path.exists()
-    assert capsys.readouterr().out.count("parity gate is red: fastseg: shortfall") >= 3
+    kinds = ("--kinds", "labels,end-to-end", "--providers", "fastseg-eager")
+    assert grid.main([*TINY, *kinds, "--output", str(path)]) == 1
+    assert {(row["kind"], row["provider"]) for row in rows.read_rows(path)} == {
+        ("end to end", "transformers eager")
+    }
+    assert capsys.readouterr().out.count("red: fastseg: shortfall") == len(label_cases.LABEL_CASES)
+
+
+def test_a_model_off_its_fast_path_is_not_timed(monkeypatch):
+    load = fastseg.from_pretrained
+
+    def hooked(folder):
+        model = load(folder)
+        model.decode_head.linear_fuse.register_forward_hook(lambda *arguments: None)
+        return model
+
+    monkeypatch.setattr(fastseg, "from_pretrained", hooked)
+    reasons = {}
+    with torch.no_grad(), context(Setting("b0", (64, 64), 1, "float32"), CPU, 1) as where:
+        built = cases.build(where, ["fastseg eager"], reasons.__setitem__, reasons.__setitem__)
+    assert not built
+    assert "decode_head: plain: " in reasons["fastseg eager"]
+
+
+def test_a_provider_that_fails_costs_no_other(monkeypatch):
+    def explode(context):
+        raise ZeroDivisionError("inside\na compiler")
+
+    broken = providers.Provider(explode, lambda: "1")
+    monkeypatch.setitem(providers.PROVIDERS, "smp", broken)
+    reasons = {}
+    with torch.no_grad(), context(Setting("b0", (64, 64), 1, "float32"), CPU, 1) as where:
+        built = cases.build(
+            where, ["smp", "fastseg eager"], reasons.__setitem__, reasons.__setitem__
+        )
+    assert list(built) == ["fastseg eager"]
+    assert reasons == {"smp": "ZeroDivisionError: inside"}
+
+
+def test_providers_are_listed_with_reasons(capsys):
+    assert grid.main(["--list", "--providers", "fastseg-eager,fastseg-triton"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(providers.PROVIDERS)
+    assert f"fastseg eager: {fastseg.__version__}" in lines
+    assert "fastseg Triton: skipped, the kernels need a GPU" in lines
+    assert "smp: only where --providers names it" in lines
 
 
 def test_memory_is_that_of_the_forward():
-    size = (256, 256)
-    samples, errors, gate = memory.measure("b0", size, threads=1, repeats=1)
+    samples, errors, gate = memory.measure("b0", (256, 256), threads=1, repeats=1)
     logits_megabytes = 4 * 150 * 64 * 64 / 1e6
     for provider in memory.PROVIDERS:
         assert logits_megabytes < samples[provider][0] < 1000  # all maps of all layers: 700
@@ -337,21 +293,26 @@ def test_memory_of_a_wrong_model_is_no_figure(monkeypatch):
         memory.measure("b0", (64, 64), threads=1, repeats=1)
 
 
-def test_size_too_small_for_a_figure_of_memory(tmp_path):
-    pairs.write_checkpoint(tmp_path, "b0")
-    with pytest.raises(cases.SkippedCase, match="less memory than loading"):
-        memory._run_child("fastseg", tmp_path, (64, 64), threads=1)
+def test_size_too_small_for_a_figure_of_memory(tmp_path, monkeypatch):
+    """A child answers 0 where a forward stays below the peak of what came before it."""
+    done = subprocess.CompletedProcess([], 0, stdout="0\n", stderr="")
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: done)
+    with pytest.raises(SkippedCase, match="less memory than loading"):
+        memory._run_child("fastseg eager", tmp_path, (64, 64), threads=1)
 
 
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--models", "b6"],
-        ["--size", "65", "64"],
-        ["--size", "32", "64"],
+        ["--variants", "b6"],
+        ["--sizes", "65"],
+        ["--sizes", "32x64"],
         ["--threads", "0"],
         ["--repeats", "-1"],
-        ["--only", "all"],
+        ["--kinds", "all"],
+        ["--providers", "keras"],
+        ["--dtypes", "float8"],
+        ["--cache", "hot"],
     ],
 )
 def test_wrong_options(argv, capsys):
@@ -360,9 +321,27 @@ def test_wrong_options(argv, capsys):
     assert argv[0] in capsys.readouterr().err
 
 
-def test_quick_adds_no_rows_unless_told_to(tmp_path):
-    assert options.parse(["--quick"]).output is None
-    assert options.parse(["--quick"]).models == ("b0",)
-    assert options.parse([]).output == options.RESULTS
+def test_options(tmp_path):
+    quick = options.parse(["--quick", "--device", "cpu"])
+    assert quick.output is None
+    assert [setting.variant for setting in quick.settings] == ["b0"]
     assert options.parse(["--quick", "--output", str(tmp_path)]).output == tmp_path
-    assert options.parse(["--models", "B2,b0"]).models == ("b2", "b0")
+    whole = options.parse(["--device", "cpu"])
+    assert whole.output == options.RESULTS / "cpu.jsonl"
+    assert [setting.variant for setting in whole.settings[:2]] == ["b0", "b2"]
+    assert "transformers max-autotune" not in whole.providers
+    many = ["--variants", "B2,b0", "--sizes", "512,1024x2048", "--batches", "8,1"]
+    given = options.parse([*many, "--dtypes", "bfloat16", "--providers", "ONNX-Runtime"])
+    assert given.providers == ["transformers eager", "ONNX Runtime"]
+    assert given.settings[0] == ("b2", (512, 512), 1, "bfloat16")
+    assert len(given.settings) == 8
+    assert {setting.size for setting in given.settings} == {(512, 512), (1024, 2048)}
+
+
+def test_fastseg_bench_runs_them_from_anywhere(tmp_path):
+    (tmp_path / "bench").mkdir()  # not this one
+    (tmp_path / "bench" / "__main__.py").write_text("print('wrong')")
+    command = [sys.executable, "-m", "fastseg", "bench", "--threads", "none"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "fastseg bench: error: argument --threads: expected an integer" in done.stderr

@@ -118,7 +118,7 @@ def test_readme_and_table_from_rows(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "argv",
-    [["--hosts", "tensorflow"], ["--models", "b9"], ["--mode", "fast"], ["--size", "70", "64"]],
+    [["--hosts", "tensorflow"], ["--variants", "b9"], ["--mode", "fast"], ["--size", "70x64"]],
 )
 def test_wrong_options(argv, capsys):
     with pytest.raises(SystemExit):
@@ -129,7 +129,7 @@ def test_wrong_options(argv, capsys):
 def test_command_of_a_process_is_the_users():
     options = host_options.parse(["--quick", "--hosts", "smp", "--process", "smp"])
     assert options.command == "python -m bench.hosts --quick --hosts smp"
-    assert options.models == ("b0",)
+    assert options.variants == ("b0",)
     assert options.output is None
 
 
@@ -155,7 +155,7 @@ def test_red_gate_gives_no_figure(monkeypatch, capsys):
         return model
 
     monkeypatch.setattr(hosts.fastseg, "accelerate", wrong)
-    argv = ["--models", "b0", "--size", "64", "64", "--threads", "1", "--repeats", "1"]
+    argv = ["--variants", "b0", "--size", "64", "--threads", "1", "--repeats", "1"]
     argv += ["--mode", "eager", "--process", "transformers 5"]
     assert hosts.main(argv) == 1
     captured = capsys.readouterr()
@@ -165,7 +165,7 @@ def test_red_gate_gives_no_figure(monkeypatch, capsys):
 
 def test_one_host_from_the_command_line(tmp_path, capsys):
     path = tmp_path / "hosts.jsonl"
-    argv = ["--hosts", "NVlabs structure", "--quick", "--size", "64", "64", "--threads", "1"]
+    argv = ["--hosts", "NVlabs structure", "--quick", "--size", "64", "--threads", "1"]
     assert hosts.main([*argv, "--mode", "eager", "--output", str(path)]) == 0
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["provider"] for row in rows] == ["host", "accelerated", "check"]

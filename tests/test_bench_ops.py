@@ -1,4 +1,4 @@
-"""bench.ops: the calls of a forward, their floors, gates, rows. No test depends on a time taken."""
+"""bench.ops: the calls of a forward, their gates, rows. No test depends on a time taken."""
 
 from __future__ import annotations
 
@@ -12,37 +12,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from call_cases import BATCH, CPU, DEPTHS, SIZE, eager, recorded, tiny_model
 
 import fastseg
-from bench import floors, gates, op_cases, op_options, op_rows, op_timing, ops, pairs
+from bench import floors, gates, op_cases, op_options, op_rows, op_timing, ops
 from fastseg.kernels import library
 
 ROOT = Path(__file__).parent.parent
-DEPTHS = [1, 2, 1, 3]
 STAGES = ["1", "2", "3", "4"]
-SIZE, BATCH = (64, 96), 2
-CPU = torch.device("cpu")
-
-
-def tiny_model(variant="b0", device=CPU, dtype=torch.float32):
-    config = fastseg.SegformerConfig(
-        depths=DEPTHS,
-        hidden_sizes=[32, 64, 64, 128],
-        num_attention_heads=[1, 2, 2, 4],
-        decoder_hidden_size=32,
-        num_labels=5,
-    )
-    model = fastseg.SegformerForSemanticSegmentation(config).eval()
-    pairs.draw_weights(model)
-    return model.to(device, dtype)
-
-
-def recorded(dtype=torch.float32):
-    pixels = op_cases.build_pixels(SIZE, BATCH, CPU, dtype)
-    with torch.no_grad():
-        return op_cases.record(tiny_model(dtype=dtype), pixels)
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +35,6 @@ def one_thread():
     with torch.no_grad():
         yield
     torch.set_num_threads(before)
-
-
-def eager(call):
-    return call.bind(library.EAGER[call.op])()
 
 
 # Calls
@@ -180,72 +153,6 @@ def test_ops_on_a_gpu(tmp_path):
         (provider, cache) for provider in ("eager", "kernels") for cache in ("warm", "cold")
     }
     assert {row["method"] for row in rows} == {"CUDA graphs"}
-
-
-# Floors
-
-
-def counted_flops(call):
-    # By itself torch counts neither the fused attention of a CPU nor a matrix times a vector.
-    vector = {torch.ops.aten.mv: lambda matrix, *shapes, out_shape: 2 * math.prod(matrix)}
-    counter = FlopCounterMode(display=False, custom_mapping=vector)
-    with sdpa_kernel(SDPBackend.MATH), counter:
-        output = eager(call)
-    return counter.get_total_flops(), output
-
-
-def test_flops_are_those_that_torch_counts(calls):
-    assert {call.op for call in calls} >= {"patch_embed", "sr_attention", "mix_ffn"}
-    for call in calls:
-        counted, output = counted_flops(call)
-        assert floors.work(call, output).flops == counted, (call.op, call.stage)
-
-
-def test_flops_of_a_grid_that_the_reduction_does_not_divide():
-    pixels = op_cases.build_pixels((100, 68), 1, CPU, torch.float32)
-    for call in op_cases.record(tiny_model(), pixels):
-        counted, output = counted_flops(call)
-        assert floors.work(call, output).flops == counted, (call.op, call.stage)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bytes_are_those_of_inputs_and_result(dtype):
-    """Counted by storage: nothing twice, and nothing but sums of weights left out."""
-    for call in recorded(dtype):
-        output = eager(call)
-        left_out = [name for name in call.arguments if name.endswith("_sum")]
-        found = [
-            tensor.untyped_storage()
-            for name, value in call.arguments.items()
-            if name not in left_out
-            for tensor in op_cases.tensors(value)
-        ]
-        sizes = {storage.data_ptr(): storage.nbytes() for storage in found}
-        expected = sum(sizes.values()) + output.untyped_storage().nbytes()
-        assert floors.work(call, output).bytes == expected, call.op
-
-
-def test_floor_is_the_larger_of_bytes_and_flops():
-    known = floors.Ceilings(bytes_per_second=1e12, flops_per_second=1e14, source="")
-    assert known.floor_microseconds(floors.Work(bytes=10**7, flops=10**9)) == pytest.approx(10)
-    assert known.floor_microseconds(floors.Work(bytes=10**6, flops=10**10)) == pytest.approx(100)
-
-
-def test_known_chip_is_not_measured(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
-    monkeypatch.setattr(floors, "_product_flops_per_second", lambda device, dtype: 5e13)
-    gpu = torch.device("cuda")
-    assert floors.ceilings(gpu, torch.bfloat16)[:2] == (4.3e12, 790e12)
-    known = floors.ceilings(gpu, torch.float32)
-    assert known[:2] == (4.3e12, 5e13)
-    assert known.source == "known bandwidth, measured torch.float32 product"
-
-
-def test_ceilings_of_this_machine():
-    known = floors.ceilings(CPU, torch.float32)
-    assert 1e8 < known.bytes_per_second < 1e13
-    assert 1e8 < known.flops_per_second < 1e14
-    assert known.source == "measured bandwidth, measured torch.float32 product"
 
 
 # Gates
@@ -383,6 +290,26 @@ def test_nothing_is_begun_after_the_time(tmp_path, capsys):
     assert ops.main([*TINY, "--minutes", "0", "--device", "cpu", "--output", str(path)]) == 0
     assert not path.exists()
     assert capsys.readouterr().out == "b0, 64x96, batch 2, float32: not begun, the time is up\n"
+
+
+def test_resume_leaves_out_what_the_same_command_has_measured(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    given = ["--providers", "eager", "--device", "cpu", "--output", str(path)]
+    chosen = [*TINY, "--ops", "mix_ffn,layer_norm", *given]
+    assert ops.main(chosen) == 0
+    measured = op_rows.read_rows(path)
+    assert ops.main([*chosen, "--resume", "--minutes", "5"]) == 0
+    assert op_rows.read_rows(path) == measured
+    assert capsys.readouterr().out.count("measured before") == 4
+    # The last call of a stage was not measured when the time was up.
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]))
+    assert ops.main([*chosen, "--resume"]) == 0
+    again = op_rows.read_rows(path)[len(measured) - 1 :]
+    assert {(row["op"], row["stage"]) for row in again} == {("mix_ffn", measured[-1]["stage"])}
+    # Another command's rows are no reason to leave anything out.
+    assert ops.main([*TINY, "--ops", "mix_ffn", "--repeats", "3", *given, "--resume"]) == 0
+    assert len(op_rows.read_rows(path)) > len(measured) + len(again)
 
 
 def test_telling_settings_come_first():

@@ -1,0 +1,1 @@
+"""Pictures of the rows: `python -m bench.plots` draws them."""

@@ -1,0 +1,97 @@
+"""Forwards by ONNX Runtime and OpenVINO, of transformers' ONNX export and of fastseg's.
+
+Both runtimes get fixed shapes, one request at a time, and as many threads as torch has.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import provider_fastseg, provider_torch
+from .context import Context, SkippedCase
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+OnnxFile = Callable[[Context], Path]
+
+
+def onnxruntime_version() -> str:
+    return importlib.metadata.version("onnxruntime")
+
+
+def openvino_version() -> str:
+    return importlib.metadata.version("openvino")
+
+
+def _checked(context: Context, *modules: str) -> None:
+    if context.device.type != "cpu":
+        raise SkippedCase("measured on CPUs only")
+    if context.dtype != torch.float32:
+        raise SkippedCase("the exported graphs are in float32")
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise SkippedCase(f"{module} is not installed ({error})") from error
+
+
+def _onnxruntime(file: OnnxFile, context: Context) -> Forward:
+    _checked(context, "onnx", "onnxruntime", "onnxscript")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = context.threads
+    options.inter_op_num_threads = 1
+    # Its threads would go on spinning while the other providers are timed.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        file(context), options, providers=["CPUExecutionProvider"]
+    )
+
+    def forward(pixel_values: torch.Tensor) -> torch.Tensor:
+        (logits,) = session.run(None, {"pixel_values": pixel_values.numpy()})
+        return torch.from_numpy(logits)
+
+    return forward
+
+
+class OpenVinoForward:
+    """A compiled model and the precision that it computes in."""
+
+    def __init__(self, file: OnnxFile, precision: str | None, context: Context) -> None:
+        _checked(context, "onnx", "openvino", "onnxscript")
+        import openvino
+
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": context.threads,
+        }
+        if precision is not None:
+            settings["INFERENCE_PRECISION_HINT"] = precision
+        model = openvino.compile_model(file(context), "CPU", settings)
+        chosen = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        self.dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[chosen]
+        self._request = model.create_infer_request()
+
+    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        result = self._request.infer([pixel_values.numpy()], share_inputs=True)
+        return torch.from_numpy(result[0])
+
+
+def _openvino(file: OnnxFile, precision: str | None, context: Context) -> Forward:
+    return OpenVinoForward(file, precision, context)
+
+
+onnxruntime_theirs = partial(_onnxruntime, provider_torch.onnx_file)
+onnxruntime_ours = partial(_onnxruntime, provider_fastseg.onnx_file)
+openvino_theirs = partial(_openvino, provider_torch.onnx_file, "f32")
+openvino_ours = partial(_openvino, provider_fastseg.onnx_file, "f32")
+openvino_default_theirs = partial(_openvino, provider_torch.onnx_file, None)
+openvino_default_ours = partial(_openvino, provider_fastseg.onnx_file, None)
