@@ -57,7 +57,7 @@ class Compiled(NamedTuple):
     spill_bytes: int  # per thread, of local memory
     shared_bytes: int  # per CTA
     tensor_core: str  # the matrix instruction: "wgmma", "tcgen05", "mma", "mfma" or "none"
-    instructions: int  # of the machine code; 0 on AMD
+    instructions: int  # of the machine code; 0 on AMD, and where they were not counted
     ctas_per_sm: int  # that registers and shared memory allow; 0 on AMD
 
 
@@ -107,8 +107,12 @@ def ttir(launch: Launch, target: str) -> str:
     return str(triton.compile(source, target=_target(target), options=options).asm["ttir"])
 
 
-def compile_launch(launch: Launch, target: str) -> Compiled:
-    """Compile for `target`: "sm_80", "sm_90", "sm_100", "sm_120" or "gfx942"."""
+def compile_launch(launch: Launch, target: str, count: bool = True) -> Compiled:
+    """Compile for `target`: "sm_80", "sm_90", "sm_100", "sm_120" or "gfx942".
+
+    Args:
+        count: the instructions, which takes the disassembler 0.4 s.
+    """
     source, options = _source(launch)
     compiled = triton.compile(source, target=_target(target), options=options)
     common = {
@@ -127,7 +131,8 @@ def compile_launch(launch: Launch, target: str) -> Compiled:
             instructions=0,
             ctas_per_sm=0,
         )
-    usage, sass = _disassemble(compiled.asm["cubin"])
+    cubin = compiled.asm["cubin"]
+    usage = _read(cubin, "cuobjdump", "-res-usage")
     registers, spill_bytes = _number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage)
     per_cta = (registers + 7) // 8 * 8 * options["num_warps"] * 32
     shared = compiled.metadata.shared + _KIB
@@ -136,7 +141,7 @@ def compile_launch(launch: Launch, target: str) -> Compiled:
         registers=registers,
         spill_bytes=spill_bytes,
         tensor_core=_tensor_core(compiled.asm["ptx"]),
-        instructions=sass.count(";"),
+        instructions=_read(cubin, "nvdisasm", "-c").count(";") if count else 0,
         ctas_per_sm=min(_REGISTERS // per_cta, _SHARED_PER_SM[target] // shared, 32),
     )
 
@@ -159,16 +164,11 @@ def _tensor_core(ptx: str) -> str:
     return "none"
 
 
-def _disassemble(cubin: bytes) -> tuple[str, str]:
-    """Resource usage, and the machine code as text."""
+def _read(cubin: bytes, program: str, option: str) -> str:
+    """What a program that ships inside triton says of machine code."""
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        usage, sass = (
-            subprocess.run(
-                [tools / program, *arguments, path], capture_output=True, text=True, check=True
-            ).stdout
-            for program, arguments in (("cuobjdump", ["-res-usage"]), ("nvdisasm", ["-c"]))
-        )
-    return usage, sass
+        command = [tools / program, option, path]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -55,9 +55,8 @@ def accelerate(model: Model, *, strict: bool = False) -> Model:
         if isinstance(module, PackedOwner):
             found = True
             continue
-        if isinstance(module, Accelerated) and module._fastseg_kind != kind_of(
-            cast(nn.Module, module)
-        ):
+        was_fast = isinstance(module, Accelerated)
+        if was_fast and module._fastseg_kind != kind_of(module):
             _restore(module)  # its modules were exchanged, or it is a copy
         host = find_encoder(module) or find_head(module)
         if host is None:
@@ -68,7 +67,8 @@ def accelerate(model: Model, *, strict: bool = False) -> Model:
             if reason is not None:
                 refusals.append(f"{_label(name, module)} stays with {host.name}: {reason}")
                 continue
-            changed.append(module)
+            if not was_fast:
+                changed.append(module)
         if strict:
             refusals += _open_reasons(name, module)
     if not found:

@@ -140,6 +140,24 @@ def fold_mix_ffn(norm: nn.LayerNorm, fc1: nn.Linear, dwconv: nn.Conv2d, fc2: nn.
     return {"eps": norm.eps, **packed}
 
 
+def fold_patch_embed(proj: nn.Conv2d, norm: nn.LayerNorm) -> Packed:
+    """Keyword arguments of `kernels.patch_embed`, but for the map.
+
+    Nothing is folded: the convolution's weight in channels-last memory, the rest as it is.
+    """
+    weight = proj.weight.detach()
+    bias = weight.new_zeros(len(weight)) if proj.bias is None else proj.bias.detach()
+    return {
+        "weight": weight.contiguous(memory_format=torch.channels_last),
+        "bias": bias,
+        "norm_weight": norm.weight.detach(),
+        "norm_bias": norm.bias.detach(),
+        "stride": proj.stride[0],
+        "padding": proj.padding[0],
+        "eps": norm.eps,
+    }
+
+
 def fold_decode_head(
     projections: Sequence[nn.Linear],
     fuse: nn.Conv2d,

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from . import packing
 from .kernels.backend import requested_backend
 from .kernels.checks import autocasts
+from .packing import is_plain_path
 
 # Values that are equal where they do the same in a forward.
 PLAIN_TYPES = (
@@ -136,7 +136,7 @@ def _settings(device: torch.device) -> Hashable:
     return (
         autocasts(device) and torch.get_autocast_dtype(device.type),
         requested_backend(),
-        packing._plain_paths > 0,
+        is_plain_path(),
         backends.fp32_precision,
         backends.cuda.matmul.fp32_precision,
         backends.cudnn.conv.fp32_precision,

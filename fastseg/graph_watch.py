@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from .packing import has_forward_hooks
+
 _END = object()  # after the last item, so that more or fewer items differ
 _BASE_NAMES = frozenset(vars(nn.Module()))
 _WATCHED_BASE = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 # Of these an equal value is as good as the same one.
 _PLAIN_TYPES = (type(None), bool, int, float, str, type, torch.dtype, torch.device)
-# transformers leaves these hooks on for good; their work is part of the forward that they are in.
-_HOOKS_OF_FORWARD = "transformers.utils.output_capturing"
 _OURS = __name__.partition(".")[0] + "."
 
 _version = operator.attrgetter("_version")
@@ -228,9 +228,8 @@ def _module_reason(name: str, module: nn.Module) -> str | None:
         return f"{label} is a ScriptModule, whose weights cannot be watched"
     if module.training:
         return f"{label} is in training mode"
-    for hook in chain(module._forward_hooks.values(), module._forward_pre_hooks.values()):
-        if getattr(hook, "__module__", "") != _HOOKS_OF_FORWARD:
-            return f"{label} has forward hooks, which a graph would leave out"
+    if has_forward_hooks(module):
+        return f"{label} has forward hooks, which a graph would leave out"
     return None
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from . import kernels
 from .config import SegformerConfig
-from .folding import fold_mix_ffn, fold_sr_attention
+from .folding import fold_mix_ffn, fold_patch_embed, fold_sr_attention
 from .folds import Packed
 from .kernels.activations import ACTIVATIONS
 from .packing import PackedModule
@@ -89,17 +89,7 @@ class SegformerOverlapPatchEmbeddings(PackedModule):
         return kernels.patch_embed(feature_map, **self.packed())
 
     def fold(self) -> Packed:
-        """Nothing to fold: the convolution's weight in channels-last memory, the rest as it is."""
-        assert self.proj.bias is not None
-        return {
-            "weight": self.proj.weight.detach().contiguous(memory_format=torch.channels_last),
-            "bias": self.proj.bias.detach(),
-            "norm_weight": self.layer_norm.weight.detach(),
-            "norm_bias": self.layer_norm.bias.detach(),
-            "stride": self.proj.stride[0],
-            "padding": self.proj.padding[0],
-            "eps": self.layer_norm.eps,
-        }
+        return fold_patch_embed(self.proj, self.layer_norm)
 
 
 class SegformerEfficientSelfAttention(nn.Module):

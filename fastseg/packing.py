@@ -31,6 +31,10 @@ _FOLDED_KINDS = {
     nn.ReLU,
 }
 
+# transformers collects hidden states and attentions by hooks that it leaves on for good; they do
+# nothing unless it is asked for attentions, and then its own forward runs.
+_IDLE_HOOKS = "transformers.utils.output_capturing"
+
 ASKED_FOR = "asked for by fastseg.plain_path"
 
 _plain_paths = 0  # blocks of plain_path() that are open, in all threads
@@ -51,6 +55,11 @@ def plain_path() -> Iterator[None]:
     finally:
         with _lock:
             _plain_paths -= 1
+
+
+def is_plain_path() -> bool:
+    """Whether a block of `plain_path` is open."""
+    return _plain_paths > 0
 
 
 def plain_reason(module: nn.Module, *inputs: torch.Tensor) -> str | None:
@@ -110,16 +119,11 @@ def structure_reason(module: nn.Module) -> str | None:
 def _part_reason(part: nn.Module, is_whole: bool) -> str | None:
     if part.training:
         return "is in training mode"
-    for tensor in (*part._parameters.values(), *part._buffers.values()):
-        if type(tensor) in (nn.Parameter, torch.Tensor, type(None)):
-            continue
-        if not torch.compiler.is_exporting():  # which puts its own in their place
-            return f"has a {type(tensor).__name__}"
-    if any(p is not None and p.is_inference() for p in part._parameters.values()):
-        return "was made in inference mode, where edits are not counted"
+    if problem := tensor_problem(part):
+        return problem
     if is_whole:
         return None  # its own forward is running
-    if part._forward_hooks or part._forward_pre_hooks:
+    if has_forward_hooks(part):
         return "has forward hooks"
     if "forward" in part.__dict__:
         return "has a forward of its own"
@@ -128,6 +132,27 @@ def _part_reason(part: nn.Module, is_whole: bool) -> str | None:
         return f"is a {kind.__name__}"
     if kind is nn.BatchNorm2d and part.running_var is None:
         return "has no running statistics"
+    return None
+
+
+def has_forward_hooks(part: nn.Module) -> bool:
+    """Whether hooks on `part` itself want to see its forward."""
+    if not part._forward_hooks and not part._forward_pre_hooks:
+        return False
+    hooks = (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
+    return any(getattr(hook, "__module__", "") != _IDLE_HOOKS for hook in hooks)
+
+
+def tensor_problem(part: nn.Module) -> str | None:
+    """Why the parameters and buffers of `part` itself cannot be folded."""
+    for tensor in (*part._parameters.values(), *part._buffers.values()):
+        if tensor is None:
+            continue
+        # An export puts its own in their place.
+        if type(tensor) not in (nn.Parameter, torch.Tensor) and not torch.compiler.is_exporting():
+            return f"has a {type(tensor).__name__}"
+        if tensor.is_inference():
+            return "was made in inference mode, where edits are not counted"
     return None
 
 

@@ -13,20 +13,6 @@ import torch.nn.functional as F
 
 SIZES = [(1, 64, 64), (2, 75, 101), (3, 40, 131)]  # none that an export traces or checks with
 
-# Two stages, one of them without a reduction: quick to trace.
-SMALL = {
-    "num_encoder_blocks": 2,
-    "depths": [1, 1],
-    "sr_ratios": [4, 1],
-    "hidden_sizes": [8, 16],
-    "patch_sizes": [7, 3],
-    "strides": [4, 2],
-    "num_attention_heads": [1, 2],
-    "mlp_ratios": [2, 2],
-    "decoder_hidden_size": 24,
-    "num_labels": 7,
-}
-
 Run = Callable[[torch.Tensor], list[np.ndarray]]
 
 

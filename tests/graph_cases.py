@@ -1,7 +1,8 @@
-"""A stand-in for CUDA graphs on a CPU: it records operators and repeats them on the same memory.
+"""What tests of `fastseg.graphed` share: fixtures, and a stand-in for CUDA graphs on a CPU.
 
-Like a CUDA graph a recording knows addresses and no Python: it reads weights where they were, and
-writes its outputs where they were. What goes stale on a GPU goes stale here.
+The stand-in records operators and repeats them on the same memory. Like a CUDA graph a recording
+knows addresses and no Python: it reads weights where they were, and writes its outputs where they
+were. What goes stale on a GPU goes stale here.
 """
 
 from __future__ import annotations
@@ -10,25 +11,36 @@ import contextlib
 import threading
 from typing import Any
 
+import pytest
 import torch
-from model_cases import TINY, randomize
+from model_cases import tiny_model
 from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import fastseg
 from fastseg.graph_capture import capture_conditions, operators_seen, read_tensors
 from fastseg.graphed import GraphedModel
 
 SHAPE = (1, 3, 64, 64)
 
 
-def tiny_model(**options: Any) -> Any:
-    """A segmentation model in eval mode with random weights."""
-    config = fastseg.SegformerConfig(**{**TINY, **options})
-    model = fastseg.SegformerForSemanticSegmentation(config).eval()
-    randomize(model)
-    return model
+# Fixtures of the modules that import them.
+
+
+@pytest.fixture(autouse=True, name="no_gradients")
+def without_gradients() -> Any:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(name="model")
+def model_fixture() -> Any:
+    return tiny_model()
+
+
+@pytest.fixture(name="runner")
+def runner_fixture(model: nn.Module) -> Any:
+    return runner_of(model)
 
 
 def runner_of(model: nn.Module, **options: Any) -> Any:

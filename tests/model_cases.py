@@ -1,4 +1,4 @@
-"""Models with the same random weights in transformers and in fastseg, and how to compare them."""
+"""Small models with random weights, of transformers and of fastseg, and how to compare them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,19 @@ TINY = {
     "decoder_hidden_size": 24,
     "num_labels": 5,
 }
+# Two stages, one of them without a reduction: quick to trace.
+SMALL = {
+    "num_encoder_blocks": 2,
+    "depths": [1, 1],
+    "sr_ratios": [4, 1],
+    "hidden_sizes": [8, 16],
+    "patch_sizes": [7, 3],
+    "strides": [4, 2],
+    "num_attention_heads": [1, 2],
+    "mlp_ratios": [2, 2],
+    "decoder_hidden_size": 24,
+    "num_labels": 7,
+}
 WIDE = {"depths": [1, 1, 1, 1], "hidden_sizes": [64, 128, 320, 512], "num_labels": 19}
 
 
@@ -35,6 +48,14 @@ def randomize(model: torch.nn.Module) -> None:
                 buffer.normal_()
             elif name.endswith("running_var"):
                 buffer.uniform_(0.5, 1.5)
+
+
+def tiny_model(**config: Any) -> Any:
+    """fastseg's segmentation model in eval mode with random weights; `config` as in `TINY`."""
+    settings = fastseg.SegformerConfig(**{**TINY, **config})
+    model = fastseg.SegformerForSemanticSegmentation(settings).eval()
+    randomize(model)
+    return model
 
 
 def twins(

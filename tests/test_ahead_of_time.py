@@ -70,7 +70,7 @@ def complaints(launches, target: str, half: bool) -> list[str]:
 
 
 def complaints_of(launch, target: str, half: bool) -> list[str]:
-    compiled = compile_launch(launch, target)
+    compiled = compile_launch(launch, target, count=False)
     found = []
     if compiled.spill_bytes > SPILL_LIMIT.get(target, float("inf")):
         found.append(f"spills {compiled.spill_bytes} bytes")

@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 import torch._inductor
-from export_cases import SMALL, assert_labels, reference
-from model_cases import TINY, randomize, relative_error, twins
+from export_cases import assert_labels, reference
+from model_cases import SMALL, TINY, randomize, relative_error, twins
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 

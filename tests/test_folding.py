@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
-from model_cases import randomize
+from model_cases import randomize, relative_error
 from torch import nn
+from torch.utils._pytree import tree_map
 
 import fastseg
 from fastseg.decode_head import SegformerDecodeHead
@@ -181,6 +184,53 @@ def test_batch_norm_without_affine_and_layers_without_bias():
         expected = classifier(F.relu(batch_norm(fuse(torch.cat(projected[::-1], dim=1)))))
         packed = fold_decode_head(projections, fuse, batch_norm, classifier)
         assert_equal(decode_head(maps, **packed), expected)
+
+
+def head_arguments():
+    """Arguments of `decode_head` for four maps of widths that kernels take."""
+    widths, sizes = (32, 64, 96, 128), ((9, 7), (5, 4), (3, 2), (2, 1))
+    maps = [torch.randn(2, c, *size) for c, size in zip(widths, sizes, strict=True)]
+    weights = [torch.randn(64, c) * c**-0.5 for c in widths]
+    return maps, weights, torch.randn(64), torch.randn(5, 64), torch.randn(5)
+
+
+@pytest.mark.parametrize("stripe_bytes", [1, 1 << 30])
+def test_decode_head_without_classifier(stripe_bytes, monkeypatch):
+    """The map that a classifier would take, as models have it whose classifier is not folded."""
+    monkeypatch.setattr("fastseg.kernels.bilinear.STRIPE_BYTES", stripe_bytes)
+    maps, weights, bias, *_ = head_arguments()
+    upsampled = [
+        F.interpolate(
+            torch.einsum("bchw,dc->bdhw", one, weight),
+            size=(9, 7),
+            mode="bilinear",
+            align_corners=False,
+        )
+        for one, weight in zip(maps, weights, strict=True)
+    ]
+    expected = F.relu(sum(upsampled) + bias[:, None, None])
+    assert (expected == 0).any()
+    assert (expected > 0).any()
+    assert_equal(decode_head(maps, weights, bias), expected)
+    single = [tensor.float() for tensor in weights]
+    result = decode_head([one.float() for one in maps], single, bias.float())
+    assert result.dtype == torch.float32
+    assert relative_error(result, expected) < 2e-6
+
+
+def test_kernels_need_a_classifier():
+    supports = importlib.import_module("fastseg.kernels.decode_head").supports
+    maps, weights, bias, *classifier = tree_map(torch.Tensor.float, head_arguments())
+    assert supports(maps, weights, bias, None, None) == "there is no classifier"
+    assert supports(maps, weights, bias, *classifier) is None
+
+
+@pytest.mark.parametrize("missing", ["classifier_weight", "classifier_bias"])
+def test_a_classifier_has_a_weight_and_a_bias(missing):
+    maps, weights, bias, weight, classifier_bias = head_arguments()
+    given = {"classifier_weight": weight, "classifier_bias": classifier_bias, missing: None}
+    with pytest.raises(ValueError, match=f"{missing}: expected a tensor of shape .*, got None"):
+        decode_head(maps, weights, bias, **given)
 
 
 @pytest.mark.parametrize("hidden_act", ["gelu", "relu", "selu", "gelu_new", "silu"])

@@ -1,15 +1,13 @@
-"""Folded weights in graphs, of torch.compile and torch.export, and with tensors swapped in."""
+"""Folded weights in graphs, of torch.compile and torch.export, swapped in, and on CUDA streams."""
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
-from model_cases import TINY, randomize, relative_error
+from fold_cases import count_folds, every_parameter, folded, plain
+from model_cases import SMALL, relative_error, tiny_model
 from torch.func import functional_call
 
-import fastseg
 from fastseg import folds
 
 
@@ -20,9 +18,7 @@ def no_graphs_of_others():
 
 @pytest.fixture
 def model():
-    model = fastseg.SegformerForSemanticSegmentation(fastseg.SegformerConfig(**TINY)).eval()
-    randomize(model)
-    return model
+    return tiny_model(**SMALL)
 
 
 @pytest.fixture
@@ -30,20 +26,37 @@ def pixels():
     return torch.randn(1, 3, 64, 96)
 
 
-def edit(model):
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1.3)
-
-
-def plain(model, pixels):
-    """What a copy gives that has folded nothing."""
-    with torch.no_grad(), fastseg.plain_path():
-        return copy.deepcopy(model)(pixels).logits
+edit = torch.no_grad()(every_parameter(lambda parameter: parameter.mul_(1.3)))
 
 
 def assert_near(result, expected):
     assert relative_error(result, expected) < 1e-5  # another set of weights is 1e-1 off
+
+
+@pytest.mark.parametrize("first_forward", [True, False])
+def test_compiled(model, first_forward):
+    """Two sizes, and an edit in place that the graph must see."""
+    pixels = torch.randn(2, 3, 64, 96)
+    if first_forward:
+        folded(model, pixels)
+    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
+    with torch.no_grad():
+        for size in (pixels, torch.randn(1, 3, 96, 70)):
+            expected = plain(model, size)
+            torch.testing.assert_close(compiled(size).logits, expected, rtol=1e-3, atol=1e-4)
+        edit(model)
+        expected = plain(model, pixels)
+        torch.testing.assert_close(compiled(pixels).logits, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_compiled_with_frozen_weights_does_not_fold(model, pixels, monkeypatch):
+    model.requires_grad_(False)
+    expected = folded(model, pixels)
+    counted = count_folds(monkeypatch)
+    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(pixels).logits, expected, rtol=1e-4, atol=1e-5)
+    assert counted == []
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -89,8 +102,7 @@ def test_no_parameter_is_written_to(model, pixels):
 
 @pytest.mark.parametrize("kind", [torch.Tensor.clone, torch.nn.Parameter])
 def test_functional_call(model, pixels, kind):
-    other = fastseg.SegformerForSemanticSegmentation(model.config).eval()
-    randomize(other)
+    other = tiny_model(**SMALL)
     tensors = {
         name: kind(tensor.detach())
         for name, tensor in other.state_dict().items()
@@ -141,3 +153,22 @@ def test_graphs_let_go_of_models(model, pixels):
     with torch.no_grad():
         compiled(pixels.double())
     assert model.decode_head._fold_set.handle != handle
+
+
+def test_folding_is_finished_before_others_see_it(monkeypatch):
+    """Another stream may use folded weights at once; a captured fold is none before a replay."""
+    waits = []
+
+    class Stream:
+        def synchronize(self):
+            waits.append("synchronize")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert folds._finished(torch.device("cpu"))
+    assert not waits
+    assert folds._finished(torch.device("cuda", 0))
+    assert waits == ["synchronize"]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert not folds._finished(torch.device("cuda", 0))
+    assert waits == ["synchronize"]

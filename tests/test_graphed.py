@@ -11,28 +11,20 @@ import warnings
 
 import pytest
 import torch
-from graph_cases import SHAPE, Wrap, capture, runner_of, tiny_model
+from graph_cases import (  # noqa: F401
+    SHAPE,
+    Wrap,
+    capture,
+    model_fixture,
+    runner_fixture,
+    runner_of,
+    without_gradients,
+)
 from model_cases import TINY, relative_error, twins
 from torch import nn
 
 import fastseg
 from fastseg.graph_capture import ReadTensors
-
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
-
-
-@pytest.fixture
-def model():
-    return tiny_model()
-
-
-@pytest.fixture
-def runner(model):
-    return runner_of(model)
 
 
 def test_replays_equal_the_model_in_float64():

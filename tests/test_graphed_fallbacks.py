@@ -7,29 +7,21 @@ import warnings
 
 import pytest
 import torch
-from graph_cases import SHAPE, Wrap, capture, runner_of, tiny_model
+from graph_cases import (  # noqa: F401
+    SHAPE,
+    Wrap,
+    capture,
+    model_fixture,
+    runner_fixture,
+    runner_of,
+    without_gradients,
+)
 from model_cases import relative_error
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastseg
 from fastseg import graph_capture
-
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
-
-
-@pytest.fixture
-def model():
-    return tiny_model()
-
-
-@pytest.fixture
-def runner(model):
-    return runner_of(model)
 
 
 def check_eager(runner, reason, *args, **kwargs):

@@ -6,19 +6,18 @@ import copy
 
 import pytest
 import torch
-from graph_cases import SHAPE, capture, runner_of, tiny_model
-from model_cases import TINY, randomize, twins
+from graph_cases import (
+    SHAPE,
+    capture,
+    runner_of,
+    without_gradients,  # noqa: F401
+)
+from model_cases import TINY, randomize, tiny_model, twins
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import fastseg
 from fastseg.graph_watch import ModelWatch
-
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
 
 
 def first_layer(model):

@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import io
 import pickle
 
 import pytest
 import torch
-from model_cases import TINY, randomize, relative_error
+from fold_cases import count_folds, every_parameter, folded, packed_modules, plain
+from model_cases import relative_error, tiny_model
 
 import fastseg
-from fastseg.packing import PackedModule
 
 PIXELS = (2, 3, 64, 96)
 
 
-def make_model():
-    model = fastseg.SegformerForSemanticSegmentation(fastseg.SegformerConfig(**TINY)).eval()
-    randomize(model)
-    return model
-
-
-@pytest.fixture(autouse=True)
-def no_graphs_of_others():
-    torch.compiler.reset()
-
-
 @pytest.fixture
 def model():
-    return make_model()
+    return tiny_model()
 
 
 @pytest.fixture
@@ -38,35 +26,8 @@ def pixel_values():
     return torch.randn(PIXELS)
 
 
-def folded(model, pixel_values):
-    with torch.no_grad():
-        return model(pixel_values).logits
-
-
-def plain(model, pixel_values):
-    with torch.no_grad(), fastseg.plain_path():
-        return model(pixel_values).logits
-
-
-def packed_modules(model):
-    return [module for module in model.modules() if isinstance(module, PackedModule)]
-
-
 def is_folded(module):
     return module.fold_cache().folded is not None
-
-
-def count_folds(monkeypatch):
-    """A list that grows by one for each module folded."""
-    folds = []
-    for module_class in {type(module) for module in packed_modules(make_model())}:
-        original = module_class.fold
-        monkeypatch.setattr(
-            module_class,
-            "fold",
-            lambda self, original=original: folds.append(type(self)) or original(self),
-        )
-    return folds
 
 
 def assert_fresh(model, pixel_values, before=None):
@@ -98,14 +59,6 @@ def test_plain_path_where_gradients_or_attentions_are_asked_for(model, pixel_val
     assert len(folds) == 1
     model(pixel_values)  # gradients are on, but nothing can ask for one
     assert len(folds) == 10
-
-
-def every_parameter(edit):
-    def change(model):
-        for parameter in model.parameters():
-            edit(parameter)
-
-    return change
 
 
 def optimizer_step(model):
@@ -141,9 +94,9 @@ def edit_behind_pytorch(model):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda model: model.load_state_dict(make_model().state_dict()),
-        lambda model: model.load_state_dict(make_model().state_dict(), assign=True),
-        lambda model: model.decode_head.load_state_dict(make_model().decode_head.state_dict()),
+        lambda model: model.load_state_dict(tiny_model().state_dict()),
+        lambda model: model.load_state_dict(tiny_model().state_dict(), assign=True),
+        lambda model: model.decode_head.load_state_dict(tiny_model().decode_head.state_dict()),
         torch.no_grad()(every_parameter(lambda parameter: parameter.mul_(1.5))),
         torch.no_grad()(every_parameter(lambda p: p.copy_(torch.randn_like(p)))),
         torch.no_grad()(optimizer_step),
@@ -313,7 +266,7 @@ def test_inference_mode_and_inference_weights(model, pixel_values):
     expected = folded(model, pixel_values)
     with torch.inference_mode():
         assert torch.equal(model(pixel_values).logits, expected)
-        inside = make_model()
+        inside = tiny_model()
         inside.load_state_dict(model.state_dict())
         # Edits of such weights are not counted, so they are never folded.
         assert "inference mode" in fastseg.report(inside)
@@ -321,31 +274,6 @@ def test_inference_mode_and_inference_weights(model, pixel_values):
     # Folded inside inference mode, then used with gradients on.
     model.requires_grad_(False)
     torch.testing.assert_close(model(pixel_values).logits, expected)
-
-
-@pytest.mark.parametrize("first_forward", [True, False])
-def test_compiled(model, pixel_values, first_forward):
-    """Two sizes, and an edit in place that the graph must see."""
-    if first_forward:
-        folded(model, pixel_values)
-    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
-    with torch.no_grad():
-        for pixels in (pixel_values, torch.randn(1, 3, 96, 70)):
-            expected = plain(model, pixels)
-            torch.testing.assert_close(compiled(pixels).logits, expected, rtol=1e-3, atol=1e-4)
-        every_parameter(lambda parameter: parameter.mul_(1.3))(model)
-        expected = plain(model, pixel_values)
-        torch.testing.assert_close(compiled(pixel_values).logits, expected, rtol=1e-3, atol=1e-4)
-
-
-def test_compiled_with_frozen_weights_does_not_fold(model, pixel_values, monkeypatch):
-    model.requires_grad_(False)
-    expected = folded(model, pixel_values)
-    folds = count_folds(monkeypatch)
-    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(pixel_values).logits, expected, rtol=1e-4, atol=1e-5)
-    assert folds == []
 
 
 def test_weights_at_the_address_of_earlier_ones(model, pixel_values):
@@ -383,23 +311,3 @@ def test_plain_path_ends_with_its_block(model, pixel_values, monkeypatch):
         raise RuntimeError("inside")
     folded(model, pixel_values)
     assert folds
-
-
-def test_folding_is_finished_before_others_see_it(monkeypatch):
-    """Another stream may use folded weights at once; a captured fold is none before a replay."""
-    folds = importlib.import_module("fastseg.folds")
-    waits = []
-
-    class Stream:
-        def synchronize(self):
-            waits.append("synchronize")
-
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    assert folds._finished(torch.device("cpu"))
-    assert not waits
-    assert folds._finished(torch.device("cuda", 0))
-    assert waits == ["synchronize"]
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert not folds._finished(torch.device("cuda", 0))
-    assert waits == ["synchronize"]

@@ -87,11 +87,13 @@ class Accelerated(FoldOwner):
         plan = self._fastseg_plan
         if plan is None or not plan.is_current():
             return "modules in it were exchanged"
-        before = [id(part) for part in plan.folded_parts()]
+        before = plan.modes()
         if problem := plan.settle():
             return problem
-        now = [id(part) for part in plan.folded_parts()]
-        return None if now == before else "other parts of it can be folded"
+        for then, now in zip(before, plan.modes(), strict=True):
+            if then != now:
+                return f"a part of it changed: {now}" if now else "other parts of it can be folded"
+        return None
 
     def train(self, mode: bool = True) -> Any:
         # For eval() too: what comes before it may have edited `parameter.data`.
@@ -125,18 +127,14 @@ def _rebuild(host_class: type[nn.Module], host: int, *arguments: Any) -> nn.Modu
     return accelerated.__new__(accelerated, *arguments)
 
 
-def _settled(module: Accelerated) -> str | None:
-    return module.fastseg_plan().settle()
-
-
 @torch.compiler.assume_constant_result
 def _settle_for_graph(module: Accelerated) -> str | None:
-    return _settled(module)
+    return module.fastseg_plan().settle()
 
 
 def _settle(module: Accelerated) -> str | None:
     if not torch.compiler.is_compiling():
-        return _settled(module)
+        return module.fastseg_plan().settle()
     if torch.compiler.is_exporting():
         # Nothing can be folded now, and what it is traced with cannot be told.
         return None if module.fastseg_plan().may_run() else "none of its parts can be folded"

@@ -126,7 +126,6 @@ class EncoderPlan:
     def __init__(self, encoder: nn.Module, host: EncoderHost, refused: dict[int, str]) -> None:
         self.encoder = encoder
         self.host = host
-        self.refused = refused
         self.stages = [
             StagePlan(stage, host.layer, host.embed, refused) for stage in host.stages(encoder)
         ]
@@ -171,6 +170,15 @@ class EncoderPlan:
             for part in (stage.embed, *_halves(stage))
             if part.reason is None
         ]
+
+    def modes(self) -> list[str | None]:
+        """Why each part stays the host's, None for those that do not: what graphs are traced by."""
+        modes: list[str | None] = []
+        for stage in self.stages:
+            modes += [stage.embed.reason, stage.norm_reason]
+            for layer in stage.layers:
+                modes += [layer.reason, layer.attention.reason, layer.ffn.reason]
+        return modes
 
     def reasons(self) -> Iterator[tuple[str, str]]:
         """(module's name, reason) of what stays the host's."""

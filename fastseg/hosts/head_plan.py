@@ -62,6 +62,10 @@ class HeadPlan:
     def folded_parts(self) -> list[Part]:
         return [part for part in self.parts() if part.reason is None]
 
+    def modes(self) -> list[str | None]:
+        """Why each part stays the host's, None for those that do not: what graphs are traced by."""
+        return [part.reason for part in self.parts()]
+
     def reasons(self) -> Iterator[tuple[str, str]]:
         """(module's name, reason) of what stays the host's."""
         if self.classifier.reason is not None:

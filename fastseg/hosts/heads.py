@@ -11,11 +11,9 @@ from torch import nn
 
 from ..folding import batch_norm_affine, fold_fuse, narrow, wide_affine
 from ..folds import Packed
-from .encoders import has
+from .encoders import Maps, has
 from .layer_names import find
 from .parts import Declined, conv2d, leaf
-
-Maps = list[torch.Tensor]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 Tokens = torch.Tensor  # (B, H * W, C)
 HostCall = Callable[[Any, Tokens, int, int], Tokens]
@@ -66,10 +65,7 @@ class EmbedNames:
 def find(module: Any, path: str) -> Any:
     """What `path` leads to from `module`; None where it leads to nothing."""
     for name in path.split("."):
-        if isinstance(module, nn.ModuleList | nn.Sequential) and name.isdecimal():
-            module = module[int(name)] if int(name) < len(module) else None
-        else:
-            module = getattr(module, name, None)
+        module = getattr(module, name, None)  # a list's modules are attributes "0", "1", ...
         if module is None:
             return None
     return module

@@ -12,14 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..folding import fold_mix_ffn, fold_sr_attention
+from ..folding import fold_mix_ffn, fold_patch_embed, fold_sr_attention
 from ..folds import Fold, Packed, all_parts
 from ..kernels.activations import ACTIVATIONS
+from ..packing import has_forward_hooks, tensor_problem
 from .layer_names import EmbedNames, LayerNames, find
-
-# transformers collects hidden states and attentions by hooks that it leaves on for good; they do
-# nothing unless it is asked for attentions, and then the host's own forward runs.
-_IDLE_HOOKS = "transformers.utils.output_capturing"
 
 _ACTIVATION_CLASSES = {
     "GELU": "gelu",
@@ -70,23 +67,7 @@ def part_problem(part: nn.Module, any_mode: bool = False) -> str | None:
         return "is in training mode"
     if "forward" in part.__dict__:
         return "has a forward of its own"
-    if part._forward_hooks or part._forward_pre_hooks:
-        for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values()):
-            if getattr(hook, "__module__", "") != _IDLE_HOOKS:
-                return "has forward hooks"
-    return None
-
-
-def _tensor_problem(part: nn.Module) -> str | None:
-    """Why the tensors that `part` itself holds cannot be folded."""
-    for tensor in (*part._parameters.values(), *part._buffers.values()):
-        if tensor is None:
-            continue
-        if type(tensor) not in (torch.Tensor, nn.Parameter) and not torch.compiler.is_exporting():
-            return f"has a {type(tensor).__name__}"
-        if tensor.is_inference():
-            return "was made in inference mode, where edits are not counted"
-    return None
+    return "has forward hooks" if has_forward_hooks(part) else None
 
 
 def problem(owner: nn.Module, roots: list[nn.Module], any_mode: bool = False) -> str | None:
@@ -180,13 +161,12 @@ class Part:
         if not self._is_as_tried_out():
             raise Declined("changed since it was tried out; call accelerate again")
         for part in all_parts(*self.roots):
-            if reason := _tensor_problem(part):
+            if reason := tensor_problem(part):
                 raise Declined(f"{type(part).__name__} {reason}")
         kinds = {
             f"{tensor.dtype} on {tensor.device}"
-            for part in all_parts(*self.roots)
-            for tensor in (*part._parameters.values(), *part._buffers.values())
-            if tensor is not None and tensor.is_floating_point()
+            for tensor in self.fold.tensors()
+            if tensor.is_floating_point()
         }
         if len(kinds) > 1:
             raise Declined(f"its weights are of different kinds: {', '.join(sorted(kinds))}")
@@ -301,16 +281,6 @@ def embed_part(embed: nn.Module, names: EmbedNames) -> Part:
         norm = layer_norm(embed, names.norm)
         if proj.groups != 1:
             raise Declined(f"{names.proj} is grouped")
-        weight = proj.weight.detach()
-        bias = weight.new_zeros(len(weight)) if proj.bias is None else proj.bias.detach()
-        return {
-            "weight": weight.contiguous(memory_format=torch.channels_last),
-            "bias": bias,
-            "norm_weight": norm.weight.detach(),
-            "norm_bias": norm.bias.detach(),
-            "stride": proj.stride[0],
-            "padding": proj.padding[0],
-            "eps": norm.eps,
-        }
+        return fold_patch_embed(proj, norm)
 
     return Part(embed, [embed], fold)

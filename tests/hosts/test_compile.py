@@ -22,8 +22,22 @@ MAIN = ["transformers"] if "transformers5" in FAMILIES else ["smp"] if "smp" in 
 OWN = ["fastseg"] if "fastseg" in HOSTS else []
 CPP = ["transformers"] if "transformers5" in FAMILIES else []
 
+# A stage: graphs are traced in Python, at some 50 ms a layer.
+ONE_LAYER = {"depths": (1, 1, 1, 1)}
+# With a reduction and without, and one map to upsample: for what takes long to trace or compile.
+TWO_STAGES = {
+    "num_encoder_blocks": 2,
+    "depths": (1, 1),
+    "sr_ratios": [4, 1],
+    "hidden_sizes": [8, 16],
+    "patch_sizes": [7, 3],
+    "strides": [4, 2],
+    "num_attention_heads": [1, 2],
+    "mlp_ratios": [2, 2],
+}
 
-@pytest.fixture(params=[name for name in WHOLE if name != "smp-unet"])
+
+@pytest.fixture(params=WHOLE)
 def host(request):
     return HOSTS[request.param]
 
@@ -35,18 +49,13 @@ def forget_graphs():
     torch._dynamo.reset()
 
 
-def config_of(host):
-    """One layer a stage: graphs are traced in Python, at some 50 ms a layer."""
-    return {} if host.multiple > 1 else {"depths": (1, 1, 1, 1)}
-
-
-def small(host):
+def small(host, config=ONE_LAYER):
     """A plain model that has run once.
 
     transformers puts hooks into a model at its first forward, under a lock, which torch.compile
     cannot trace.
     """
-    model = host.build(**config_of(host))
+    model = host.build(**config)
     run(host, model, torch.randn(1, 3, 64, 64))
     return model
 
@@ -80,16 +89,43 @@ def test_compiled_graph_sees_changed_weights(host, pixels):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.2)
-    assert_parity(host, compiled, fresh(host, model, **config_of(host)), pixels)
+    assert_parity(host, compiled, fresh(host, model, **ONE_LAYER), pixels)
     model.load_state_dict(small(host).state_dict())
-    assert_parity(host, compiled, fresh(host, model, **config_of(host)), pixels)
+    assert_parity(host, compiled, fresh(host, model, **ONE_LAYER), pixels)
     # PyTorch does not count the edits of a fused optimizer.
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=0.1, fused=True)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
     model.eval()
-    assert_parity(host, compiled, fresh(host, model, **config_of(host)), pixels)
+    assert_parity(host, compiled, fresh(host, model, **ONE_LAYER), pixels)
+
+
+@pytest.mark.parametrize(
+    ("host", "config", "norm"),
+    # A host whose stages are accelerated, and one whose encoder is.
+    [
+        ("transformers", TWO_STAGES, "segformer.stages.1.layer_norm"),
+        ("nvlabs", ONE_LAYER, "backbone.norm2"),
+    ]
+    if "transformers5" in FAMILIES
+    else [],
+    indirect=["host"],
+)
+def test_a_hook_registered_after_compilation(host, config, norm, pixels):
+    """A stage's last LayerNorm is no fold of its own, so its hooks are looked for separately."""
+    model = small(host, config)
+    plain = copy.deepcopy(model)
+    fastseg.accelerate(model)
+    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
+    before = run(host, compiled, pixels)
+    for each in (model, plain):
+        each.get_submodule(norm).register_forward_hook(lambda module, inputs, output: 2 * output)
+    with pytest.raises(RuntimeError, match=r"has forward hooks.*torch\.compiler\.reset"):
+        run(host, compiled, pixels)
+    torch.compiler.reset()
+    assert max(errors(run(host, compiled, pixels), before)) > 1e-2
+    assert_parity(host, compiled, plain, pixels)
 
 
 def test_frozen_weights_are_not_folded_in_the_graph(host, pixels):
@@ -114,9 +150,15 @@ def test_frozen_weights_are_not_folded_in_the_graph(host, pixels):
     assert "torch.float64" not in dtypes  # in which weights are folded
 
 
-@pytest.mark.parametrize("host", MAIN + OWN, indirect=True)
-def test_dynamic_sizes(host):
-    model = small(host)
+@pytest.mark.parametrize(
+    ("host", "config"),
+    [*((name, ONE_LAYER) for name in MAIN), *((name, TWO_STAGES) for name in OWN)],
+    indirect=["host"],
+    ids=MAIN + OWN,
+)
+def test_dynamic_sizes(host, config):
+    """Of fastseg's own, four stages of any size are exported in test_export_torch."""
+    model = small(host, config)
     plain = copy.deepcopy(model)
     fastseg.accelerate(model)
     compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=True)
@@ -149,13 +191,15 @@ def test_training_step_compiled(host, pixels, calls):
 
 
 @pytest.mark.parametrize("host", CPP, indirect=True)
-def test_inductor(host, pixels):
-    model = small(host).requires_grad_(False)
+def test_inductor(host, pixels, calls):
+    model = small(host, TWO_STAGES).requires_grad_(False)
     plain = copy.deepcopy(model)
     fastseg.accelerate(model)
     run(host, model, pixels)
+    calls.clear()
     compiled = torch.compile(model, fullgraph=True, dynamic=False)
     assert_parity(host, compiled, plain, pixels)
+    assert set(calls) == set(host.calls())
 
 
 def exported(host, model, pixels):
@@ -175,7 +219,8 @@ def exported(host, model, pixels):
     indirect=["host"],
 )
 def test_export_saved_and_loaded(host, pixels, frozen):
-    model = small(host).requires_grad_(not frozen)
+    # Four stages once; that gradients may be asked for changes none of their sizes.
+    model = small(host, ONE_LAYER if frozen else TWO_STAGES).requires_grad_(not frozen)
     plain = copy.deepcopy(model).double()
     fastseg.accelerate(model)
     run(host, model, pixels)

@@ -1,4 +1,4 @@
-"""Spatial-reduction attention: every form against float64 and the others, hard rows, semaphores."""
+"""Spatial-reduction attention: every form against float64 and the others, hard rows, errors."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import importlib
 
 import pytest
 import torch
+from attention_cases import force, op, weights
 from kernel_cases import DTYPES, HALF, check_parity, randn, relative_error
 
 import fastseg
 from fastseg.kernels import sr_attention
 from fastseg.kernels.launch import record_launches
-
-op = importlib.import_module("fastseg.kernels.sr_attention")
-semaphores = importlib.import_module("fastseg.kernels.semaphores")
-spatial_reduction = importlib.import_module("fastseg.kernels.spatial_reduction")
-attention = importlib.import_module("fastseg.kernels.attention")
 
 KERNELS = {
     "one_launch": ["sr_key_value_kernel"],
@@ -25,65 +21,6 @@ KERNELS = {
     "block": ["block_kernel"],
     "per_head": ["per_head_kernel", "linear_kernel"],
 }
-
-
-def weights(channels, heads, sr_ratio, dtype, device, sums=True):
-    """Folded weights that give scores of deviation 1 or so."""
-
-    def random(*shape, scale):
-        return randn(*shape, dtype=dtype, device=device, scale=scale)
-
-    scale, head_scale = channels**-0.5, (channels // heads) ** -0.5
-    packed = {
-        "num_heads": heads,
-        "sr_ratio": sr_ratio,
-        "eps": 1e-6,
-        "output_bias": random(channels, scale=0.3),
-        "key_value_weight": random(2 * channels, channels, scale=scale),
-    }
-    if heads == 1:
-        packed["key_value_weight"][:channels] *= head_scale
-        packed["key_offset_weight"] = random(channels, scale=scale)
-    else:
-        packed["query_weight"] = random(channels, channels, scale=scale * head_scale)
-        packed["query_bias"] = random(channels, scale=head_scale)
-        packed["output_weight"] = random(channels, channels, scale=scale)
-    if sr_ratio > 1:
-        taps = sr_ratio * sr_ratio
-        packed["sr_weight"] = random(channels, taps * channels, scale=(taps * channels) ** -0.5)
-        packed["sr_bias"] = random(channels, scale=0.3)
-        packed["sr_eps"] = 1e-5
-    if sums:
-        # As float64 sums of the rounded weights, in float32: check_parity widens them again.
-        if heads > 1:
-            packed["query_weight_sum"] = packed["query_weight"].double().sum(1).float()
-        packed["key_value_weight_sum"] = packed["key_value_weight"].double().sum(1).float()
-        if sr_ratio > 1:
-            taps = packed["sr_weight"].double().unflatten(1, (taps, -1))
-            packed["sr_weight_sum"] = taps.sum(2).t().float().contiguous()
-    return packed
-
-
-def force(monkeypatch, key_value=None, attention=None):
-    """Have `choose` give these forms where they are not None."""
-    chosen = op.choose
-
-    def choose(*arguments):
-        forms = chosen(*arguments)
-        return op.Forms(key_value or forms.key_value, attention or forms.attention)
-
-    monkeypatch.setattr(op, "choose", choose)
-
-
-def configure(monkeypatch, module, **blocks):
-    """Overwrite parts of the configurations that `module` looks up."""
-    look_up = module.look_up
-
-    def patched(*arguments, **keywords):
-        config = look_up(*arguments, **keywords)
-        return {**config, **{name: blocks[name] for name in blocks if name in config}}
-
-    monkeypatch.setattr(module, "look_up", patched)
 
 
 # Channels, heads, sr_ratio, grid, batch: all stages of B0 and of B1 to B5, and what is unlike them.
@@ -164,28 +101,6 @@ def test_attention_forms_of_wide_rows(channels, heads, form, device, monkeypatch
     check_parity(sr_attention, x, 7, 5, **packed)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("splits", [1, 2, 4, 16])  # of 9 taps: 9, 5 + 4, 3 + 3 + 3, single ones
-@pytest.mark.parametrize(
-    ("channels", "heads", "form"), [(32, 1, "one_launch"), (32, 1, "split"), (160, 5, "split")]
-)
-def test_splits(channels, heads, form, splits, dtype, device, monkeypatch):
-    force(monkeypatch, form)
-    configure(monkeypatch, spatial_reduction, SPLITS=splits)
-    x = randn(1, 10 * 7, channels, dtype=dtype, device=device)
-    check_parity(sr_attention, x, 10, 7, **weights(channels, heads, 3, dtype, device))
-
-
-@pytest.mark.parametrize("form", ["one_launch", "split"])
-def test_chunks_of_a_power_of_two(form, device, monkeypatch):
-    """Widths that fit a tile, in chunks all the same."""
-    force(monkeypatch, form)
-    configure(monkeypatch, spatial_reduction, BLOCK_K=32)
-    configure(monkeypatch, attention, CHUNK=32)
-    x = randn(1, 63, 64, dtype=torch.float16, device=device)
-    check_parity(sr_attention, x, 9, 7, **weights(64, 2, 2, torch.float16, device))
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("channels", "heads", "sr_ratio", "form"),
@@ -238,21 +153,6 @@ def test_scores_that_overflow_exponentials(device):
     packed["key_offset_weight"] *= 1e4
     x = torch.randn(1, 35, 32, device=device)
     assert check_parity(sr_attention, x, 7, 5, **packed).isfinite().all()
-
-
-@pytest.mark.parametrize("form", ["one_launch", "split"])
-def test_leftover_tokens_take_no_part(form, device, monkeypatch):
-    force(monkeypatch, form)
-    packed = weights(32, 1, 4, torch.float32, device)
-    x = torch.randn(2, 9 * 7, 32, device=device)
-    before = sr_attention(x, 9, 7, **packed)
-    grid = torch.ones(9, 7, dtype=torch.bool, device=device)
-    grid[:8, :4] = False
-    leftover = grid.flatten()
-    x[:, leftover] = float("nan")
-    after = sr_attention(x, 9, 7, **packed)
-    assert torch.equal(before[:, ~leftover], after[:, ~leftover])
-    assert after[:, leftover].isnan().all()
 
 
 @pytest.mark.parametrize(("channels", "heads"), [(32, 1), (64, 2), (160, 5)])
@@ -379,24 +279,6 @@ def test_choice(device, monkeypatch):
     assert choose(1, 64, 96, 3, 2)[0] == "split"
 
 
-def test_one_launch_repeats_and_leaves_semaphores_at_zero(device, monkeypatch):
-    force(monkeypatch, "one_launch")
-    taken = []
-    semaphores_of = spatial_reduction.semaphores
-    monkeypatch.setattr(
-        spatial_reduction,
-        "semaphores",
-        lambda *arguments: taken.append(semaphores_of(*arguments)) or taken[-1],
-    )
-    x = randn(3, 16 * 16, 64, dtype=torch.float16, device=device)
-    packed = weights(64, 1, 4, torch.float16, device)
-    results = [sr_attention(x, 16, 16, **packed) for _ in range(3)]
-    assert all(torch.equal(result, results[0]) for result in results)
-    assert len(taken) == 3
-    assert all(counters.dtype == torch.int32 and not counters.any() for counters in taken)
-    assert len({counters.data_ptr() for counters in taken}) == 1
-
-
 @pytest.mark.parametrize(("heads", "sr_ratio"), [(1, 2), (2, 2), (2, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_strided_parameters(heads, sr_ratio, dtype, device):
@@ -406,20 +288,3 @@ def test_strided_parameters(heads, sr_ratio, dtype, device):
             packed[name] = torch.stack([value, value + 1], dim=-1)[..., 0]
     x = randn(1, 24, 64, dtype=dtype, device=device)
     check_parity(sr_attention, x, 6, 4, **packed)
-
-
-@pytest.mark.parametrize("channels", [32, 160])
-def test_a_share_without_taps_adds_nothing(channels, device, monkeypatch):
-    """Nine taps in shares of three or two; without eps a row of zeros has no finite LayerNorm."""
-    configure(monkeypatch, spatial_reduction, SPLITS=4)
-    packed = weights(channels, channels // 32, 3, torch.float32, device)
-    packed["eps"] = 0.0
-    x = randn(1, 36, channels, dtype=torch.float32, device=device)
-    check_parity(sr_attention, x, 6, 6, **packed)
-
-
-def test_amd_adds_the_parts_up_in_a_second_launch(device, monkeypatch):
-    x = torch.randn(1, 64, 32, device=device)
-    assert op.choose(x, 1, 2, 16).key_value == "one_launch"
-    monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert op.choose(x, 1, 2, 16).key_value == "split"
