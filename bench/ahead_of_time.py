@@ -170,5 +170,5 @@ def _read(cubin: bytes, program: str, option: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        command = [tools / program, option, path]
+        command = [str(tools / program), option, str(path)]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout

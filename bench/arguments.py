@@ -12,6 +12,7 @@ VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5")
 TELLING = ("b0", "b2")
 QUICK_REPEATS = 3
 REPEATS = 11
+GPU_REPEATS = 51  # of a millisecond each
 
 
 def list_of(parse_one: Callable[[str], Any]) -> Callable[[str], list[Any]]:
@@ -34,9 +35,7 @@ def some_of(choices: Iterable[str]) -> Callable[[str], list[str]]:
 
 def command_of(program: str, argv: Sequence[str]) -> str:
     """The command as rows have it: without what changes only how far a run gets."""
-    kept = list(argv)
-    if "--resume" in kept:
-        kept.remove("--resume")
+    kept = [word for word in argv if word != "--resume" and not word.startswith("--minutes=")]
     if "--minutes" in kept:
         at = kept.index("--minutes")
         del kept[at : at + 2]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +18,11 @@ import fastseg
 from fastseg.scenes import draw_scene
 
 from . import gates, pairs
-from .context import Context, SkippedCase
+from .context import Context, SkippedCase, first_line
 from .gates import Gate, RedGate
-from .providers import BASELINE, GRAPHS, PROVIDERS, Forward
+from .providers import BASELINE, GRAPHS, PROVIDERS, UNCOUNTED_MEMORY, Forward
 
 DEMO_MODEL = Path(fastseg.__file__).parent / "assets" / "scenes-b0"
-ADE20K_CLASSES = 150
-CITYSCAPES_CLASSES = 19
 SCENE_SEED = 7  # the demo model was trained on seeds from 1000000
 
 
@@ -33,7 +32,8 @@ class Built:
 
     Attributes:
         setup_seconds: from files to the first result.
-        peak_mb: of GPU memory during a call, its weights included; None on a CPU and of GRAPHS.
+        peak_mb: of GPU memory during a call, its weights included; None on a CPU, and of providers
+            whose memory the allocator does not count.
     """
 
     forward: Forward
@@ -52,6 +52,7 @@ class LogitsGates:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._half_errors: dict[torch.dtype, float] = {}
         self.pixel_values = _ends(context.pixel_values)
         wide = pairs.load_transformers(context.folder, torch.float64).to(context.device)
         self.reference = _by_image(lambda one: wide(one).logits, self.pixel_values.double())
@@ -69,10 +70,12 @@ class LogitsGates:
             on_gpu = self._context.device.type == "cuda"
             bound = gates.GPU_FLOAT32_BOUND if on_gpu else gates.FLOAT32_BOUND
             return _of_ends(gates.logits_gate(reference, bound))
-        half = pairs.load_transformers(self._context.folder, dtype).to(self._context.device)
-        logits = _by_image(lambda one: half(one).logits, self.pixel_values.to(dtype))
-        error = gates.logits_gate(self.reference).error(logits)
-        return _of_ends(gates.logits_gate(reference, gates.HALF_BOUND * error))
+        if dtype not in self._half_errors:
+            half = pairs.load_transformers(self._context.folder, dtype).to(self._context.device)
+            logits = _by_image(lambda one: half(one).logits, self.pixel_values.to(dtype))
+            self._half_errors[dtype] = gates.logits_gate(self.reference).error(logits)
+        bound = gates.HALF_BOUND * self._half_errors[dtype]
+        return _of_ends(gates.logits_gate(reference, bound))
 
 
 def _ends(batch: torch.Tensor) -> torch.Tensor:
@@ -89,58 +92,87 @@ def _by_image(run: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) 
     return torch.cat([run(image) for image in batch.split(1)])
 
 
-def build(
-    context: Context,
-    names: Sequence[str],
-    skip: Callable[[str, str], None],
-    red: Callable[[str, str], None],
-) -> dict[str, Built]:
+# Told the name of a provider and why it gives no figure.
+Tell = Callable[[str, str], None]
+
+
+def build(context: Context, names: Sequence[str], skip: Tell, bad: Tell) -> dict[str, Built]:
     """The providers `names` whose logits are right, in order.
 
     Args:
-        skip, red: told the name of a provider that cannot run, or is wrong, and the reason.
+        skip: told of a provider that cannot run here.
+        bad: told of one that is wrong, and of one of fastseg's that fails.
     """
     found: dict[str, Built] = {}
-    logits_gates = LogitsGates(context)
-    on_gpu = context.device.type == "cuda"
+    gate = LogitsGates(context)
     for name in names:
-        provider = PROVIDERS[name]
-        before = torch.cuda.memory_allocated(context.device) if on_gpu else 0
-        try:
-            start = time.perf_counter()
-            forward = provider.build(context)
-            # As users call it. They load outside, or there would be no counting of edits.
-            with torch.inference_mode():
-                result = forward(context.pixel_values)
-            if on_gpu:
-                torch.cuda.synchronize(context.device)
-            seconds = time.perf_counter() - start
-            gate = logits_gates.of(forward)
-            error = gate.check(name, result)
-            measurable = on_gpu and name not in GRAPHS
-            peak_mb = _peak_mb(forward, context, before) if measurable else None
-        except SkippedCase as reason:
-            skip(name, str(reason))
-        except RedGate as reason:
-            red(name, str(reason))
-        except Exception as reason:  # of any compiler, converter or driver
-            skip(name, _first_line(reason))
-        else:
-            found[name] = Built(forward, provider.version(), seconds, peak_mb, gate, error)
+        with _told(name, skip, bad):
+            found[name] = _build(name, context, gate)
     return found
 
 
-def _peak_mb(forward: Forward, context: Context, before: int) -> float:
-    torch.cuda.reset_peak_memory_stats(context.device)
+def _build(name: str, context: Context, gate: LogitsGates) -> Built:
+    """
+    Raises:
+        SkippedCase, RedGate: it cannot run, or is wrong.
+    """
+    provider, device = PROVIDERS[name], context.device
+    on_gpu = device.type == "cuda"
+    before = torch.cuda.memory_allocated(device) if on_gpu else 0
+    start = time.perf_counter()
+    forward = provider.build(context)
+    # As users call it. They load outside, or there would be no counting of edits.
     with torch.inference_mode():
-        forward(context.pixel_values)
-    torch.cuda.synchronize(context.device)
-    return (torch.cuda.max_memory_allocated(context.device) - before) / 1e6
+        result = forward(context.pixel_values)
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
+        if name in GRAPHS:  # the result of a replay, which has seen other pixels before
+            for pixel_values in (*[context.pixel_values.flip(3)] * 3, context.pixel_values):
+                result = forward(pixel_values)
+        own = gate.of(forward)
+        error = own.check(name, result)
+        del result  # it would count
+        peak_mb = None
+        if on_gpu and name not in UNCOUNTED_MEMORY:
+            torch.cuda.reset_peak_memory_stats(device)
+            forward(context.pixel_values)
+            torch.cuda.synchronize(device)
+            peak_mb = (torch.cuda.max_memory_allocated(device) - before) / 1e6
+    return Built(forward, provider.version(), seconds, peak_mb, own, error)
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"
+def check_labels(
+    gate: Gate, providers: Mapping[str, Callable[[], torch.Tensor]], skip: Tell, bad: Tell
+) -> dict[str, float]:
+    """The errors of the label maps of `providers`, where they are right; see `build`."""
+    errors = {}
+    for name, function in providers.items():
+        with _told(name, skip, bad), torch.inference_mode():
+            errors[name] = gate.check(name, function())
+    return errors
+
+
+@contextmanager
+def _told(name: str, skip: Tell, bad: Tell) -> Iterator[None]:
+    """What happens to one provider is told, and costs no other.
+
+    Raises:
+        RuntimeError: the GPU does not answer any more.
+    """
+    try:
+        yield
+    except SkippedCase as reason:
+        skip(name, str(reason))
+    except RedGate as reason:
+        bad(name, f"parity gate is red: {reason}")
+    except torch.OutOfMemoryError as reason:
+        skip(name, first_line(reason))
+    except Exception as reason:  # of any compiler, converter or driver
+        # Of others it is a limit; of fastseg a defect.
+        (bad if name.startswith("fastseg") else skip)(name, first_line(reason))
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
 
 
 # From images to label maps
@@ -178,9 +210,7 @@ def draw_images(setting_size: tuple[int, int], batch: int) -> list[Any]:
     return [Image.fromarray(draw_scene(seed, setting_size).image) for seed in seeds]
 
 
-def pipelines(
-    context: Context, built: Mapping[str, Built], red: Callable[[str, str], None]
-) -> Pipelines:
+def pipelines(context: Context, built: Mapping[str, Built], skip: Tell, bad: Tell) -> Pipelines:
     """What transformers' users and fastseg's write around a forward.
 
     The gate is for label maps: against logits in float64, only near-ties may be decided otherwise,
@@ -200,19 +230,16 @@ def pipelines(
     gate = gates.labels_gate(reference, size, gates.NETWORK_LABELS_BOUND)
     if context.dtype != torch.float32:
         half = context.transformers()
-        labels = _by_image(lambda one: _plain_labels(half(one).logits, size), pixels.to(half.dtype))
+        labels = _by_image(lambda one: plain_labels(half(one).logits, size), pixels.to(half.dtype))
         gate = gates.labels_gate(reference, size, gates.HALF_BOUND * gate.error(labels))
     gate = _of_ends(gate)
     errors = {}
     for name, steps in all_steps.items():
-        value: Any = images
-        with torch.inference_mode():
+        with _told(name, skip, bad), torch.inference_mode():
+            value: Any = images
             for step in steps.values():
                 value = step(value)
-        try:
             errors[name] = gate.check(name, value)
-        except RedGate as reason:
-            red(name, str(reason))
     return Pipelines(images, {name: all_steps[name] for name in errors}, errors, gate)
 
 
@@ -247,5 +274,6 @@ def _theirs(size: tuple[int, int]) -> Any:
     return transformers.SegformerImageProcessor(size={"height": size[0], "width": size[1]})
 
 
-def _plain_labels(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def plain_labels(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Label maps (B, H, W) as transformers' image processor makes them."""
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(1)

@@ -43,6 +43,7 @@ class _Worker:
         ]
         import fastseg
 
+        torch.backends.cudnn.allow_tf32 = False  # float32 is IEEE on all sides
         torch.set_num_threads(threads)
         if hasattr(os, "sched_setaffinity"):  # all sides on the same cores
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])

@@ -22,6 +22,12 @@ class SkippedCase(Exception):
     """Why something cannot run here."""
 
 
+def first_line(error: BaseException) -> str:
+    """An error in one line."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
+
+
 class Setting(NamedTuple):
     """A model and what it is fed with."""
 

@@ -117,6 +117,11 @@ def _no_models(options: Options) -> str | None:
     return (_no_gpu(options) if on_gpu else None) or _lacks(options, "transformers", "tqdm")
 
 
+def _no_gpu_models(options: Options) -> str | None:
+    """Of what takes too long elsewhere."""
+    return _no_gpu(options) or _no_models(options)
+
+
 def _no_ops(options: Options) -> str | None:
     on_gpu = options.device == "cuda"
     return (_no_gpu(options) if on_gpu else None) or _lacks(options, "tqdm")
@@ -228,6 +233,7 @@ def _plots(options: Options, seconds: float, resume: bool) -> list[str]:
 # A later run of a case takes the place of an earlier one, so it has all its providers and more.
 _QUICK_TO_BUILD = "transformers-cuda-graph,fastseg-eager,fastseg-triton,fastseg-cuda-graph"
 _PEERS = f"{_QUICK_TO_BUILD},transformers-compiled,fastseg-accelerate,fastseg-compiled"
+_PEERS += ",torch-tensorrt,smp"
 _ALL_VARIANTS = "b0,b1,b2,b3,b4,b5"
 
 STAGES = (
@@ -278,14 +284,14 @@ STAGES = (
         'B0 and B2 against torch.compile(mode="max-autotune") too',
         10,
         _grid(ROWS, f"{_PEERS},transformers-max-autotune", "forward", "b0,b2", "512", "1,8"),
-        skip=_no_models,
+        skip=_no_gpu_models,
     ),
     Stage(
         "large",
         "1024x1024 and 1024x2048, batch 1, 8 and 32",
         10,
         _grid(ROWS, _QUICK_TO_BUILD, "forward", _ALL_VARIANTS, "1024,1024x2048", "1,8,32"),
-        skip=_no_models,
+        skip=_no_gpu_models,
     ),
     Stage("plots", "of the rows so far", 4, _plots, least=15, skip=_no_plots, always=True),
 )

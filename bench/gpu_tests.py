@@ -32,7 +32,6 @@ FILES = (
     "test_semaphores.py",
     "test_gpu.py",
     "test_spatial_reduction.py",
-    "test_spatial_reduction.py",
     "test_sr_attention.py",
     "test_mix_ffn.py",
     "test_patch_embed.py",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -23,7 +23,7 @@ import fastseg
 
 from . import cases, label_cases, memory, roofline, rows, table, timing
 from .cases import Built
-from .context import DTYPES, Context, Setting, SkippedCase, context
+from .context import DTYPES, Context, Setting, SkippedCase, context, first_line
 from .floors import Ceilings, Work, ceilings
 from .gates import Gate, RedGate
 from .machine import machine, pin_threads
@@ -33,22 +33,24 @@ from .rows import WHOLE, Row
 
 Samples = Mapping[str, Sequence[float]]
 
+_GPU_WARM_UP_SECONDS = 0.5
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the status is 1 where a parity gate was red."""
+    """Run the command line; the status is 1 where a result was wrong or fastseg failed."""
     return run(parse(sys.argv[1:] if argv is None else argv))
 
 
 def run(options: Options) -> int:
     """Measure what `options` ask for, add the rows to their file, print the tables."""
-    pin_threads(options.threads)
+    pin_threads(options.threads, options.device)
     torch.set_grad_enabled(False)
     if options.device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # float32 is IEEE on all sides
     grid = _Grid(options)
     if options.list_providers:
         grid.list_providers()
-        return 0
+        return 1 if grid.bad else 0
     for found in grid.measure():
         if options.output is not None:
             rows.append_rows(options.output, found)
@@ -57,7 +59,7 @@ def run(options: Options) -> int:
         print(table.markdown(grid.measured))
     for line in grid.notes:
         print(line)
-    return 1 if grid.red else 0
+    return 1 if grid.bad else 0
 
 
 class _Grid:
@@ -67,7 +69,7 @@ class _Grid:
         self.options = options
         self.measured: list[Row] = []
         self.notes: list[str] = []
-        self.red = False
+        self.bad = False
         self._stop = time.monotonic() + 60 * options.minutes
         self._ceilings: dict[str, Ceilings] = {}
         self._facts = {
@@ -85,25 +87,25 @@ class _Grid:
         setting = Setting("b0", (64, 64), 1, self.options.settings[0].dtype)
         reasons: dict[str, str] = {}
         with context(setting, self.options.device, 1) as where:
-            built = cases.build(where, self.options.providers, reasons.__setitem__, self._say_red)
+            built = cases.build(where, self.options.providers, reasons.__setitem__, self._say_bad)
         for name in PROVIDERS:
             if name in built:
                 print(f"{name}: {built[name].version}")
             elif name not in self.options.providers:
                 print(f"{name}: only where --providers names it")
             else:
-                print(f"{name}: skipped, {reasons.get(name, 'its logits are wrong')}")
+                print(f"{name}: skipped, {reasons.get(name, 'it fails or is wrong')}")
 
     def measure(self) -> Iterator[list[Row]]:
         """The rows of one case after another."""
         kinds = self.options.kinds
+        if "forward" in kinds or "end to end" in kinds:
+            for setting in self.options.settings:
+                yield from self._setting(setting)
         if "labels" in kinds:
             for size in self.options.label_sizes:
                 for name in label_cases.LABEL_CASES:
                     yield from self._labels(name, size)
-        if "forward" in kinds or "end to end" in kinds:
-            for setting in self.options.settings:
-                yield from self._setting(setting)
         if "memory" in kinds:
             for setting in self.options.memory_settings:
                 yield from self._memory(setting)
@@ -113,32 +115,39 @@ class _Grid:
     def _setting(self, setting: Setting) -> Iterator[list[Row]]:
         asked = [k for k in ("forward", "end to end") if k in self.options.kinds]
         wanted = [kind for kind in asked if self._wants(_what(kind, setting))]
-        if not wanted:
-            return
+        try:
+            found = self._measure_setting(setting, wanted) if wanted else []
+        except torch.OutOfMemoryError as error:
+            self._say(f"{setting}: skipped, {first_line(error)}")
+            found = []
+        # Only now has the setting let go of its models.
+        torch.compiler.reset()
+        gc.collect()
+        if self.options.device.type == "cuda":
+            torch.cuda.empty_cache()
+        yield from found
+
+    def _measure_setting(self, setting: Setting, wanted: Sequence[str]) -> list[list[Row]]:
         # First, while there is memory for large matrices.
         known = self._ceilings_of(setting.dtype)
-        try:
-            with context(setting, self.options.device, self.options.threads) as where:
-                built = cases.build(
-                    where,
-                    self.options.providers,
-                    lambda name, reason: self._say(f"{setting}: {name} skipped, {reason}"),
-                    lambda name, reason: self._say_red(f"{setting}: {name}", reason),
-                )
-                if self.options.providers[0] not in built:
-                    self._say(f"{setting}: no figure without the baseline")
-                    return
-                if "forward" in wanted:
-                    yield self._forward(setting, built, where, known)
-                if "end to end" in wanted:
-                    yield self._end_to_end(setting, built, where)
-        except torch.OutOfMemoryError as error:
-            self._say(f"{setting}: skipped, {str(error).splitlines()[0]}")
-        finally:
-            torch.compiler.reset()
-            gc.collect()
-            if self.options.device.type == "cuda":
-                torch.cuda.empty_cache()
+        with context(setting, self.options.device, self.options.threads) as where:
+            built = cases.build(where, self.options.providers, *self._tellers(str(setting)))
+            if self.options.providers[0] not in built:
+                self._say(f"{setting}: no figure without the baseline")
+                return []
+            found = []
+            if "forward" in wanted:
+                found.append(self._forward(setting, built, where, known))
+            if "end to end" in wanted:
+                found.append(self._end_to_end(setting, built, where))
+        return found
+
+    def _tellers(self, case: str) -> tuple[cases.Tell, cases.Tell]:
+        """For a provider that is skipped, and for one that is wrong."""
+        return (
+            lambda name, reason: self._say(f"{case}: {name} skipped, {reason}"),
+            lambda name, reason: self._say_bad(f"{case}: {name}", reason),
+        )
 
     def _forward(
         self, setting: Setting, built: Mapping[str, Built], where: Context, known: Ceilings
@@ -146,10 +155,7 @@ class _Grid:
         functions = {
             name: lambda one=one: one.forward(where.pixel_values) for name, one in built.items()
         }
-        with torch.inference_mode():
-            samples = timing.interleave(
-                functions, self.options.repeats, str(setting), self._clock()
-            )
+        samples = self._samples(functions, str(setting))
         work, floor_ms = roofline.forward_floor(*setting, known)
         common = {**_what("forward", setting), **_floor(work, known, floor_ms)}
         own = {
@@ -166,10 +172,8 @@ class _Grid:
     def _end_to_end(
         self, setting: Setting, built: Mapping[str, Built], where: Context
     ) -> list[Row]:
-        found = cases.pipelines(
-            where, built, lambda name, reason: self._say_red(f"{setting}, images: {name}", reason)
-        )
         label = f"{setting}, images"
+        found = cases.pipelines(where, built, *self._tellers(label))
         with torch.inference_mode():
             samples = timing.interleave_steps(
                 found.steps, found.images, self.options.repeats, label, self._wait
@@ -178,7 +182,7 @@ class _Grid:
             name: {**_parity(found.gate, error), "provider_version": built[name].version}
             for name, error in found.errors.items()
         }
-        common = _what("end to end", setting)
+        common = {**_what("end to end", setting), "cache": "warm"}  # no step flushes it
         # All parts of a case have the date of the first: newest rows stay together.
         parts = []
         for part in rows.PARTS:
@@ -200,14 +204,12 @@ class _Grid:
         except SkippedCase as reason:
             self._say(f"labels, {name}: skipped, {reason}")
             return
-        try:
-            errors = {n: case.gate.check(n, function()) for n, function in case.providers.items()}
-        except RedGate as reason:
-            self._say_red(f"labels, {name}", str(reason))
+        skip, bad = self._tellers(f"labels, {name}")
+        errors = cases.check_labels(case.gate, case.providers, skip, bad)
+        if next(iter(case.providers)) not in errors:
             return
-        samples = timing.interleave(
-            case.providers, self.options.repeats, f"labels, {name}", self._clock()
-        )
+        functions = {n: function for n, function in case.providers.items() if n in errors}
+        samples = self._samples(functions, f"labels, {name}")
         versions = dict.fromkeys(case.providers, str(torch.__version__))
         versions["fastseg"] = fastseg.__version__
         own = {
@@ -230,7 +232,7 @@ class _Grid:
         except SkippedCase as reason:
             self._say(f"memory, {setting}: skipped, {reason}")
         except RedGate as reason:
-            self._say_red(f"memory, {setting}", str(reason))
+            self._say_bad(f"memory, {setting}", f"parity gate is red: {reason}")
         else:
             own = {
                 name: {**_parity(gate, errors[name]), "provider_version": PROVIDERS[name].version()}
@@ -288,10 +290,13 @@ class _Grid:
 
     # The device
 
-    def _clock(self) -> timing.Clock:
-        if self.options.device.type == "cuda":
-            return timing.event_clock(self.options.device, self.options.cache == "cold")
-        return timing.wall_clock
+    def _samples(self, functions: Mapping[str, Callable[[], Any]], label: str) -> Samples:
+        device, repeats = self.options.device, self.options.repeats
+        with torch.inference_mode():
+            if device.type == "cpu":
+                return timing.interleave(functions, repeats, label)
+            clock = timing.event_clock(device, self.options.cache == "cold")
+            return timing.interleave(functions, repeats, label, clock, _GPU_WARM_UP_SECONDS)
 
     def _method(self) -> str:
         return "CUDA events" if self.options.device.type == "cuda" else "calls"
@@ -312,9 +317,9 @@ class _Grid:
         self.notes.append(message)
         tqdm.write(message, file=sys.stderr)
 
-    def _say_red(self, name: str, reason: str) -> None:
-        self.red = True
-        self._say(f"{name}: no figure, parity gate is red: {reason}")
+    def _say_bad(self, name: str, reason: str) -> None:
+        self.bad = True
+        self._say(f"{name}: no figure, {reason}")
 
 
 def _what(kind: str, setting: Setting) -> Row:

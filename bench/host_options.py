@@ -63,6 +63,7 @@ def _without_process(argv: Sequence[str]) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="python -m bench.hosts",
         description="Times models of other libraries before and after fastseg.accelerate on this "
         "machine's CPU. A result that is not right gets no figure, and the status is 1.",

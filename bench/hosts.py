@@ -93,7 +93,7 @@ def _process(host: str, options: Options) -> tuple[int, list[Row]]:
 
 def measure_host(host: str, options: Options) -> int:
     """Measure `host` in this process, and print its rows, one JSON object a line."""
-    pin_threads(options.threads)
+    pin_threads(options.threads, torch.device("cpu"))
     status = 0
     for variant in options.variants:
         for mode in options.modes:

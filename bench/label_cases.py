@@ -13,9 +13,12 @@ from PIL import Image
 import fastseg
 from fastseg.scenes import draw_scene
 
-from .cases import ADE20K_CLASSES, CITYSCAPES_CLASSES, DEMO_MODEL, SCENE_SEED
+from .cases import DEMO_MODEL, SCENE_SEED, plain_labels
 from .context import SkippedCase
 from .gates import Gate, labels_gate
+
+ADE20K_CLASSES = 150
+CITYSCAPES_CLASSES = 19
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,9 @@ def labels_case(name: str, size: tuple[int, int], device: torch.device | str = "
     contiguous = LABEL_CASES[name](size).contiguous().to(device)
     channels_last = contiguous.contiguous(memory_format=torch.channels_last)
 
-    def plain(logits: torch.Tensor) -> torch.Tensor:
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(1)
-
     providers = {
-        "interpolate + argmax": lambda: plain(contiguous),
-        "interpolate + argmax, channels-last": lambda: plain(channels_last),
+        "interpolate + argmax": lambda: plain_labels(contiguous, size),
+        "interpolate + argmax, channels-last": lambda: plain_labels(channels_last, size),
         "fastseg": lambda: fastseg.kernels.upsample_argmax(channels_last, size),
     }
     return LabelsCase(labels_gate(contiguous, size), providers, contiguous)

@@ -66,10 +66,13 @@ def driver() -> str:
     return done.stdout.split("\n", 1)[0].strip()
 
 
-def pin_threads(threads: int) -> None:
-    """`threads` threads of torch, on the first cores that this process may use."""
+def pin_threads(threads: int, device: torch.device) -> None:
+    """`threads` threads of torch; to measure a CPU, on the first (logical) cores that are allowed.
+
+    Beside a GPU all cores stay free for compilers, which take as many processes as there are cores.
+    """
     torch.set_num_threads(threads)
-    if hasattr(os, "sched_setaffinity"):
+    if device.type == "cpu" and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[:threads])
 

@@ -94,6 +94,7 @@ def _in_order(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="python -m bench.ops",
         description="Times every op of a SegFormer forward against its eager twin, that twin under "
         "torch.compile, and the least time that bytes and FLOPs allow. A result that is not right "

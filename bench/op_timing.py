@@ -19,6 +19,7 @@ import torch
 from fastseg.kernels.semaphores import passing_graphs
 
 from . import timing
+from .context import first_line
 from .op_cases import CountedCall, tensors
 
 _GRAPH_MICROSECONDS = 1000
@@ -128,9 +129,3 @@ class _Graph(NamedTuple):
         end.record()
         end.synchronize()
         return 1e3 * start.elapsed_time(end) / self.calls
-
-
-def first_line(error: BaseException) -> str:
-    """An error in one line."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"

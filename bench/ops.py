@@ -25,13 +25,13 @@ from tqdm import tqdm
 import fastseg
 
 from . import op_cases, op_rows, timing
-from .context import DTYPES, Setting, SkippedCase
+from .context import DTYPES, Setting, SkippedCase, first_line
 from .floors import Ceilings, ceilings, work
 from .gates import RedGate
 from .machine import cpu_name, driver, pin_threads, triton_version
 from .op_cases import CountedCall
 from .op_options import Options, parse
-from .op_timing import Function, first_line, time_call
+from .op_timing import Function, time_call
 from .rows import Row
 
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: Options) -> int:
     """Measure what `options` ask for, add the rows to their file, print the tables."""
-    pin_threads(options.threads)
+    pin_threads(options.threads, options.device)
     # float32 is IEEE on all sides; cuDNN's convolutions are not, left to themselves.
     if options.device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
@@ -197,7 +197,9 @@ class _Bench:
                 self.red = True
                 self.note(f"{name}: no figure, parity gate is red: {reason}")
             except Exception as reason:  # of any compiler or driver
-                self.note(f"{name}: {provider} skipped, {first_line(reason)}")
+                # Of others it is a limit; of the kernels a defect.
+                self.red |= provider == op_rows.PROVIDERS[-1]
+                self.note(f"{name}: {provider} failed, {first_line(reason)}")
             else:
                 functions[provider] = function
                 checked[provider] = {

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from .arguments import (
+    GPU_REPEATS,
     QUICK_REPEATS,
     REPEATS,
     TELLING,
@@ -62,7 +63,8 @@ class Options:
 
 def parse(argv: Sequence[str]) -> Options:
     """Options from command line arguments; ends the program where they are wrong."""
-    given = _parser().parse_args(argv)
+    parser = _parser()
+    given = parser.parse_args(argv)
     device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     on_gpu = device.type == "cuda"
     variants = given.variants or (VARIANTS[:1] if given.quick else VARIANTS)
@@ -71,6 +73,10 @@ def parse(argv: Sequence[str]) -> Options:
     dtypes = given.dtypes or ["bfloat16" if on_gpu else "float32"]
     results = RESULTS / f"{'gpu' if on_gpu else 'cpu'}.jsonl"
     memory_variants = given.variants or VARIANTS[:1]
+    if on_gpu and "memory" in (given.kinds or ()):
+        parser.error(
+            "argument --kinds: memory is measured on a CPU; of a GPU it is in each forward"
+        )
     kinds = given.kinds or [k for k in KINDS if k != "memory" or not on_gpu]
     return Options(
         kinds=kinds,
@@ -81,7 +87,7 @@ def parse(argv: Sequence[str]) -> Options:
         device=device,
         cache=given.cache,
         threads=given.threads,
-        repeats=given.repeats or (QUICK_REPEATS if given.quick else REPEATS),
+        repeats=given.repeats or _repeats(given.quick, on_gpu),
         minutes=given.minutes,
         output=given.output or (None if given.quick else results),
         resume=given.resume,
@@ -89,6 +95,12 @@ def parse(argv: Sequence[str]) -> Options:
         commit=given.commit or commit(),
         command=command_of("bench", argv),
     )
+
+
+def _repeats(quick: bool, on_gpu: bool) -> int:
+    if quick:
+        return QUICK_REPEATS
+    return GPU_REPEATS if on_gpu else REPEATS
 
 
 def _providers(given: Sequence[str] | None, on_gpu: bool) -> list[str]:
@@ -116,6 +128,7 @@ def _in_order(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="fastseg bench",
         description="Times SegFormer by fastseg, transformers and other runtimes on this machine, "
         "and takes the peak of their memory. A result that is not right gets no figure, and the "
@@ -151,7 +164,11 @@ def _parser() -> argparse.ArgumentParser:
         f"not {', '.join(SLOW_TO_BUILD_ON_A_CPU)})",
     )
     add("--list", action="store_true", help="tell which providers can run here, and why others not")
-    add("--device", help="default: cuda where there is one, else cpu")
+    add(
+        "--device",
+        choices=("cpu", "cuda"),
+        help="default: cuda, the current one, where there is one, else cpu",
+    )
     add(
         "--cache",
         choices=CACHES,
@@ -159,7 +176,12 @@ def _parser() -> argparse.ArgumentParser:
         help="cold: write over a GPU's L2 cache before each call (default: warm)",
     )
     add("--threads", type=positive, default=2, metavar="N", help="on the CPU (default: 2)")
-    add("--repeats", type=positive, metavar="N", help=f"rounds (default: {REPEATS})")
+    add(
+        "--repeats",
+        type=positive,
+        metavar="N",
+        help=f"rounds (default: {REPEATS}, on a GPU {GPU_REPEATS})",
+    )
     add(
         "--minutes",
         type=float,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import fastseg
+from fastseg.kernels.backend import requested_backend
 
 from .context import Context, SkippedCase
 
@@ -31,7 +32,8 @@ def triton(context: Context) -> Forward:
 
 
 def _forward(context: Context, backend: str) -> Forward:
-    model = _folded(context.fastseg())
+    with fastseg.backend(backend):
+        model = _folded(context.fastseg())
 
     def forward(pixel_values: torch.Tensor) -> torch.Tensor:
         with fastseg.backend(backend):
@@ -55,23 +57,35 @@ def compiled(context: Context) -> Forward:
 
 
 def cuda_graph(context: Context) -> Forward:
-    """The kernels, replayed by `fastseg.graphed`, with its check of the weights."""
+    """The kernels, replayed by `fastseg.graphed`, with its check of the weights in each call."""
     _need_gpu(context)
-    runner = fastseg.graphed(_folded(context.fastseg()), copy_outputs=False)
-    for _ in range(3):  # a capture comes with the second call of a shape
-        runner(context.pixel_values)
-    return lambda pixel_values: runner(pixel_values).logits
+    with fastseg.backend("triton"):  # declined ops are errors
+        runner = fastseg.graphed(_folded(context.fastseg()), copy_outputs=False)
+        with torch.inference_mode():
+            for _ in range(3):  # a capture comes with the second call of a shape
+                runner(context.pixel_values)
+    if " 0 replays" in runner.report():
+        raise RuntimeError(f"no graph was replayed: {runner.report()}".replace("\n", "; "))
+
+    def forward(pixel_values: torch.Tensor) -> torch.Tensor:
+        with fastseg.backend("triton"):
+            return runner(pixel_values).logits
+
+    return forward
 
 
 def _folded(model: Any) -> Any:
-    """`model`, which must run on folded weights in all its parts.
+    """`model`, which must run on folded weights in all its parts, on a GPU by the kernels.
 
     Raises:
-        SkippedCase: it does not. Its logits would be right, and its times another path's.
+        RuntimeError: it does not. Its logits would be right, and its times another path's.
     """
+    # "eager" is what a CPU runs.
+    on_gpu = next(model.parameters()).is_cuda and requested_backend() != "eager"
+    slow = (": plain", "the host's own", *(("folded, eager", " runs eagerly") if on_gpu else ()))
     lines = fastseg.report(model).splitlines()
-    if plain := [line for line in lines if ": plain" in line or "the host's own" in line]:
-        raise SkippedCase("; ".join(plain))
+    if wrong := [line for line in lines if any(words in line for words in slow)]:
+        raise RuntimeError("not on the fast path: " + "; ".join(wrong))
     return model
 
 

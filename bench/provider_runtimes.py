@@ -81,7 +81,7 @@ class OpenVinoForward:
         self._request = model.create_infer_request()
 
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        result = self._request.infer([pixel_values.numpy()], share_inputs=True)
+        result = self._request.infer([pixel_values.numpy()], share_inputs=True, share_outputs=True)
         return torch.from_numpy(result[0])
 
 

@@ -54,7 +54,8 @@ PROVIDERS = {
         _RUNTIMES.openvino_default_ours, _RUNTIMES.openvino_version
     ),
 }
-# Memory of a CUDA graph is in a pool that the allocator counts once, at the capture.
 GRAPHS = ("transformers max-autotune", "transformers CUDA graph", "fastseg CUDA graph")
+# A graph's memory is in a pool that is counted once, at the capture; TensorRT has its own.
+UNCOUNTED_MEMORY = (*GRAPHS, "torch-tensorrt")
 # Take many minutes of compiling for a model on a CPU, and only run where they are asked for.
 SLOW_TO_BUILD_ON_A_CPU = ("transformers max-autotune",)

@@ -110,10 +110,10 @@ def waterfall(
 ) -> list[Step]:
     """The steps from transformers' eager model to fastseg's fused label map, in the order of STEPS.
 
-    Forwards are the newest rows of kind "forward", the way to label maps those of kind "end to
-    end". fastseg's forwards come with transformers' way to a label map, so that each step changes
-    one thing; the last step has the forward of the one before it, and fastseg's own way. A step
-    without rows is left out; `missing` names it.
+    All figures are parts of the newest run of kind "end to end". fastseg's forwards come with
+    transformers' way to a label map, so that each step changes one thing; the last step has the
+    forward of the one before it, and fastseg's own way. A step without rows is left out; `missing`
+    names it.
 
     Args:
         device, threads, cache: as rows have them; threads of None are those of the newest label
@@ -130,13 +130,10 @@ def waterfall(
     if not ends:
         return []
     end = max(ends, key=lambda group: str(group[0]["date"]))
-    posts = {row["provider"]: row["p50"] for row in end if row["part"] == "post"}
-    forwards = {
-        row["provider"]: row["p50"]
-        for group in found
-        if group[0]["kind"] == "forward" and group[0]["threads"] == end[0]["threads"]
-        for row in group
-    }
+    posts, forwards = (
+        {row["provider"]: row["p50"] for row in end if row["part"] == part}
+        for part in ("post", "forward")
+    )
     steps = [
         Step(name, forwards[name], posts[name])
         for name in THEIRS
@@ -181,7 +178,7 @@ def _section(case: Case, by_kind: dict[str, list[Row]]) -> list[str]:
     parts = [_shares(case, forwards)] if forwards else []
     for variant in sorted({row["case"] for row in ends}):
         steps = waterfall(
-            [*forwards, *ends],
+            ends,
             *(variant, case.size, case.batch, case.dtype, case.device),
             threads=case.threads,
             cache=case.cache,

@@ -23,13 +23,22 @@ def interleave(
     repeats: int,
     label: str = "",
     clock: Clock | None = None,
+    warm_up_seconds: float = 0.0,
 ) -> dict[str, list[float]]:
     """Milliseconds of each call: `repeats` rounds in which every function is called once.
 
     Rounds to warm up come first and are not in the result. A bar on stderr shows the rounds.
+
+    Args:
+        warm_up_seconds: rounds go on for at least as long before any counts: a GPU that was idle
+            while a CPU compiled has slow clocks.
     """
     clock = clock or wall_clock
     samples: dict[str, list[float]] = {name: [] for name in functions}
+    stop = time.monotonic() + warm_up_seconds
+    while time.monotonic() < stop:
+        for function in functions.values():
+            clock(function)
     for number in _rounds(repeats, label):
         for name, function in functions.items():
             taken = clock(function)
@@ -98,6 +107,7 @@ def event_clock(device: torch.device, cold: bool) -> Clock:
 
     def clock(function: Callable[[], Any]) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        function()  # the caches are as this provider leaves them, not as the one before did
         scratch.zero_()
         torch.cuda.synchronize(device)
         start.record()

@@ -248,7 +248,7 @@ def test_wrong_provider_gets_no_figure(tmp_path, capsys, monkeypatch):
     assert providers == {"mix_ffn": {"eager"}, "sr_attention": {"eager", "kernels"}}
     output = capsys.readouterr().out
     assert "mix_ffn (1): no figure, parity gate is red: kernels: relative RMS error" in output
-    assert "mix_ffn (1): compiled skipped, NotImplementedError: no compiler\n" in output
+    assert "mix_ffn (1): compiled failed, NotImplementedError: no compiler\n" in output
     total = next(line for line in output.splitlines() if line.startswith("sum"))
     assert total.split()[-3:] == ["-", "-", "-"]
 

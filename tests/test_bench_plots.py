@@ -118,7 +118,7 @@ def test_waterfall():
     assert "No rows of fastseg Triton, fastseg CUDA graph." in picture.notes[0]
     cold = [{**one, "cache": "cold"} for one in CPU_ROWS]
     assert [one.name[-4:] for one in waterfall.pictures([*CPU_ROWS, *cold])] == ["tch1", "cold"]
-    (skipped,) = waterfall.pictures([one for one in CPU_ROWS if one["kind"] != "forward"])
+    (skipped,) = waterfall.pictures([one for one in CPU_ROWS if one["part"] != "forward"])
     assert skipped.reason == "no variant has two steps"
 
 

@@ -187,13 +187,17 @@ def test_labels_floor_is_of_logits_and_labels():
 
 
 def ended(forwards, posts, **changes):
-    """Rows of both kinds, of the medians given by provider."""
-    rows = [row_cases.row(ms, name, **changes) for name, ms in forwards.items()]
-    return rows + [
-        row_cases.row(ms, name, kind="end to end", part=part, **changes)
-        for name, post in posts.items()
-        for part, ms in (("whole", 500.0), ("pre", 7.0), ("forward", 300.0), ("post", post))
-    ]
+    """Parts of the way from an image, of the medians given by provider; and forwards alone."""
+    rows = [row_cases.row(300.0, name, **changes) for name in forwards]
+    for name, post in posts.items():
+        parts = {"whole": 500.0, "pre": 7.0, "post": post}
+        if name in forwards:
+            parts["forward"] = forwards[name]
+        rows += [
+            row_cases.row(ms, name, kind="end to end", part=part, **changes)
+            for part, ms in parts.items()
+        ]
+    return rows
 
 
 ALL = {

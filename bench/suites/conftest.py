@@ -64,8 +64,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def machine_settings(request: pytest.FixtureRequest) -> None:
-    pin_threads(request.config.option.threads)
+def machine_settings(request: pytest.FixtureRequest, device: torch.device) -> None:
+    pin_threads(request.config.option.threads, device)
     torch.backends.cudnn.allow_tf32 = False  # float32 is IEEE on all sides
 
 
