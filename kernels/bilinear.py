@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,9 @@ class Source(NamedTuple):
     weight: torch.Tensor  # (size,): of the neighbour after
 
 
-def row_stripes(height: int, row_bytes: int, device: torch.device) -> list[tuple[int, int]]:
+def row_stripes(
+    height: int, row_bytes: int, device: torch.device, least_rows: int = 1
+) -> list[tuple[int, int]]:
     """Split `height` rows into equal stripes [top, bottom): of about STRIPE_BYTES on a CPU.
 
     A GPU wants the whole grid at once, up to a size that 32-bit kernels can still address. In a
@@ -32,9 +35,28 @@ def row_stripes(height: int, row_bytes: int, device: torch.device) -> list[tuple
     if torch.compiler.is_compiling():
         return [(0, height)]
     stripe_bytes = STRIPE_BYTES if device.type == "cpu" else GPU_STRIPE_BYTES
-    count = max(1, min(height, -(-height * row_bytes // stripe_bytes)))
+    count = max(1, min(height // least_rows, -(-height * row_bytes // stripe_bytes)))
     edges = [height * index // count for index in range(count + 1)]
     return list(itertools.pairwise(edges))
+
+
+def image_stripes(
+    batch: int, height: int, row_bytes: int, device: torch.device, least_rows: int = 1
+) -> list[tuple[slice, int, int]]:
+    """Split a batch of images into stripes (images, top, bottom) of contiguous memory.
+
+    As `row_stripes`, of which a stripe is some rows of one image, or all rows of several.
+
+    Args:
+        row_bytes: of one row of one image.
+    """
+    if torch.compiler.is_compiling():
+        return [(slice(None), 0, height)]
+    rows = row_stripes(height, row_bytes, device, least_rows)
+    if len(rows) > 1:
+        return [(slice(image, image + 1), *edges) for image in range(batch) for edges in rows]
+    images = row_stripes(batch, height * row_bytes, device)
+    return [(slice(first, last), 0, height) for first, last in images]
 
 
 def bilinear_source(
@@ -82,3 +104,41 @@ def upsample_rows(
         align_corners=False,
     )
     return stripe.permute(0, 2, 3, 1)
+
+
+def row_shares(rows: Source, source_size: int) -> torch.Tensor:
+    """The share of each source row in each row, (size, source_size): two that are not 0."""
+    shares = rows.weight.new_zeros(len(rows.weight), source_size)
+    row = torch.arange(len(rows.weight), device=shares.device)
+    shares[row, rows.lower] = 1 - rows.weight
+    shares[row, rows.upper] += rows.weight  # the same place where both are the last row
+    return shares
+
+
+def share_rows(
+    grid: torch.Tensor, shares: torch.Tensor, top: int, bottom: int, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `upsample_rows` takes, apart: a matrix product of the two is its stripe.
+
+    The rows of `grid` that a stripe needs are fewer than its own, so to widen them first takes less
+    than to widen the stripe; and the product can be added to what is there.
+
+    Args:
+        shares: `row_shares` of all output rows.
+
+    Returns:
+        shares (bottom - top, n), and the n rows of `grid` that they are of, resized to `width`
+        columns, (B, n, width * C).
+    """
+    source_size = grid.shape[1]
+    scale = source_size / len(shares)
+    margin = source_size * 2.0**-22  # more than positions in float32 are off
+    first = max(math.floor((top + 0.5) * scale - 0.5 - margin), 0)
+    last = min(math.floor((bottom - 0.5) * scale - 0.5 + margin) + 2, source_size)
+    widened = F.interpolate(
+        grid[:, first:last].permute(0, 3, 1, 2),
+        size=(last - first, width),
+        mode="bilinear",
+        align_corners=False,
+    )
+    return shares[top:bottom, first:last], widened.permute(0, 2, 3, 1).flatten(2)

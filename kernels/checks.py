@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from .optional_triton import interpreting
+
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -75,3 +77,19 @@ def common_reason(*tensors: torch.Tensor | None) -> str | None:
     if autocasts(present[0].device):
         return "autocast is on"
     return None
+
+
+def whole_in_graph(*tensors: torch.Tensor | None) -> bool:
+    """Whether a graph of torch.compile takes an op for a CPU whole, as one operator.
+
+    It runs the eager twin then, which works a stripe at a time and chooses by what it finds; traced
+    into, it would be one piece, for any size. Not where the graph is for readers that do not know
+    the op (exports), nor where the twin's operators have a say of their own: gradients, autocast.
+    """
+    return (
+        torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
+        and not interpreting()
+        and all(tensor is None or tensor.device.type == "cpu" for tensor in tensors)
+        and common_reason(*tensors) is None
+    )

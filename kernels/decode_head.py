@@ -19,19 +19,23 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
 from .backend import use_triton
-from .bilinear import bilinear_source, row_stripes, upsample_rows
-from .checks import check_parameter, common_reason
+from .bilinear import Source, bilinear_source, image_stripes, row_shares, share_rows, upsample_rows
+from .checks import autocasts, check_parameter, common_reason, whole_in_graph
 from .configs import look_up
 from .head_kernels import decode_head_kernel, decode_head_project_kernel
 from .launch import launch
 from .library import register
+from .onednn import dense, dense_residual
 from .optional_triton import interpreting, triton
 from .primitives import ceil_div, matmul_precision
 
 MAX_FINEST_CHANNELS = 128  # of which a program holds its tile
+# Of the eager twin: tensors as large as a stripe that are in use at once, and the rows of an image
+# below which too much of the upsampling is done twice.
+_TENSORS = 4
+_LEAST_ROWS = 4
 
 
 def eager(
@@ -48,30 +52,63 @@ def eager(
     # The sum of the stages is kept in float32: in half precision each of its terms would be
     # rounded again, which one convolution over concatenated maps does not do.
     sum_dtype = torch.promote_types(finest.dtype, torch.float32)
-    row_bytes = batch * width * decoder_channels * sum_dtype.itemsize
-    coarse = []
+    # By a matrix product, which autocast would round, and to which TF32 applies on a GPU. In a
+    # traced graph `upsample_rows` is the form for any size.
+    shares = not (
+        finest.device.type != "cpu" or torch.compiler.is_compiling() or autocasts(finest.device)
+    )
+    coarse: list[tuple[torch.Tensor, Source | torch.Tensor]] = []
     for feature_map, weight in zip(feature_maps[1:], weights[1:], strict=True):
-        projected = F.linear(feature_map.permute(0, 2, 3, 1), weight).to(sum_dtype)
+        projected = dense(feature_map.permute(0, 2, 3, 1), weight).to(sum_dtype)
         rows = bilinear_source(height, projected.shape[1], projected.device, projected.dtype)
-        coarse.append((projected, rows))
+        coarse.append((projected, row_shares(rows, projected.shape[1]) if shares else rows))
 
+    row_bytes = _TENSORS * width * decoder_channels * sum_dtype.itemsize
+    stripes = image_stripes(batch, height, row_bytes, finest.device, _LEAST_ROWS)
     logits: torch.Tensor | None = None
-    for top, bottom in row_stripes(height, row_bytes, finest.device):
-        fused = F.linear(finest[:, top:bottom], weights[0], bias).to(sum_dtype)
-        for projected, rows in coarse:
-            fused += upsample_rows(projected, rows, top, bottom, width)
+    for images, top, bottom in stripes:
+        whole = len(stripes) == 1
+        source, maps = finest, coarse  # without slices, which are operators in a graph
+        if not whole:
+            source = finest[images, top:bottom]
+            maps = [(projected[images], rows) for projected, rows in coarse]
+        upsampled = _upsampled_sum(maps, top, bottom, width)
+        if upsampled is None:
+            fused = dense(source, weights[0], bias)
+        else:
+            fused = dense_residual(source, weights[0], bias, upsampled)
         fused = fused.relu_().to(finest.dtype)
         stripe = fused
         if classifier_weight is not None:
-            stripe = F.linear(fused, classifier_weight, classifier_bias)
-        if bottom - top == height:
+            stripe = dense(fused, classifier_weight, classifier_bias)
+        if whole:
             logits = stripe
             break
         if logits is None:  # in the dtype of the classifier's output, which autocast may choose
             logits = stripe.new_empty(batch, height, width, stripe.shape[-1])
-        logits[:, top:bottom] = stripe
+        logits[images, top:bottom] = stripe
     assert logits is not None
     return logits.permute(0, 3, 1, 2)
+
+
+def _upsampled_sum(
+    coarse: Sequence[tuple[torch.Tensor, Source | torch.Tensor]], top: int, bottom: int, width: int
+) -> torch.Tensor | None:
+    """Rows of the sum of all coarse maps, (B, bottom - top, width, D); None without maps.
+
+    Args:
+        coarse: each with its rows' source, or with their shares.
+    """
+    total: torch.Tensor | None = None
+    for projected, rows in coarse:
+        if isinstance(rows, Source):
+            upsampled = upsample_rows(projected, rows, top, bottom, width)
+            total = upsampled if total is None else total.add_(upsampled)
+            continue
+        shares, widened = share_rows(projected, rows, top, bottom, width)
+        shares = shares.expand(len(widened), -1, -1)
+        total = torch.bmm(shares, widened) if total is None else total.baddbmm_(shares, widened)
+    return total if total is None or total.ndim == 4 else total.unflatten(2, (width, -1))
 
 
 def window_size(tile: int, size: int, source_size: int) -> int:
@@ -278,6 +315,8 @@ def decode_head(
         check_parameter("classifier_weight", classifier_weight, (classes, decoder_channels), finest)
         check_parameter("classifier_bias", classifier_bias, (classes,), finest)
     arguments = (feature_maps, weights, bias, classifier_weight, classifier_bias)
-    if use_triton("decode_head", finest.device, supports(*arguments)):
+    tensors = (*feature_maps, *weights, bias, classifier_weight, classifier_bias)
+    whole = classifier_weight is not None and whole_in_graph(*tensors)
+    if use_triton("decode_head", finest.device, supports(*arguments)) or whole:
         return torch.ops.fastseg.decode_head(*arguments)
     return eager(*arguments)

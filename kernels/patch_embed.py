@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from .backend import use_triton
-from .checks import KERNEL_DTYPES, check_parameter, common_reason
+from .checks import KERNEL_DTYPES, check_parameter, common_reason, whole_in_graph
 from .configs import look_up
 from .launch import launch
 from .library import register
@@ -270,8 +270,10 @@ def patch_embed(
     height, width = (output_size(side, kernel, stride, padding) for side in feature_map.shape[2:])
     arguments = (feature_map, weight, bias, norm_weight, norm_bias)
     reason = supports(*arguments, pixel_scale, pixel_offset)
-    triton_runs = use_triton("patch_embed", feature_map.device, reason)
-    op = torch.ops.fastseg.patch_embed if triton_runs else eager
+    registered = use_triton("patch_embed", feature_map.device, reason) or whole_in_graph(
+        weight, bias, norm_weight, norm_bias, feature_map, pixel_scale, pixel_offset
+    )
+    op = torch.ops.fastseg.patch_embed if registered else eager
     tokens = op(*arguments, stride, padding, eps, pixel_scale, pixel_offset)
     return tokens, height, width
 

@@ -22,11 +22,18 @@ import torch.nn.functional as F
 
 from . import attention, spatial_reduction
 from .backend import use_triton
-from .checks import check_parameter, check_sums, check_tokens, common_reason
+from .checks import (
+    check_parameter,
+    check_sums,
+    check_tokens,
+    common_reason,
+    whole_in_graph,
+)
 from .configs import look_up
 from .key_value import empty_key_value, project_key_value
 from .library import register
 from .linear import linear
+from .onednn import dense, dense_residual
 from .residual import add_residual
 
 ONE_TILE = (32, 64, 128)  # widths whose rows, and weights of C x C, are one tile
@@ -61,7 +68,7 @@ def reduce_tokens(
     patches = patches.permute(0, 1, 2, 4, 5, 3)
     # A copy in any case: `reshape` would bind graphs of any size to what it finds out.
     patches = patches.clone(memory_format=torch.contiguous_format)
-    return F.linear(patches.flatten(3).flatten(1, 2), weight, bias)
+    return dense(patches.flatten(3).flatten(1, 2), weight, bias)
 
 
 def eager(
@@ -94,7 +101,7 @@ def eager(
         assert sr_bias is not None
         reduced = reduce_tokens(normalized, height, width, sr_weight, sr_bias, sr_ratio)
         reduced = F.layer_norm(reduced, (channels,), eps=sr_eps)
-    key, value = F.linear(reduced, key_value_weight).chunk(2, dim=-1)
+    key, value = dense(reduced, key_value_weight).chunk(2, dim=-1)
 
     if num_heads == 1:
         assert key_offset_weight is not None
@@ -113,13 +120,13 @@ def eager(
 
     assert query_weight is not None
     assert output_weight is not None
-    query = F.linear(normalized, query_weight, query_bias)
+    query = dense(normalized, query_weight, query_bias)
     query, key, value = (
         part.unflatten(2, (num_heads, -1)).transpose(1, 2) for part in (query, key, value)
     )
     context = F.scaled_dot_product_attention(query, key, value, scale=1.0)
     context = context.transpose(1, 2).reshape(batch, tokens, channels)
-    return add_residual(F.linear(context, output_weight, output_bias), x)
+    return dense_residual(context, output_weight, output_bias, x)
 
 
 class Forms(NamedTuple):
@@ -327,9 +334,7 @@ def sr_attention(
         ("sr_weight_sum", sr_weight_sum, (taps, channels)),
     ):
         check_sums(name, sums, shape, x)
-    declined = supports(
-        x,
-        num_heads,
+    weights = (
         key_value_weight,
         output_bias,
         query_weight,
@@ -339,9 +344,10 @@ def sr_attention(
         sr_weight,
         sr_bias,
     )
-    run = (
-        torch.ops.fastseg.sr_attention if use_triton("sr_attention", x.device, declined) else eager
-    )
+    registered = use_triton(
+        "sr_attention", x.device, supports(x, num_heads, *weights)
+    ) or whole_in_graph(x, *weights)
+    run = torch.ops.fastseg.sr_attention if registered else eager
     return run(
         x,
         height,

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from .argmax_kernels import upsample_argmax_gather_kernel, upsample_argmax_kernel
 from .backend import use_triton
 from .bilinear import Source, bilinear_source, row_stripes, upsample_rows
-from .checks import KERNEL_DTYPES
+from .checks import KERNEL_DTYPES, whole_in_graph
 from .configs import look_up
 from .launch import launch
 from .library import register
@@ -238,7 +238,8 @@ def upsample_argmax(
             with torch.uint8; or `size` is not two positive integers.
     """
     height, width = _check(logits, size, dtype)
-    if use_triton("upsample_argmax", logits.device, supports(logits)):
+    triton_runs = use_triton("upsample_argmax", logits.device, supports(logits))
+    if triton_runs or whole_in_graph(logits):
         return torch.ops.fastseg.upsample_argmax(logits, height, width, dtype)
     return eager(logits, height, width, dtype)
 

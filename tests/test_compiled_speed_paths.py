@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from model_cases import relative_error, tiny_model
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastseg
 from fastseg.kernels import mix_ffn, upsample_argmax
-from fastseg.kernels.bilinear import bilinear_source, image_stripes, share_rows
+from fastseg.kernels.bilinear import bilinear_source, image_stripes, row_shares, share_rows
 from fastseg.kernels.onednn import dense, dense_residual
 
 OPS = {"patch_embed": 4, "sr_attention": 4, "mix_ffn": 4, "decode_head": 1}
@@ -218,6 +219,14 @@ def test_products_in_other_dtypes_and_under_autocast():
     assert total.dtype == torch.float32
 
 
+def test_products_of_fake_tensors():
+    x, weight, bias = linear_case()
+    with FakeTensorMode() as mode, torch.no_grad():
+        x, weight, bias, residual = map(mode.from_tensor, (x, weight, bias, torch.zeros(3, 5, 20)))
+        assert dense(x, weight, bias).shape == (3, 5, 20)
+        assert dense_residual(x, weight, bias, residual).shape == (3, 5, 20)
+
+
 def test_products_are_counted_by_counters_and_left_to_aten_on_request(monkeypatch):
     x, weight, bias = linear_case()
     with FlopCounterMode(display=False) as counter:
@@ -263,7 +272,8 @@ def test_shared_rows_are_those_of_interpolate(sizes):
     expected = F.interpolate(
         grid.permute(0, 3, 1, 2), size=(height, width), mode="bilinear", align_corners=False
     ).permute(0, 2, 3, 1)
-    rows = bilinear_source(height, source[0], grid.device, grid.dtype)
+    rows = row_shares(bilinear_source(height, source[0], grid.device, grid.dtype), source[0])
+    assert torch.equal(rows.sum(1), torch.ones(height, dtype=torch.float64))
     for top, bottom in ((0, height), (0, 3), (1, 2), (2, height)):
         shares, widened = share_rows(grid, rows, top, bottom, width)
         result = (shares @ widened).view(2, bottom - top, width, 3)
