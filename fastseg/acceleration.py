@@ -27,8 +27,9 @@ def accelerate(model: Model, *, strict: bool = False) -> Model:
     The object, its modules, parameters, `state_dict` and hooks stay the same; only the class of
     those encoders and heads becomes a subclass with the same name. They run fast in eval mode where
     no gradient can be asked for. In training, with gradients, with `output_attentions=True` and
-    under torch.fx and torch.jit tracing their own forward runs, bit for bit. On a CPU feature maps
-    and logits come in channels-last memory, as from `model.to(memory_format=torch.channels_last)`.
+    under torch.fx and torch.jit tracing their own forward runs, bit for bit. Feature maps come in
+    channels-last memory, as from `model.to(memory_format=torch.channels_last)`, and so do logits on
+    a CPU, but for those of transformers.
 
     It may be called again, and before weights are loaded. Copies and pickles of the model are
     accelerated too, so to unpickle one takes fastseg; `restore` it first where that is not wanted.

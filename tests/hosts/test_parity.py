@@ -84,6 +84,16 @@ def test_channels_last_and_strided_pixels(host, model):
         assert_parity(host, model, plain, pixels)
 
 
+def test_memory_of_logits(host, model, pixels):
+    """transformers resizes image by image: on channels-last logits five times as slow."""
+    if not host.name.startswith("transformers") or not hasattr(model, "decode_head"):
+        pytest.skip("its users resize batches, or there are no maps of logits")
+    outputs = run(host, fastseg.accelerate(model), pixels)
+    logits = [one for one in outputs if one.shape[1] == model.config.num_labels]
+    assert logits
+    assert all(one.is_contiguous() for one in logits)
+
+
 def test_batch_of_none(host, model):
     """What the plain host makes of an empty batch: maps without elements, or an error."""
     pixels = torch.randn(0, 3, 64, 64)
