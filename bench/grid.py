@@ -26,7 +26,7 @@ from .cases import Built
 from .context import DTYPES, Context, Setting, SkippedCase, context, first_line
 from .floors import Ceilings, Work, ceilings
 from .gates import Gate, RedGate
-from .machine import machine, pin_threads
+from .machine import machine, pinned_threads
 from .options import Options, parse
 from .providers import PROVIDERS
 from .rows import WHOLE, Row
@@ -38,12 +38,13 @@ _GPU_WARM_UP_SECONDS = 0.5
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the status is 1 where a result was wrong or fastseg failed."""
-    return run(parse(sys.argv[1:] if argv is None else argv))
+    options = parse(sys.argv[1:] if argv is None else argv)
+    with pinned_threads(options.threads, options.device):
+        return run(options)
 
 
 def run(options: Options) -> int:
     """Measure what `options` ask for, add the rows to their file, print the tables."""
-    pin_threads(options.threads, options.device)
     torch.set_grad_enabled(False)
     if options.device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # float32 is IEEE on all sides

@@ -29,7 +29,7 @@ from . import host_rows, host_table, pairs, table, timing
 from .gates import Gate, RedGate, logits_gate
 from .host_models import HOSTS, logits_of
 from .host_options import RESULTS, Options, parse
-from .machine import ROOT, commit, cpu_name, pin_threads
+from .machine import ROOT, commit, cpu_name, pinned_threads
 from .rows import Row
 
 Provider = Callable[[], torch.Tensor]
@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.rewrite(options.readme, host_table.markdown(rows), host_table.NAME)
         return 0
     if options.process is not None:
-        return measure_host(options.process, options)
+        with pinned_threads(options.threads, torch.device("cpu")):
+            return measure_host(options.process, options)
     return run(options)
 
 
@@ -93,7 +94,6 @@ def _process(host: str, options: Options) -> tuple[int, list[Row]]:
 
 def measure_host(host: str, options: Options) -> int:
     """Measure `host` in this process, and print its rows, one JSON object a line."""
-    pin_threads(options.threads, torch.device("cpu"))
     status = 0
     for variant in options.variants:
         for mode in options.modes:

@@ -6,6 +6,8 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -66,15 +68,23 @@ def driver() -> str:
     return done.stdout.split("\n", 1)[0].strip()
 
 
-def pin_threads(threads: int, device: torch.device) -> None:
+@contextmanager
+def pinned_threads(threads: int, device: torch.device) -> Iterator[None]:
     """`threads` threads of torch; to measure a CPU, on the first (logical) cores that are allowed.
 
     Beside a GPU all cores stay free for compilers, which take as many processes as there are cores.
     """
+    threads_before = torch.get_num_threads()
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     torch.set_num_threads(threads)
-    if device.type == "cpu" and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[:threads])
+    if device.type == "cpu" and cores is not None:
+        os.sched_setaffinity(0, sorted(cores)[:threads])
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads_before)
+        if cores is not None:
+            os.sched_setaffinity(0, cores)
 
 
 def commit() -> str:

@@ -28,7 +28,7 @@ from . import op_cases, op_rows, timing
 from .context import DTYPES, Setting, SkippedCase, first_line
 from .floors import Ceilings, ceilings, work
 from .gates import RedGate
-from .machine import cpu_name, driver, pin_threads, triton_version
+from .machine import cpu_name, driver, pinned_threads, triton_version
 from .op_cases import CountedCall
 from .op_options import Options, parse
 from .op_timing import Function, time_call
@@ -37,12 +37,13 @@ from .rows import Row
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the status is 1 where a parity gate was red."""
-    return run(parse(sys.argv[1:] if argv is None else argv))
+    options = parse(sys.argv[1:] if argv is None else argv)
+    with pinned_threads(options.threads, options.device):
+        return run(options)
 
 
 def run(options: Options) -> int:
     """Measure what `options` ask for, add the rows to their file, print the tables."""
-    pin_threads(options.threads, options.device)
     # float32 is IEEE on all sides; cuDNN's convolutions are not, left to themselves.
     if options.device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,19 @@ import torch
 from safetensors.torch import save_file
 
 import fastseg
-from bench import cases, gates, grid, label_cases, memory, options, pairs, providers, rows, timing
+from bench import (
+    cases,
+    gates,
+    grid,
+    label_cases,
+    machine,
+    memory,
+    options,
+    pairs,
+    providers,
+    rows,
+    timing,
+)
 from bench.context import Setting, SkippedCase, context
 
 ROOT = Path(__file__).parent.parent
@@ -283,8 +296,19 @@ def test_label_maps_that_fail_cost_no_other(tmp_path, capsys, monkeypatch):
     assert "fastseg: no figure, RuntimeError: no such kernel" in capsys.readouterr().out
 
 
+def test_threads_are_pinned_meanwhile():
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    with machine.pinned_threads(1, CPU):
+        assert os.sched_getaffinity(0) == {min(cores)}
+        assert torch.get_num_threads() == 1
+    assert os.sched_getaffinity(0) == cores
+    assert torch.get_num_threads() == threads
+    with machine.pinned_threads(1, torch.device("cuda")):
+        assert os.sched_getaffinity(0) == cores
+
+
 def test_providers_are_listed_with_reasons(capsys):
-    assert grid.main(["--list", "--providers", "fastseg-eager,fastseg-triton"]) == 0
+    assert grid.main(["--list", "--threads", "1", *FEW]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(providers.PROVIDERS)
     assert f"fastseg eager: {fastseg.__version__}" in lines

@@ -18,7 +18,7 @@ import torch
 from bench.arguments import VARIANTS, positive, size, some_of
 from bench.context import DTYPES, Context, Setting, context
 from bench.label_cases import LABEL_CASES
-from bench.machine import commit, cpu_name, pin_threads
+from bench.machine import commit, cpu_name, pinned_threads
 from bench.op_cases import OPS
 from bench.op_rows import PROVIDERS as OP_PROVIDERS
 from bench.providers import PROVIDERS, SLOW_TO_BUILD_ON_A_CPU
@@ -64,9 +64,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def machine_settings(request: pytest.FixtureRequest, device: torch.device) -> None:
-    pin_threads(request.config.option.threads, device)
+def machine_settings(request: pytest.FixtureRequest, device: torch.device) -> Iterator[None]:
     torch.backends.cudnn.allow_tf32 = False  # float32 is IEEE on all sides
+    with pinned_threads(request.config.option.threads, device):
+        yield
 
 
 @pytest.fixture(autouse=True)
