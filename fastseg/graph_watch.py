@@ -9,7 +9,7 @@ Among the attributes are folds, so weights that were folded anew are noticed as 
 What it cannot see: edits in place through `parameter.data`, which PyTorch does not count; variables
 outside of modules, and attributes of objects of other libraries but for `config`.
 
-The look runs in C loops: 0.12 ms for a B0 of 205 modules, 0.67 ms for a B5 of 1127, on a busy CPU.
+The look runs in C loops, as it is made in every call.
 """
 
 from __future__ import annotations
