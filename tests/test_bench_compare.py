@@ -149,8 +149,11 @@ def test_a_process_that_ends_is_an_error(repository, capsys):
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
-def test_nothing_is_left_after_a_signal(repository, monkeypatch, end):
+def test_nothing_is_left_after_a_signal(repository, monkeypatch, request, end):
     processes = []
+    # A process in the background inherits that SIGINT is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
     def interrupted(self, case, calls):
         processes.extend(side._process for side in self._sides.values())

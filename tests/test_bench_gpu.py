@@ -182,7 +182,9 @@ def test_lines_cut_short_are_dropped_before_more_follow(tmp_path, capsys):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_everything_written(tmp_path, number):
     script = f"""
-        import sys
+        import signal, sys
+        # A process in the background inherits that SIGINT is ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.path.insert(0, {str(ROOT)!r})
         from bench import gpu
         from bench.gpu_stages import Stage

@@ -14,7 +14,6 @@ import fastseg
 from .host_models import Host
 
 FP32_BOUND = 2e-6
-HALF_FACTOR = 1.25
 
 
 def relative_error(result: torch.Tensor, reference: torch.Tensor) -> float:

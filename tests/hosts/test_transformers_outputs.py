@@ -6,10 +6,19 @@ import copy
 
 import pytest
 import torch
+from half_precision import half_bound
 
 import fastseg
 
-from .checks import FP32_BOUND, assert_parity, relative_error, same_bits
+from .checks import (
+    FP32_BOUND,
+    assert_parity,
+    errors,
+    reference,
+    relative_error,
+    run,
+    same_bits,
+)
 from .host_models import HOSTS
 
 transformers = pytest.importorskip("transformers")  # this file is collected where it is there
@@ -182,7 +191,7 @@ def test_class_of_an_accelerated_model_loads(pair, tmp_path, pixels):
 
 
 def test_auto_class(tmp_path, pixels):
-    """AutoModelForSemanticSegmentation from a folder, in three dtypes."""
+    """AutoModelForSemanticSegmentation from a folder, in three dtypes, against float64."""
     HOST.build().save_pretrained(tmp_path)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         model = transformers.AutoModelForSemanticSegmentation.from_pretrained(
@@ -191,8 +200,11 @@ def test_auto_class(tmp_path, pixels):
         plain = copy.deepcopy(model)
         fastseg.accelerate(model)
         assert isinstance(model, transformers.SegformerForSemanticSegmentation)
-        bound = {torch.float32: FP32_BOUND}.get(dtype, 0.05)
-        assert_alike(*both((model, plain), pixels.to(dtype)), bound=bound)
+        bound = FP32_BOUND if dtype == torch.float32 else half_bound(1.0, dtype)
+        expected = reference(HOST, plain, pixels.to(dtype))
+        results = run(HOST, model, pixels.to(dtype))
+        assert {result.dtype for result in results} == {dtype}
+        assert max(errors(results, expected)) <= bound
 
 
 def test_gradient_checkpointing(pixels, calls):
