@@ -1,0 +1,73 @@
+"""The names and signatures that users type, against a list that is committed.
+
+A change here is a change for users: it goes into CHANGELOG.md as well. After one that is meant,
+`python tests/test_public_api.py` writes the list anew.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fastseg
+import fastseg.kernels
+
+LISTED = Path(__file__).with_name("public_api.txt")
+
+
+def public_api() -> Iterator[str]:
+    """One line for each name: signatures without annotations, whose text depends on Python."""
+    for module in (fastseg, fastseg.kernels):
+        for name in sorted(module.__all__):
+            yield from _described(f"{module.__name__}.{name}", getattr(module, name))
+
+
+def _described(name: str, value: Any) -> Iterator[str]:
+    if inspect.isclass(value):
+        bases = [base.__name__ for base in value.__mro__[1:-1] if not _is_ours(base)]
+        arguments = "" if issubclass(value, BaseException) else _signature(value)
+        yield f"{name}{arguments}: class{f' of {bases[0]}' if bases else ''}"
+        for attribute in sorted(_public_attributes(value)):
+            static = inspect.getattr_static(value, attribute)
+            if isinstance(static, property):
+                yield f"{name}.{attribute} (property)"
+            elif inspect.isclass(static):
+                yield f"{name}.{attribute}: {static.__name__}"
+            elif callable(getattr(value, attribute)):
+                kind = type(static).__name__
+                note = f" ({kind})" if kind in ("classmethod", "staticmethod") else ""
+                yield f"{name}.{attribute}{_signature(getattr(value, attribute))}{note}"
+    elif callable(value):
+        yield f"{name}{_signature(value)}"
+    else:
+        yield f"{name}: {type(value).__name__} {sorted(value)}"
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "fastseg"
+
+
+def _public_attributes(kind: type) -> set[str]:
+    return {
+        name for base in kind.__mro__ if _is_ours(base) for name in vars(base) if name[0] != "_"
+    }
+
+
+def _signature(function: Any) -> str:
+    signature = inspect.signature(function)
+    parameters = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return str(inspect.Signature(parameters))
+
+
+def test_names_and_signatures():
+    now = list(public_api())
+    assert now == LISTED.read_text(encoding="utf-8").splitlines(), (
+        "the public API has changed; where it is meant, say so in CHANGELOG.md and run "
+        "`python tests/test_public_api.py`"
+    )
+
+
+if __name__ == "__main__":
+    LISTED.write_text("\n".join(public_api()) + "\n", encoding="utf-8")
