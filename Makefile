@@ -21,11 +21,11 @@ demo: $(VENV)/.run
 
 test: lint $(TRANSFORMERS4)/.done $(SMP)/.done $(TRITON36)/.done
 	$(BIN)/pytest
-	FASTSEG_TEST_HOSTS=transformers4 PYTHONPATH=$(TRANSFORMERS4) $(BIN)/pytest tests/hosts
-	FASTSEG_TEST_HOSTS=smp PYTHONPATH=$(SMP) $(BIN)/pytest tests/hosts
-	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels
-	PYTHONPATH=$(TRITON36) TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels -m oldest
-	PYTHONPATH=$(TRITON36) $(BIN)/pytest tests/test_ahead_of_time.py -m oldest
+	FASTSEG_TEST_HOSTS=transformers4 PYTHONPATH=$(TRANSFORMERS4) $(BIN)/pytest tests/models/hosts
+	FASTSEG_TEST_HOSTS=smp PYTHONPATH=$(SMP) $(BIN)/pytest tests/models/hosts
+	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/triton
+	PYTHONPATH=$(TRITON36) TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/triton -m oldest
+	PYTHONPATH=$(TRITON36) $(BIN)/pytest tests/kernels/test_ahead_of_time.py -m oldest
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

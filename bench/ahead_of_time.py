@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastseg.kernels.launch import Launch
+from fastseg.kernels.core.launch import Launch
 
 _TYPES = {
     torch.float32: "*fp32",

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from PIL import Image
 
 import fastseg
-from fastseg.scenes import draw_scene
+from fastseg.demo.scenes import draw_scene
 
 from . import gates, pairs
 from .context import Context, SkippedCase, first_line
 from .gates import Gate, RedGate
 from .providers import BASELINE, GRAPHS, PROVIDERS, UNCOUNTED_MEMORY, Forward
 
-DEMO_MODEL = Path(fastseg.__file__).parent / "assets" / "scenes-b0"
+DEMO_MODEL = Path(fastseg.__file__).parent / "demo" / "assets" / "scenes-b0"
 SCENE_SEED = 7  # the demo model was trained on seeds from 1000000
 
 

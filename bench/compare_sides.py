@@ -86,7 +86,7 @@ def _working_tree(repository: Path, folder: Path) -> Checkout:
     for name in ("fastseg", "kernels"):
         if (repository / name).is_dir():
             ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(repository / name, folder / name, ignore=ignored)
+            shutil.copytree(repository / name, folder / name, ignore=ignored, symlinks=True)
     _nest_kernels(folder, title)
     return Checkout(folder, title)
 
@@ -94,7 +94,8 @@ def _working_tree(repository: Path, folder: Path) -> Checkout:
 def _nest_kernels(folder: Path, title: str) -> None:
     """Put kernels/ where an installation has it."""
     nested = folder / "fastseg" / "kernels"
-    if (folder / "fastseg").is_dir() and (folder / "kernels").is_dir() and not nested.exists():
+    if (folder / "fastseg").is_dir() and (folder / "kernels").is_dir():
+        nested.unlink(missing_ok=True)  # the link that a checkout has since it was divided by rooms
         (folder / "kernels").rename(nested)
     if not nested.is_dir():
         raise CompareError(f"{title}: expected the folders fastseg/ and kernels/")

@@ -19,7 +19,7 @@ import torch
 import triton
 from tqdm import tqdm
 
-from fastseg.kernels.launch import Launch
+from fastseg.kernels.core.launch import Launch
 
 from . import forward_counts
 from .ahead_of_time import SHARED_LIMIT, Compiled, compile_launch, key

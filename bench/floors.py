@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastseg.op_calls import OpCall
+from fastseg.kernels.tune.calls import OpCall
 
 from .op_cases import tensors
 

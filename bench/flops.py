@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from fastseg import SegformerConfig
-from fastseg.presets import preset_config
+from fastseg.models.segformer.presets import preset_config
 
 from .arguments import VARIANTS
 

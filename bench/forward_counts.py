@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 
 import fastseg
-from fastseg.kernels import library
-from fastseg.kernels.launch import record_launches
-from fastseg.op_calls import OpCall, OpRecorder
+from fastseg.kernels.core import registry as library
+from fastseg.kernels.core.launch import record_launches
+from fastseg.kernels.tune.calls import OpCall, OpRecorder
 
 from .floors import KNOWN, NEEDED, Work, work
 from .launches import pretend_gpu

@@ -1,9 +1,10 @@
 """An importable fastseg out of a checkout that is not installed.
 
-The package fastseg.kernels is the folder kernels/ of the checkout, so putting the checkout on the
-path is not enough; it would also show the top-level name `kernels` to transformers, which takes it
-for Hugging Face's package. The layout is a folder of links that holds `fastseg` and `bench` and
-nothing else. It lies among the results: the checkout stays as it is, whatever becomes of the run.
+A checkout on the path would show the top-level name `kernels` to transformers, which takes it for
+Hugging Face's package; and where the checkout's own link fastseg/kernels became a text file on its
+way, fastseg would not import. The layout is a folder of links that holds `fastseg`, `bench` and
+`tests` and nothing else. It lies among the results: the checkout stays as it is, whatever becomes
+of the run.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ def make(folder: Path, root: Path = ROOT) -> Path:
     Raises:
         FileNotFoundError: `root` is not a checkout.
     """
-    for name in ("fastseg", "kernels", "bench"):
+    for name in ("fastseg", "kernels", "bench", "tests"):
         if not (root / name / "__init__.py").is_file():
             raise FileNotFoundError(f"{root}: expected a checkout of fastseg with {name}/ in it")
     shutil.rmtree(folder, ignore_errors=True)  # of links: it does not follow them
     package = folder / "fastseg"
     package.mkdir(parents=True)
     for entry in (root / "fastseg").iterdir():
-        if entry.name != "__pycache__":
+        if entry.name not in ("__pycache__", "kernels"):
             (package / entry.name).symlink_to(entry)
     (package / "kernels").symlink_to(root / "kernels")
-    (folder / "bench").symlink_to(root / "bench")
+    for name in ("bench", "tests"):
+        (folder / name).symlink_to(root / name)
     return folder
 
 

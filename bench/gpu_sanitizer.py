@@ -22,7 +22,7 @@ from bench.gpu_layout import ROOT
 from bench.gpu_stages import SANITIZER, sanitizer_program
 from bench.gpu_summary import read_lines
 
-SCRIPT = ROOT / "tests" / "kernels" / "sanitizer_cases.py"
+SCRIPT = ROOT / "tests" / "kernels" / "triton" / "sanitizer_cases.py"
 PLAIN = "none"
 TOOLS = (PLAIN, "memcheck", "racecheck")
 _FOUND = 99  # the exit status for errors that a tool found
@@ -69,7 +69,11 @@ def run_tool(program: str, tool: str, script: Path = SCRIPT) -> dict[str, Any]:
     done = subprocess.run(
         command,
         # Each tensor an allocation of its own, so that memcheck sees where it ends.
-        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -24,24 +24,24 @@ from bench.gpu_layout import ROOT
 from bench.gpu_stages import TESTS
 from bench.gpu_summary import read_lines
 
-FOLDER = ROOT / "tests" / "kernels"
+FOLDER = Path("tests", "kernels", "triton")  # in the layout that it runs in, or in the checkout
 # Small and telling first: one op, a whole model, then ops by what hangs on them.
 FILES = (
-    "test_layer_norm.py",
+    "norm/test_layer_norm.py",
     "test_model.py",
-    "test_semaphores.py",
+    "core/test_semaphores.py",
     "test_gpu.py",
-    "test_spatial_reduction.py",
-    "test_sr_attention.py",
-    "test_mix_ffn.py",
-    "test_patch_embed.py",
-    "test_decode_head.py",
-    "test_upsample_argmax_kernels.py",
+    "attention/test_spatial_reduction.py",
+    "attention/test_sr_attention.py",
+    "ffn/test_mix_ffn.py",
+    "embed/test_patch_embed.py",
+    "head/test_decode_head.py",
+    "labels/test_upsample_argmax_kernels.py",
     "test_gpu_graphed.py",
-    "test_tuning.py",
+    "tune/test_tuning.py",
 )
 # It is a stage of its own.
-_LEFT_OUT = "tests/kernels/test_gpu.py::test_sanitizer"
+_LEFT_OUT = "tests/kernels/triton/test_gpu.py::test_sanitizer"
 _MOST_WORKERS = 8
 _LEAST_SECONDS = 60.0  # for a file; compiling takes most of it
 _FAILURES_KEPT = 20
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         # A file that hangs must leave time for others; the last may take all that is left.
         limit = min(left, max(_LEAST_SECONDS, 3 * left / (len(files) - index)))
-        entry = run_file(FOLDER / name, given.out, workers, limit)
+        entry = {"file": name, **run_file(FOLDER / name, given.out, workers, limit)}
         with log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         print(json.dumps({**entry, "failures": len(entry["failures"])}), flush=True)
@@ -83,19 +83,18 @@ def run_file(path: Path, out: Path, workers: int, seconds: float) -> dict[str, A
         workers: processes; more than 1 need pytest-xdist.
 
     Returns:
-        file, status ("ok", "failed" or "timeout"), reason, numbers of passed, failed and skipped
+        status ("ok", "failed" or "timeout"), reason, numbers of passed, failed and skipped
         tests, seconds, and the first failures.
     """
     report = (out / "tests" / path.stem).with_suffix(".xml")
     report.parent.mkdir(exist_ok=True)
     report.unlink(missing_ok=True)
-    # The checkout is the root of the tests but not on the path: fastseg is the layout's.
     command = [
         *(sys.executable, "-m", "pytest", "-o", "addopts=", "-o", "pythonpath="),
         *("-q", "-m", "gpu", "-ra"),
         *("-p", "no:cacheprovider", "-p", "bench.gpu_pytest"),
         *("--lost-gpu-log", str(out / "lost_gpu.log")),
-        *("--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), "--deselect", _LEFT_OUT),
+        *("--rootdir", ".", "-c", str(ROOT / "pyproject.toml"), "--deselect", _LEFT_OUT),
         *("--tb=short", f"--junitxml={report}"),
         *(["-n", str(workers)] if workers > 1 else []),
         str(path),
@@ -121,7 +120,6 @@ def run_file(path: Path, out: Path, workers: int, seconds: float) -> dict[str, A
     elif code:
         status, reason = "failed", f"pytest ended with status {code}"
     return {
-        "file": path.name,
         "status": status,
         "reason": reason,
         **found,
@@ -153,7 +151,13 @@ def read_report(path: Path) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_tests")
     add = parser.add_argument
-    add("files", nargs="*", choices=FILES, metavar="FILE", help="of tests/kernels (default: all)")
+    add(
+        "files",
+        nargs="*",
+        choices=FILES,
+        metavar="FILE",
+        help="of the kernel tests (default: all)",
+    )
     add("--out", type=Path, required=True, metavar="DIR")
     add("--minutes", type=float, default=math.inf, metavar="M", help="(default: no limit)")
     add("--again", action="store_true", help="also files that were run before")

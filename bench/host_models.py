@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastseg.presets import preset_config
+from fastseg.models.segformer.presets import preset_config
 
 from . import pairs
 from .machine import ROOT
@@ -81,8 +81,7 @@ def _smp(variant: str) -> nn.Module:
 
 
 def _nvlabs(variant: str) -> nn.Module:
-    # From tests/, which is first on this process' path.
-    from hosts import nvlabs
+    from tests.models.hosts import nvlabs
 
     preset = preset_config(f"segformer_{variant}")
     widths = preset.hidden_sizes
@@ -101,5 +100,5 @@ HOSTS = {
         "transformers", ROOT / ".venv" / "transformers4", _transformers, _own
     ),
     "smp": HostModels("segmentation-models-pytorch", ROOT / ".venv" / "smp", _smp),
-    "NVlabs structure": HostModels("", ROOT / "tests", _nvlabs),
+    "NVlabs structure": HostModels("", None, _nvlabs),
 }

@@ -23,7 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 import fastseg
-from fastseg.hosts.accelerated import Accelerated
+from fastseg.folding.swap import Accelerated
 
 from . import host_rows, host_table, pairs, table, timing
 from .gates import Gate, RedGate, logits_gate

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import fastseg
-from fastseg.scenes import draw_scene
+from fastseg.demo.scenes import draw_scene
 
 from .cases import DEMO_MODEL, SCENE_SEED, plain_labels
 from .context import SkippedCase

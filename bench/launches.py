@@ -12,10 +12,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastseg
-from fastseg.kernels import configs, library
-from fastseg.kernels.launch import Launch, record_launches
+from fastseg.kernels.core import configurations as configs
+from fastseg.kernels.core import registry as library
+from fastseg.kernels.core.launch import Launch, record_launches
 
-_BACKEND = importlib.import_module("fastseg.kernels.backend")  # not the function of that name
+_BACKEND = importlib.import_module("fastseg.kernels.core.dispatch")  # not the function of that name
 
 # Operators of torch that start no kernel: they give memory, or no tensor at all. Views are known by
 # their schema.

@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 import fastseg
 from fastseg.cli.options import positive
+from fastseg.demo.scenes import draw_scene
 from fastseg.kernels import select_backend, upsample_argmax
-from fastseg.scenes import draw_scene
 
 from . import rows
 from .machine import ROOT, commit, machine
@@ -35,7 +35,7 @@ from .table_cells import commands_of, head, line
 RESULTS = ROOT / "bench" / "results" / "numerics.jsonl"
 DOCS = ROOT / "docs" / "numerics.md"
 NAME = "numerics"  # of the markers around the table
-MODEL = Path(fastseg.__file__).parent / "assets" / "scenes-b0"
+MODEL = Path(fastseg.__file__).parent / "demo" / "assets" / "scenes-b0"
 SIZE = (512, 512)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MACHINE = ("device", "cpu", "python", "torch", "transformers", "fastseg")

@@ -18,8 +18,8 @@ from unittest import mock
 import torch
 
 import fastseg
-from fastseg.kernels import library
-from fastseg.op_calls import OpCall, OpRecorder
+from fastseg.kernels.core import registry as library
+from fastseg.kernels.tune.calls import OpCall, OpRecorder
 
 from .context import SkippedCase
 from .gates import Gate, labels_gate
@@ -37,7 +37,7 @@ BATCHED = ("x", "feature_map", "feature_maps", "logits")
 _STAGE_BEGINS = "patch_embed"
 _AFTER_STAGES = {"decode_head": "head", "upsample_argmax": "labels"}
 
-_BACKEND = importlib.import_module("fastseg.kernels.backend")  # not the function of that name
+_BACKEND = importlib.import_module("fastseg.kernels.core.dispatch")  # not the function of that name
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastseg.kernels.semaphores import passing_graphs
+from fastseg.kernels.core.semaphores import passing_graphs
 
 from . import timing
 from .context import first_line

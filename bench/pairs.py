@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import fastseg
-from fastseg.presets import preset_config
+from fastseg.models.segformer.presets import preset_config
 
 # SegformerConfig fields of transformers that a preset decides.
 _FIELDS = ("depths", "hidden_sizes", "decoder_hidden_size", "num_labels")

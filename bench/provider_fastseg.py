@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import fastseg
-from fastseg.kernels.backend import requested_backend
+from fastseg.kernels.core.dispatch import requested_backend
 
 from .context import Context, SkippedCase
 

@@ -123,7 +123,7 @@ class SmpForward:
                 f"segmentation_models_pytorch does not import here ({error}); "
                 "`python -m bench.hosts --hosts smp` measures it in a process of its own"
             ) from error
-        from fastseg.presets import preset_config
+        from fastseg.models.segformer.presets import preset_config
 
         variant = context.setting.variant
         width = preset_config(f"segformer_{variant}").decoder_hidden_size

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from fastseg.scenes import CLASSES, draw_scene
+from fastseg.demo.scenes import CLASSES, draw_scene
 
 IGNORE = 255
 # The image processor's own.
@@ -43,7 +43,7 @@ class Pictures(Protocol):
 
 
 class DrawnScenes:
-    """Scenes of fastseg.scenes; the held-out ones have seeds from 0, all below TRAIN_SEEDS."""
+    """Scenes of fastseg.demo.scenes; the held-out ones have seeds from 0, all below TRAIN_SEEDS."""
 
     def __init__(self, sizes: list[int], eval_size: int, eval_count: int) -> None:
         self.classes = list(CLASSES)
@@ -61,7 +61,7 @@ class DrawnScenes:
 
     def describe(self) -> dict[str, Any]:
         return {
-            "pictures": "fastseg.scenes.draw_scene",
+            "pictures": "fastseg.demo.scenes.draw_scene",
             "train_seeds_from": TRAIN_SEEDS,
             "train_sizes": self.sizes,
             "held_out_seeds": [0, self.eval_count - 1],

@@ -1,7 +1,7 @@
 """Train or fine-tune a SegFormer.
 
 Without --data it learns procedurally drawn scenes: the command that made the embedded model is in
-fastseg/assets/scenes-b0/metrics.json. With --data it learns your pictures:
+fastseg/demo/assets/scenes-b0/metrics.json. With --data it learns your pictures:
 
     DIR/images/*.jpg|png    DIR/masks/<same name>.png (class numbers, 255 = ignore)
     DIR/classes.txt (one name a line)
@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import fastseg
-from fastseg.scenes import PALETTE
+from fastseg.demo.scenes import PALETTE
 
 # ------------------------------------------------------------------------------------- metrics
 

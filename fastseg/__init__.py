@@ -1,26 +1,25 @@
 """fastseg: SegFormer semantic segmentation, as fast as the hardware allows."""
 
-from .acceleration import accelerate, repack, restore
-from .auto import from_pretrained
-from .checkpoint import CheckpointError, CheckpointWarning
-from .config import SegformerConfig
-from .decode_head import SegformerDecodeHead
-from .export import ExportError, ExportResult, ExportWarning, export
-from .graphed import graphed
-from .image_processing import SegformerImageProcessor
-from .kernels import backend
-from .modeling import (
+from fastseg._version import __version__ as __version__
+from fastseg.acceleration import accelerate, repack, restore
+from fastseg.checkpoints.load import CheckpointError, CheckpointWarning
+from fastseg.cuda_graphs.runner import graphed
+from fastseg.exporting.export import ExportError, ExportResult, ExportWarning, export
+from fastseg.folding.conditions import plain_path
+from fastseg.folding.warmup import warmup
+from fastseg.images.processor import SegformerImageProcessor
+from fastseg.inference.segment import segment
+from fastseg.kernels import backend
+from fastseg.models.auto import from_pretrained
+from fastseg.models.segformer.config import SegformerConfig
+from fastseg.models.segformer.decode_head import SegformerDecodeHead
+from fastseg.models.segformer.modeling import (
     SegformerForImageClassification,
     SegformerForSemanticSegmentation,
     SegformerModel,
 )
-from .packing import plain_path
-from .presets import PRESETS, from_preset
-from .reporting import report
-from .segmentation import segment
-from .warmup import warmup
-
-__version__ = "0.1.0"
+from fastseg.models.segformer.presets import PRESETS, from_preset
+from fastseg.reporting import report
 
 __all__ = [
     "PRESETS",

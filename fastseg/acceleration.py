@@ -6,11 +6,16 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from .hosts.accelerated import Accelerated, accelerated_class
-from .hosts.encoders import EncoderHost, find_encoder
-from .hosts.heads import HeadHost, find_head
-from .hosts.probe import encoder_refusal, head_refusal, kind_of, layer_refusal
-from .packing import PackedOwner, drop_packed
+from fastseg.folding.conditions import PackedOwner, drop_packed
+from fastseg.folding.swap import Accelerated, accelerated_class
+from fastseg.folding.trial import (
+    encoder_refusal,
+    head_refusal,
+    kind_of,
+    layer_refusal,
+)
+from fastseg.models.segformer.hosts.encoders import EncoderHost, find_encoder
+from fastseg.models.segformer.hosts.heads import HeadHost, find_head
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from .decode_head import SegformerDecodeHead
-from .encoder import SegformerEncoder
-from .folds import Packed
-from .hosts.accelerated import Accelerated
-from .hosts.encoder_plan import EncoderPlan
-from .kernels import fallbacks, select_backend
-from .kernels.decode_head import supports as decode_head_supports
-from .kernels.mix_ffn import supports as mix_ffn_supports
-from .kernels.patch_embed import supports as patch_embed_supports
-from .kernels.sr_attention import supports as sr_attention_supports
-from .layers import SegformerLayer, SegformerOverlapPatchEmbeddings
-from .packing import plain_reason
+from fastseg.folding.cache import Packed
+from fastseg.folding.conditions import plain_reason
+from fastseg.folding.swap import Accelerated
+from fastseg.kernels import fallbacks, select_backend
+from fastseg.kernels.attention.op import supports as sr_attention_supports
+from fastseg.kernels.embed.op import supports as patch_embed_supports
+from fastseg.kernels.ffn.op import supports as mix_ffn_supports
+from fastseg.kernels.head.op import supports as decode_head_supports
+from fastseg.models.segformer.decode_head import SegformerDecodeHead
+from fastseg.models.segformer.encoder import SegformerEncoder
+from fastseg.models.segformer.encoder_plan import EncoderPlan
+from fastseg.models.segformer.layers import SegformerLayer, SegformerOverlapPatchEmbeddings
 
 
 def report(model: nn.Module) -> str:

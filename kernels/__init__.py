@@ -3,13 +3,13 @@
 Installed as `fastseg.kernels`; imports torch, and triton where it is installed.
 """
 
-from .backend import backend, fallbacks, requested_backend, select_backend
-from .decode_head import decode_head
-from .layer_norm import layer_norm
-from .mix_ffn import mix_ffn
-from .patch_embed import patch_embed
-from .sr_attention import sr_attention
-from .upsample_argmax import upsample_argmax
+from .attention.op import sr_attention
+from .core.dispatch import backend, fallbacks, requested_backend, select_backend
+from .embed.op import patch_embed
+from .ffn.op import mix_ffn
+from .head.op import decode_head
+from .labels.op import upsample_argmax
+from .norm.op import layer_norm
 
 __all__ = [
     "backend",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from hosts import nvlabs
 from torch import nn
 
 import fastseg
+from tests.models.hosts import nvlabs
 
 
 def test_nothing_to_accelerate():
@@ -66,13 +67,13 @@ def test_no_host_library_is_imported():
     code = """
 import sys
 import fastseg
-from hosts import nvlabs
+from tests.models.hosts import nvlabs
 fastseg.accelerate(nvlabs.MixVisionTransformer())
 assert not {"transformers", "timm", "segmentation_models_pytorch", "mmseg"} & set(sys.modules)
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd="tests" if not __file__.startswith("/") else __file__.rpartition("/")[0],
+        cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
         check=False,

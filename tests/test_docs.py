@@ -239,7 +239,7 @@ def test_what_is_right_is_left_alone(tmp_path):
     path.write_text(
         "# A heading: one\n[here](#a-heading-one), [there](page.md), [web](https://example.org/x)\n"
         "`fastseg.kernels.mix_ffn`, `fastseg tune`, `config.json`, `torch.ops.fastseg.*`, "
-        "`tests/test_docs.py::test_documents`, `kernels/configs/*.json`, `make test`\n"
+        "`tests/test_docs.py::test_documents`, `kernels/core/configs/*.json`, `make test`\n"
         "```\nfastseg info\nA=b.json python -m bench.ops --minutes 8  # a comment\n```\n"
         "```python\n    fastseg.segment(model, images)\n```\n"
         "<!-- bench:cpu -->\n`python -m bench.absent`\n<!-- /bench:cpu -->\n",

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import fastseg
-from fastseg.scenes import CLASSES
+from fastseg.demo.scenes import CLASSES
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "train.py"
 TINY = ["--steps", "3", "--batch-size", "2", "--crops-per-picture", "1", "--crop", "64"]

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 import fastseg
-from fastseg.checkpoint_files import CONFIG_NAME, PREPROCESSOR_NAME, read_json
-from fastseg.formats.keras import CONVERTER_NAME, read_converter
-from fastseg.hub import find_file
+from fastseg.checkpoints.files import CONFIG_NAME, PREPROCESSOR_NAME, read_json
+from fastseg.checkpoints.hub import find_file
+from fastseg.models.segformer.names.keras import CONVERTER_NAME, read_converter
 
 from . import options
 from .options import CommandError, say

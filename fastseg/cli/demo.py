@@ -15,15 +15,15 @@ import torch.nn.functional as F
 from PIL import Image
 
 import fastseg
-from fastseg.scenes import draw_scene
-from fastseg.visualize import class_shares, format_share
+from fastseg.demo.scenes import draw_scene
+from fastseg.images.overlay import class_shares, format_share
 
 from .files import plan_outputs
 from .images import read_image
 from .options import EMBEDDED_NAME, CommandError, add_device_options, first_line, load_model
 from .results import ResultWriter
 
-SCENE = Path(fastseg.__file__).parent / "assets" / "scene.png"
+SCENE = Path(fastseg.__file__).parent / "demo" / "assets" / "scene.png"
 ROUNDS = 9
 
 

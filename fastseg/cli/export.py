@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastseg.export import FORMATS, ExportError, ExportResult, ExportWarning, export
+from fastseg.exporting.export import FORMATS, ExportError, ExportResult, ExportWarning, export
 
 from . import options
 from .options import CommandError, say

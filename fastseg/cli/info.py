@@ -13,7 +13,7 @@ import torch
 
 import fastseg
 from fastseg.kernels import select_backend
-from fastseg.kernels.configs import configs_source
+from fastseg.kernels.core.configurations import configs_source
 
 from .options import EMBEDDED_MODEL, EMBEDDED_NAME
 

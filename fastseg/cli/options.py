@@ -13,7 +13,7 @@ import torch
 
 import fastseg
 
-EMBEDDED_MODEL = Path(fastseg.__file__).parent / "assets" / "scenes-b0"
+EMBEDDED_MODEL = Path(fastseg.__file__).parent / "demo" / "assets" / "scenes-b0"
 EMBEDDED_NAME = "scenes-b0 (embedded)"
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

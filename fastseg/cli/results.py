@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fastseg.visualize import class_shares, config_palette, label_image, overlay
+from fastseg.images.overlay import class_shares, config_palette, label_image, overlay
 
 from .files import JSON, LABELS, OVERLAY, Target, write_json, write_png
 from .options import CommandError

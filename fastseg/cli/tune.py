@@ -12,7 +12,7 @@ import torch
 
 import fastseg
 from fastseg.kernels import select_backend, upsample_argmax
-from fastseg.kernels.configs import device_family
+from fastseg.kernels.core.configurations import device_family
 
 from . import options
 from .options import CommandError
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     name, reason = select_backend(device)
     if device.type != "cuda" or name != "triton":
         raise CommandError(f"--device {device}: tuning needs a GPU that runs the kernels; {reason}")
-    from fastseg import tuning  # it needs triton
+    from fastseg.kernels.tune import tuner as tuning  # it needs triton
 
     if not arguments.output.absolute().parent.is_dir():
         raise CommandError(f"--output {arguments.output}: there is no such folder", status=2)
@@ -117,7 +117,7 @@ def _calls(
     variant: str, size: tuple[int, int], batch: int, dtype: torch.dtype, device: torch.device
 ) -> list[Any]:
     """What a forward of `variant` to its label map asks of the ops."""
-    from fastseg.tuning import record_calls
+    from fastseg.kernels.tune.tuner import record_calls
 
     model = fastseg.from_preset(f"segformer_{variant}").eval()
     with torch.no_grad():

@@ -1,0 +1,160 @@
+"""Reading the files of a checkpoint: JSON, and weights in one file or in shards.
+
+PyTorch's weights come as tensors in memory-mapped files: nothing is read until it is copied into a
+model. What code a pickled file asks for is never run (`formats.pickles`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from fastseg.models.segformer.names.keras import TASK_PREFIX
+
+from .hdf5 import read_h5
+from .pickles import read_pickled
+from .report import CheckpointError
+from .tensorflow import is_tensorflow
+
+CONFIG_NAME = "config.json"
+PREPROCESSOR_NAME = "preprocessor_config.json"
+WEIGHTS_NAME = "model.safetensors"
+WEIGHTS_INDEX_NAME = WEIGHTS_NAME + ".index.json"
+PICKLED_NAME = "pytorch_model.bin"
+PICKLED_INDEX_NAME = PICKLED_NAME + ".index.json"
+TENSORFLOW_NAME = "tf_model.h5"
+KERAS_NAME = "model.weights.h5"
+KERAS_TASK_NAME = "task.weights.h5"
+# Where weights are looked for, in this order.
+WEIGHTS_NAMES = (
+    WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    PICKLED_NAME,
+    PICKLED_INDEX_NAME,
+    TENSORFLOW_NAME,
+)
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass
+class Weights:
+    """What the files of a checkpoint hold: tensors by name, and class names, if they are there."""
+
+    tensors: Tensors
+    class_names: tuple[str, ...] = ()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: the file cannot be read or holds something else.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected JSON, got a file that fails: {error}") from error
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(fields).__name__}")
+    return fields
+
+
+def read_weights(resolve: Callable[[str], Path]) -> tuple[Path, Weights]:
+    """All tensors of a checkpoint by their names in it, and the file they were found through.
+
+    Args:
+        resolve: gives the path of a file of the checkpoint by its name, or raises
+            FileNotFoundError.
+
+    Raises:
+        CheckpointError: a file is truncated, corrupt, unsafe to open, or a shard is missing.
+        FileNotFoundError: there is no file of weights.
+        ImportError: h5py is needed and not installed.
+    """
+    reasons = []
+    for name in WEIGHTS_NAMES:
+        try:
+            path = resolve(name)
+        except FileNotFoundError as error:
+            reasons.append(str(error))
+            continue
+        sharded = name in (WEIGHTS_INDEX_NAME, PICKLED_INDEX_NAME)
+        return path, Weights(_read_shards(path, resolve)) if sharded else read_file(path)
+    raise FileNotFoundError(
+        f"no weights: neither {WEIGHTS_NAME} nor {PICKLED_NAME}, nor an index of shards of either, "
+        f"nor {TENSORFLOW_NAME}. {reasons[0]}"
+    )
+
+
+def read_preset_weights(resolve: Callable[[str], Path]) -> tuple[Path, Weights]:
+    """The same of a KerasHub preset, whose head, if it has one, is in a file of its own."""
+    path = resolve(KERAS_NAME)
+    tensors = read_h5(path, keras_hub=True)
+    with contextlib.suppress(FileNotFoundError):
+        task = read_h5(resolve(KERAS_TASK_NAME), keras_hub=True)
+        tensors.update({TASK_PREFIX + name: tensor for name, tensor in task.items()})
+    return path, Weights(tensors)
+
+
+def read_file(path: Path) -> Weights:
+    """All tensors of one file: safetensors, HDF5, or else pickled by PyTorch."""
+    if path.suffix == ".safetensors":
+        return Weights(_read_safetensors(path))
+    if path.suffix in (".h5", ".hdf5"):
+        return Weights(read_h5(path))
+    return Weights(*read_pickled(path))
+
+
+def _read_shards(index_path: Path, resolve: Callable[[str], Path]) -> Tensors:
+    weight_map = read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{index_path}: expected a weight_map from tensors to files, got {weight_map!r}"
+        )
+    tensors: Tensors = {}
+    for shard in sorted({str(shard) for shard in weight_map.values()}):
+        # An index from elsewhere must not lead out of its directory.
+        if Path(shard).name != shard or shard in ("", "..") or "\\" in shard:
+            raise CheckpointError(
+                f"{index_path}: expected names of files beside it, got the shard {shard!r}"
+            )
+        try:
+            path = resolve(shard)
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"{index_path}: names the shard {shard}, which is missing. {error}"
+            ) from error
+        tensors.update(read_file(path).tensors)
+    absent = sorted(weight_map.keys() - tensors.keys())
+    if absent:
+        raise CheckpointError(
+            f"{index_path}: these tensors are not in the shards it names: {', '.join(absent)}"
+        )
+    return tensors
+
+
+def _read_safetensors(path: Path) -> Tensors:
+    try:
+        with safe_open(path, framework="pt") as file:
+            made_by = (file.metadata() or {}).get("format", "pt")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: expected a safetensors file, got one that is truncated or corrupt: {error}"
+        ) from error
+    # The axis order of kernels differs, which shapes alone do not always show.
+    if made_by != "pt" and not (made_by == "tf" and is_tensorflow(tensors)):
+        raise CheckpointError(
+            f"{path}: expected tensors saved from PyTorch (metadata format 'pt'), or by "
+            f"transformers from TensorFlow ('tf'), got format {made_by!r}, whose names and axis "
+            "order differ; save the model again from PyTorch"
+        )
+    return tensors

@@ -1,0 +1,121 @@
+"""Where each tensor of a file goes in a model, all of it compared before anything is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from .files import Tensors
+from .report import LoadReport, Mismatch, section
+from .translation import HEADS, TRAINING_HEADS
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+@dataclass
+class Plan:
+    """What to do with each tensor of a model."""
+
+    copied: dict[str, str] = field(default_factory=dict)  # name in the model -> name in the file
+    new: list[str] = field(default_factory=list)
+    counters: list[str] = field(default_factory=list)
+    report: LoadReport = field(default_factory=LoadReport)
+    errors: list[str] = field(default_factory=list)
+
+
+def make_plan(
+    model: nn.Module,
+    names: Mapping[str, str],
+    tensors: Tensors,
+    *,
+    new_classifier: bool,
+    new_mismatched: bool,
+) -> Plan:
+    """Compare a file with a model on the meta device.
+
+    Args:
+        names: from names in the file to names in the model.
+        new_classifier: a classifier that is missing or of another shape is initialised.
+        new_mismatched: so is every tensor of another shape.
+    """
+    expected = model.state_dict()
+    parts = {name.partition(".")[0] for name in names.values()}
+    other_heads = HEADS - {name.partition(".")[0] for name, _ in model.named_children()}
+    absent_heads = HEADS - parts
+    plan = Plan()
+    missing, unexpected, unused, mismatched, misfits = [], [], [], [], []
+
+    for file_name, name in names.items():
+        if name in expected:
+            if name in plan.copied:
+                unexpected.append(f"{file_name}: the same tensor as {plan.copied[name]}")
+            plan.copied[name] = file_name
+        elif name.partition(".")[0] in other_heads | TRAINING_HEADS:
+            unused.append(file_name)
+        else:
+            unexpected.append(f"{file_name}: got {_describe(tensors[file_name])}")
+
+    for name, target in expected.items():
+        if name not in plan.copied:
+            if name.endswith(".num_batches_tracked"):  # absent in files of old PyTorch versions
+                plan.counters.append(name)
+            elif name.partition(".")[0] in absent_heads or (
+                new_classifier and _is_classifier(name)
+            ):
+                plan.new.append(name)
+            else:
+                missing.append(f"{name}: expected {_describe(target)}")
+            continue
+        tensor = tensors[plan.copied[name]]
+        # An int8 or fp8 tensor holds codes of its numbers, not the numbers.
+        same_kind = tensor.dtype in FLOATS or not target.is_floating_point()
+        if tensor.shape == target.shape and same_kind:
+            continue
+        mismatch = Mismatch(name, _describe(target), _describe(tensor))
+        if same_kind and (new_mismatched or (new_classifier and _is_classifier(name))):
+            mismatched.append(mismatch)
+            plan.new.append(name)
+            del plan.copied[name]
+        else:
+            misfits.append(mismatch)
+
+    plan.errors = [
+        *section("missing", missing),
+        *section("unexpected", unexpected),
+        *section("of another shape (ignore_mismatched_sizes=True initialises them anew)", misfits),
+    ]
+    plan.report = LoadReport(
+        missing=tuple(name for name in plan.new if name not in {m.name for m in mismatched}),
+        unexpected=tuple(unused),
+        mismatched=tuple(mismatched),
+        reinitialized=tuple(plan.new),
+    )
+    return plan
+
+
+def _is_classifier(name: str) -> bool:
+    return name.rpartition(".")[0] in ("classifier", "decode_head.classifier")
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    kind = "" if tensor.dtype in FLOATS else f" {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{tuple(tensor.shape)}{kind}"
+
+
+def fill(model: Any, plan: Plan, tensors: Tensors) -> None:
+    """Put the file's tensors into `model`, emptying `tensors`, and initialise the new ones."""
+    # Whole layers are initialised, as the model's constructor does it; what the file has of them
+    # is copied over that.
+    for layer in dict.fromkeys(name.rpartition(".")[0] for name in plan.new):
+        module = model.get_submodule(layer)
+        module.reset_parameters()
+        model._init_weights(module)
+    state = model.state_dict()
+    for name in plan.counters:
+        state[name].zero_()
+    for name, file_name in plan.copied.items():
+        state[name].copy_(tensors.pop(file_name))

@@ -1,0 +1,179 @@
+"""What a path says: the tensors there under fastseg's names, and the configuration, or what of it.
+
+A path is a directory, a hub id or a single file. Beside the weights there may be a config.json of
+transformers, of segmentation_models_pytorch or of KerasHub; what it leaves open is told by the
+tensors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastseg.models.segformer.names import translate
+from fastseg.models.segformer.names.infer import infer_fields
+from fastseg.models.segformer.names.keras import read_preset
+
+from .files import (
+    CONFIG_NAME,
+    KERAS_NAME,
+    WEIGHTS_NAMES,
+    Weights,
+    read_file,
+    read_json,
+    read_preset_weights,
+    read_weights,
+)
+from .report import CheckpointError
+from .translation import Translation
+
+_TASK_NAME = "task.json"
+
+
+@dataclass
+class Source:
+    """A checkpoint that was read.
+
+    path: the file that the weights were found through.
+    config_path: the config.json that describes the model; None where the tensors do.
+    fields: of the configuration.
+    """
+
+    path: Path
+    config_path: Path | None
+    fields: dict[str, Any]
+    translation: Translation
+
+    @property
+    def described_by(self) -> str:
+        """What the model's sizes come from, with its verb."""
+        return f"{self.config_path.name} describes" if self.config_path else "their shapes describe"
+
+
+def local_file(path: object) -> Path | None:
+    """`path` where it is a single file of weights, rather than a directory or a hub id."""
+    found = Path(path) if isinstance(path, str | os.PathLike) else None
+    return found if found is not None and found.is_file() else None
+
+
+def beside(file: Path) -> Callable[[str], Path]:
+    """`resolve` for a single file: what stands beside it, where it has the name of a checkpoint's.
+
+    Any other file may stand among files that have nothing to do with it.
+    """
+
+    def resolve(name: str) -> Path:
+        found = file.parent / name
+        if file.name not in (*WEIGHTS_NAMES, KERAS_NAME) or not found.is_file():
+            raise FileNotFoundError(f"{file.parent}: expected a file {name}")
+        return found
+
+    return resolve
+
+
+def read_source(
+    path: object, resolve: Callable[[str], Path], model_type: str, overrides: Mapping[str, Any]
+) -> Source:
+    """Read the checkpoint at `path`.
+
+    Args:
+        resolve: gives the path of a file of the checkpoint by its name, or raises
+            FileNotFoundError.
+        model_type: that a config.json of transformers must have.
+        overrides: fields of the configuration that the caller knows.
+
+    Raises:
+        CheckpointError: a file is corrupt, unsafe or of another model, or the tensors leave a
+            field open.
+        FileNotFoundError: there are no weights, or no config.json where it cannot be left out.
+    """
+    file = local_file(path)
+    try:
+        config_path = resolve(CONFIG_NAME)
+    except FileNotFoundError:
+        # From the hub it is always there, unless the download failed.
+        if file is None and not _has_weights(path):
+            raise
+        config_path = None
+    config = {} if config_path is None else read_json(config_path)
+    library = _library(config)
+    fields: dict[str, Any] = {}
+    if config_path is not None and library == "transformers":
+        _check_model_type(config, config_path, model_type)
+        fields = config
+    elif config_path is not None and library == "smp":
+        _check_smp(config, config_path)
+    elif config_path is not None:
+        fields = _preset_fields(config, config_path, resolve)
+
+    if library == "KerasHub":
+        weights_path, weights = read_preset_weights(resolve)
+    elif file is not None:
+        weights_path, weights = file, read_file(file)
+    else:
+        weights_path, weights = read_weights(resolve)
+    if library != "transformers":
+        config_path = None
+    try:
+        translation = translate(weights.tensors, {**fields, **overrides}.get("depths"))
+        if config_path is None:
+            fields = _inferred(translation, weights, fields, overrides)
+    except CheckpointError as error:
+        raise CheckpointError(f"{weights_path}: {error}") from error
+    return Source(weights_path, config_path, {**translation.fields, **fields}, translation)
+
+
+def _library(config: Mapping[str, Any]) -> str:
+    """Whose config.json it is: only transformers' describes a model in our terms."""
+    if "model_type" not in config and "registered_name" in config:
+        return "KerasHub"
+    if "model_type" not in config and "encoder_name" in config:
+        return "smp"
+    return "transformers"
+
+
+def _has_weights(path: object) -> bool:
+    """Whether it is a directory of weights without a config.json."""
+    directory = Path(path) if isinstance(path, str | os.PathLike) else None
+    return directory is not None and any((directory / name).is_file() for name in WEIGHTS_NAMES)
+
+
+def _inferred(
+    translation: Translation,
+    weights: Weights,
+    fields: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+) -> dict[str, Any]:
+    named = {name: translation.tensors[label] for label, name in translation.names.items()}
+    inferred = infer_fields(named, {**fields, **overrides})
+    if weights.class_names and len(weights.class_names) == inferred.get("num_labels"):
+        inferred["id2label"] = dict(enumerate(weights.class_names))
+    return inferred
+
+
+def _check_model_type(config: Mapping[str, Any], path: Path, model_type: str) -> None:
+    found = config.get("model_type", model_type)
+    if found != model_type:
+        raise CheckpointError(f"{path}: expected model_type {model_type!r}, got {found!r}")
+
+
+def _check_smp(config: Mapping[str, Any], path: Path) -> None:
+    encoder = str(config["encoder_name"])
+    if not encoder.startswith("mit_b"):
+        raise CheckpointError(f"{path}: expected the encoder mit_b0 to mit_b5, got {encoder!r}")
+
+
+def _preset_fields(
+    config: Mapping[str, Any], path: Path, resolve: Callable[[str], Path]
+) -> dict[str, Any]:
+    try:
+        task = read_json(resolve(_TASK_NAME))
+    except FileNotFoundError:
+        task = None
+    try:
+        return read_preset(config, task)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path.parent / str(error)}") from error

@@ -1,0 +1,1 @@
+"""The drawn scenes, and the embedded model that segments them."""

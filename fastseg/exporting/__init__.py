@@ -1,0 +1,1 @@
+"""Folded models as files for other runtimes, checked after writing."""

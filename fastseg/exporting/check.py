@@ -1,0 +1,161 @@
+"""An exported file against its model, in the runtime that reads it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastseg.kernels import upsample_argmax
+from fastseg.kernels.blocks.bilinear import bilinear_source
+from fastseg.models.segformer.modeling import SegformerModel
+
+from .folded import FoldedModel
+
+MAX_ERROR = 2e-6  # relative RMS, against the model in float64
+# How far, of the logits' RMS, the highest logit may be above that of another label. Runtimes
+# compute the positions of pixels in float32, which is worth 3e-5 of a logit's step at pixel 500.
+NEAR_TIE = 3e-4
+
+Run = Callable[[np.ndarray], Sequence[np.ndarray]]
+
+
+class ExportError(RuntimeError):
+    """The exported graph does not give what the model gives."""
+
+
+class Checked(NamedTuple):
+    """A comparison with the model in float64.
+
+    Args:
+        shape: of the input.
+        error: relative RMS error; of labels the share of pixels that differ, all near-ties.
+    """
+
+    shape: tuple[int, int, int, int]
+    error: float
+
+
+def check_shapes(
+    folded: FoldedModel,
+    batch: int | None,
+    height: int | None,
+    width: int | None,
+    reduced: int = 1,
+) -> list[tuple[int, int, int, int]]:
+    """Two inputs that differ in every open axis, one of them odd-sized; one, where none is open.
+
+    Args:
+        reduced: tokens that a side of every reduced grid must have.
+    """
+    smallest = folded.smallest_side(reduced)
+    even = -(-2 * smallest // 32) * 32
+    choices = ((1, even, even + 32), (2, smallest + 6, 2 * smallest + 1))
+    shapes = []
+    for choice in choices:
+        sizes = [
+            chosen if fixed is None else fixed
+            for fixed, chosen in zip((batch, height, width), choice, strict=True)
+        ]
+        shapes.append((sizes[0], folded.num_channels, sizes[1], sizes[2]))
+    return list(dict.fromkeys(shapes))
+
+
+def check(
+    model: nn.Module,
+    run: Run,
+    shapes: Sequence[tuple[int, int, int, int]],
+    labels: bool | tuple[int, int],
+) -> list[Checked]:
+    """Compare `run`, the exported graph, with `model` on random pixels.
+
+    Args:
+        run: takes pixels, and gives the outputs in order.
+
+    Raises:
+        ExportError: they differ by more than rounding.
+    """
+    reference = copy.deepcopy(model).cpu().double()
+    generator = torch.Generator().manual_seed(0)
+    checked = []
+    for shape in shapes:
+        pixels = torch.randn(shape, generator=generator)
+        results = run(pixels.numpy())
+        with torch.no_grad():
+            expected = _outputs(reference, pixels.double())
+        if labels is False:
+            pairs = zip(results, expected, strict=True)
+            error = max(_relative_error(result, wanted) for result, wanted in pairs)
+            problem = error > MAX_ERROR or not np.isfinite(error)
+        else:
+            size = shape[2:] if labels is True else labels
+            error, problem = _differing(results[0], expected[0], size)
+        if problem:
+            kind = "relative RMS error" if labels is False else "share of differing labels"
+            raise ExportError(
+                f"the exported graph does not give what the model gives: at an input of {shape} "
+                f"the {kind} is {error:.3g}"
+            )
+        checked.append(Checked(shape, error))
+    return checked
+
+
+def _outputs(model: Any, pixels: torch.Tensor) -> list[torch.Tensor]:
+    if isinstance(model, SegformerModel):
+        maps = model.encoder(pixels)[0]
+        return list(maps)
+    output = model(pixels)
+    if isinstance(output, tuple):
+        output = output[0]
+    return [getattr(output, "logits", output)]
+
+
+def _relative_error(result: np.ndarray, expected: torch.Tensor) -> float:
+    if result.shape != tuple(expected.shape):
+        raise ExportError(
+            f"the exported graph gives shape {result.shape}, the model {tuple(expected.shape)}"
+        )
+    error = np.square(result - expected.numpy()).mean() / expected.square().mean().item()
+    return float(error**0.5)
+
+
+def _differing(labels: np.ndarray, logits: torch.Tensor, size: Sequence[int]) -> tuple[float, bool]:
+    """The share of `labels` that are not the model's, and whether any is no near-tie."""
+    if logits.shape[1] == 1:  # whether it is positive: as against a class of logit 0
+        logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+    if labels.shape != (len(logits), *size):
+        raise ExportError(
+            f"the exported graph gives shape {labels.shape}, the model {(len(logits), *size)}"
+        )
+    found = torch.from_numpy(labels.astype(np.int64))
+    if found.min() < 0 or found.max() >= logits.shape[1]:
+        return 1.0, True
+    expected = upsample_argmax(logits, size)
+    pixels = (found != expected).nonzero(as_tuple=True)
+    lost = _blend(logits, expected, pixels) - _blend(logits, found, pixels)
+    tie = NEAR_TIE * logits.square().mean().sqrt()
+    return len(lost) / found.numel(), bool((lost > tie).any())
+
+
+def _blend(
+    logits: torch.Tensor, labels: torch.Tensor, pixels: tuple[torch.Tensor, ...]
+) -> torch.Tensor:
+    """The resized logits of the classes in `labels` at a few pixels, by image, row and column."""
+    (image, y, x), kind = pixels, labels[pixels]
+    rows, columns = (
+        bilinear_source(labels.shape[axis], logits.shape[axis + 1], logits.device, logits.dtype)
+        for axis in (1, 2)
+    )
+    upper, lower = (
+        torch.lerp(
+            logits[image, kind, row, columns.lower[x]],
+            logits[image, kind, row, columns.upper[x]],
+            columns.weight[x],
+        )
+        for row in (rows.lower[y], rows.upper[y])
+    )
+    return torch.lerp(upper, lower, rows.weight[y])

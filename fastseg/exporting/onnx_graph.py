@@ -1,0 +1,137 @@
+"""A small writer of ONNX graphs: nodes in order, named by where they are, constants stored once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastseg._version import __version__
+
+Size = int | str  # a number, or the name of an axis of any size
+
+
+class OnnxGraph:
+    """Collects the nodes and constants of a graph. Values are known by their names."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], tuple[str, np.ndarray]] = {}
+        self._names: set[str] = set()
+        self._scope: list[str] = []
+
+    @contextlib.contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Names made inside the block begin with `name`."""
+        self._scope.append(name)
+        try:
+            yield
+        finally:
+            self._scope.pop()
+
+    def _unique(self, name: str) -> str:
+        name = ".".join([*self._scope, name])
+        found = name
+        number = 1
+        while found in self._names:
+            number += 1
+            found = f"{name}_{number}"
+        self._names.add(found)
+        return found
+
+    def op(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        """Append a node of one result, and return the result's name.
+
+        Args:
+            kind: of ONNX's operators.
+            inputs: names of values; "" for an optional one that is left out.
+            output: the name of the result where others ask for it by name.
+        """
+        from onnx import helper
+
+        name = self._unique(kind)
+        if output is None:
+            output = name
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=name, **attributes))
+        return output
+
+    def largest(self, x: str, axis: int) -> str:
+        """Where along `axis` the largest value is, the first of equal ones; the axis stays, as 1.
+
+        By TopK: with the upsampling before it OpenVINO takes 76 ms for 150 classes at 512x512, 193
+        with ArgMax; ONNX Runtime takes 270 and 255.
+        """
+        from onnx import helper
+
+        name = self._unique("TopK")
+        outputs = [f"{name}.values", name]
+        one = self.integers([1])
+        self.nodes.append(helper.make_node("TopK", [x, one], outputs, name=name, axis=axis))
+        return name
+
+    def cast(self, x: str, dtype: Any) -> str:
+        """`x` as another NumPy dtype."""
+        from onnx import helper
+
+        return self.op("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+    def weight(self, name: str, tensor: torch.Tensor) -> str:
+        """A constant, by the name `name`; equal ones are stored once, under the first's."""
+        return self._constant(name, tensor.detach().cpu().contiguous().numpy())
+
+    def integers(self, values: Sequence[int]) -> str:
+        """A constant list of int64."""
+        return self._constant("integers", np.array(values, dtype=np.int64))
+
+    def number(self, value: float) -> str:
+        """A constant float32 scalar."""
+        return self._constant("number", np.array(value, dtype=np.float32))
+
+    def _constant(self, name: str, array: np.ndarray) -> str:
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = (self._unique(name), array)
+        return self._constants[key][0]
+
+    def model(
+        self,
+        inputs: dict[str, tuple[Any, Sequence[Size]]],
+        outputs: dict[str, tuple[Any, Sequence[Size]]],
+        opset: int,
+        properties: dict[str, str],
+    ) -> Any:
+        """The whole as an `onnx.ModelProto`.
+
+        Args:
+            inputs, outputs: NumPy dtype and shape of each, by name.
+            properties: strings to go with the model.
+        """
+        from onnx import helper, numpy_helper
+
+        graph = helper.make_graph(
+            self.nodes,
+            "segformer",
+            [_value(name, *kind) for name, kind in inputs.items()],
+            [_value(name, *kind) for name, kind in outputs.items()],
+            [numpy_helper.from_array(array, name) for name, array in self._constants.values()],
+        )
+        opsets = [helper.make_opsetid("", opset)]
+        model = helper.make_model(
+            graph,
+            opset_imports=opsets,
+            ir_version=helper.find_min_ir_version_for(opsets),
+            producer_name="fastseg",
+            producer_version=__version__,
+        )
+        helper.set_model_props(model, properties)
+        return model
+
+
+def _value(name: str, dtype: Any, shape: Sequence[Size]) -> Any:
+    from onnx import helper
+
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    return helper.make_tensor_value_info(name, element, list(shape))

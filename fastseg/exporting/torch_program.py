@@ -1,0 +1,133 @@
+"""A folded model as a `torch.export` program: plain PyTorch operators, readable without fastseg."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastseg import kernels
+from fastseg.folding.cache import Packed
+from fastseg.models.segformer.layers import tokens_to_map
+
+from .folded import FoldedModel
+
+TWO_TOKENS = 2  # a traced grid of one token a side would be bound to it
+
+
+class FoldedSegformer(nn.Module):
+    """Runs a `FoldedModel`; its folded tensors are buffers.
+
+    Args:
+        labels: as of `fastseg.export`.
+    """
+
+    def __init__(
+        self, folded: FoldedModel, labels: bool | tuple[int, int], label_dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(_Stage(stage) for stage in folded.stages)
+        self.head = None if folded.head is None else _Arguments(folded.head)
+        self.classifier = None if folded.classifier is None else _Arguments(folded.classifier)
+        self.labels = labels
+        self.label_dtype = label_dtype
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Pixels (B, C, H, W) to logits, to labels, or to the maps of all stages."""
+        feature_map = pixel_values
+        maps = []
+        for stage in self.stages:
+            feature_map = stage(feature_map)
+            maps.append(feature_map)
+        if self.classifier is not None:
+            classifier = self.classifier()
+            return F.linear(maps[-1].mean(dim=(2, 3)), classifier["weight"], classifier["bias"])
+        if self.head is None:
+            return tuple(maps)
+        logits = kernels.decode_head(maps, **self.head())
+        if self.labels is False:
+            return logits.contiguous()
+        size = pixel_values.shape[2:] if self.labels is True else self.labels
+        if logits.shape[1] > 1:
+            return kernels.upsample_argmax(logits, size, self.label_dtype)
+        resized = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        return (resized[:, 0] > 0).to(self.label_dtype)
+
+
+class _Stage(nn.Module):
+    def __init__(self, stage: Any) -> None:
+        super().__init__()
+        self.embed = _Arguments(stage.embed)
+        self.attentions = nn.ModuleList(_Arguments(layer.attention) for layer in stage.layers)
+        self.ffns = nn.ModuleList(_Arguments(layer.mix_ffn) for layer in stage.layers)
+        self.norm = _Arguments(stage.norm)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        tokens, height, width = kernels.patch_embed(feature_map, **self.embed())
+        for attention, ffn in zip(self.attentions, self.ffns, strict=True):
+            tokens = kernels.sr_attention(tokens, height, width, **attention())
+            tokens = kernels.mix_ffn(tokens, height, width, **ffn())
+        norm: Packed = self.norm()
+        tokens = F.layer_norm(tokens, tokens.shape[-1:], norm["weight"], norm["bias"], norm["eps"])
+        return tokens_to_map(tokens, height, width)
+
+
+class _Arguments(nn.Module):
+    """Keyword arguments of an op: tensors as buffers, the rest as they are."""
+
+    def __init__(self, arguments: Packed) -> None:
+        super().__init__()
+        self._lists: dict[str, int] = {}
+        self._rest: dict[str, Any] = {}
+        for name, value in arguments.items():
+            if name.endswith("_sum"):
+                continue  # for kernels in half precision
+            if isinstance(value, torch.Tensor):
+                self._add(name, value)
+            elif isinstance(value, list):
+                self._lists[name] = len(value)
+                for index, tensor in enumerate(value):
+                    self._add(f"{name}_{index}", tensor)
+            else:
+                self._rest[name] = value
+        self._single = [name for name in arguments if name in self._buffers]
+
+    def _add(self, name: str, tensor: torch.Tensor) -> None:
+        # A copy: tensors of the model that are taken as they are must not be shared with it. And
+        # contiguous, lest torch.export warns that it has only a part of a tensor.
+        copy = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        self.register_buffer(name, copy)
+
+    def forward(self) -> Packed:
+        arguments: Packed = {name: self._buffers[name] for name in self._single}
+        for name, count in self._lists.items():
+            arguments[name] = [self._buffers[f"{name}_{index}"] for index in range(count)]
+        return {**arguments, **self._rest}
+
+
+def trace(
+    folded: FoldedModel,
+    *,
+    batch: int | None,
+    height: int | None,
+    width: int | None,
+    labels: bool | tuple[int, int],
+    label_dtype: torch.dtype,
+) -> torch.export.ExportedProgram:
+    """The program; arguments as those of `fastseg.export`."""
+    smallest = folded.smallest_side(reduced=TWO_TOKENS)
+    examples = (2, 2 * smallest, 3 * smallest)
+    dynamic: dict[int, Any] = {}
+    for axis, (size, least) in enumerate(((batch, 1), (height, smallest), (width, smallest))):
+        if size is None:
+            dynamic[0 if axis == 0 else axis + 1] = torch.export.Dim.DYNAMIC(min=least)
+    rows, *sides = (
+        example if size is None else size
+        for size, example in zip((batch, height, width), examples, strict=True)
+    )
+    pixels = torch.zeros(rows, folded.num_channels, *sides)
+    module = FoldedSegformer(folded, labels, label_dtype).eval()
+    with torch.no_grad(), kernels.backend("eager"):
+        return torch.export.export(module, (pixels,), dynamic_shapes={"pixel_values": dynamic})

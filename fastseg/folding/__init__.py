@@ -1,0 +1,1 @@
+"""How any model gets a fast path; knows no model."""

@@ -1,0 +1,287 @@
+"""The parts of a host that run as one op each: what they are folded from, and why some cannot be.
+
+A part reads its host's modules by name at every fold, so what is replaced is found. It is folded by
+the same functions as fastseg's own layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from fastseg.kernels.blocks.activations import ACTIVATIONS
+from fastseg.models.segformer.fold import fold_mix_ffn, fold_patch_embed, fold_sr_attention
+from fastseg.models.segformer.hosts.names import EmbedNames, LayerNames, find
+
+from .cache import Fold, Packed, all_parts
+from .conditions import has_forward_hooks, tensor_problem
+
+_ACTIVATION_CLASSES = {
+    "GELU": "gelu",
+    "GELUActivation": "gelu",
+    "GELUTanh": "gelu_pytorch_tanh",
+    "Mish": "mish",
+    "MishActivation": "mish",
+    "NewGELUActivation": "gelu_new",
+    "PytorchGELUTanh": "gelu_pytorch_tanh",
+    "QuickGELUActivation": "quick_gelu",
+    "ReLU": "relu",
+    "ReLU6": "relu6",
+    "SELU": "selu",
+    "SiLU": "silu",
+    "SiLUActivation": "silu",
+    "Swish": "silu",
+}
+
+
+class Affine(NamedTuple):
+    """Weight (out, in) and bias (out,) or None of a linear map that is no `nn.Linear`."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+class Declined(Exception):
+    """Why a part stays the host's."""
+
+
+def activation_name(function: Any) -> str | None:
+    """The name in `ACTIVATIONS` of an activation module or function; None for an unknown one."""
+    if isinstance(function, nn.GELU) and function.approximate == "tanh":
+        return "gelu_pytorch_tanh"
+    if isinstance(function, nn.Module):
+        return _ACTIVATION_CLASSES.get(type(function).__name__)
+    names = (name for name, known in ACTIVATIONS.items() if known is function)
+    return next(names, None)
+
+
+def part_problem(part: nn.Module, any_mode: bool = False) -> str | None:
+    """Why folding would leave out something that `part` itself does.
+
+    Args:
+        any_mode: leave aside that it may be in training mode.
+    """
+    if part.training and not any_mode:
+        return "is in training mode"
+    if "forward" in part.__dict__:
+        return "has a forward of its own"
+    return "has forward hooks" if has_forward_hooks(part) else None
+
+
+def problem(owner: nn.Module, roots: list[nn.Module], any_mode: bool = False) -> str | None:
+    """The first reason why something in `roots` would be left out, with its name in `owner`."""
+    for part in all_parts(*roots):
+        reason = part_problem(part, any_mode)
+        if reason is not None:
+            name = next((name for name, found in owner.named_modules() if found is part), "")
+            return f"{name} {reason}".strip()
+    return None
+
+
+def leaf(owner: nn.Module, path: str, kind: type[Any]) -> Any:
+    """The layer at `path`, a `kind` without modules in it.
+
+    Subclasses pass: what they compute is checked by `probe`.
+
+    Raises:
+        Declined: it is something else.
+    """
+    module = find(owner, path)
+    if not isinstance(module, kind) or module._modules or not module.weight.is_floating_point():
+        found = "absent" if module is None else f"a {type(module).__name__}"
+        raise Declined(f"{path} is {found}, no plain {kind.__name__}")
+    return module
+
+
+def linear(owner: nn.Module, path: str) -> Any:
+    """The linear layer at `path`, or the 1x1 convolution there as one."""
+    module = find(owner, path)
+    if isinstance(module, nn.Conv2d):
+        conv = conv2d(owner, path, kernel=1)
+        return Affine(conv.weight.flatten(1), conv.bias)
+    return leaf(owner, path, nn.Linear)
+
+
+def conv2d(owner: nn.Module, path: str, kernel: int | None = None) -> nn.Conv2d:
+    """The convolution at `path`, square and with zero padding.
+
+    Raises:
+        Declined: it is something else.
+    """
+    conv = leaf(owner, path, nn.Conv2d)
+    sides = (*conv.kernel_size, *conv.stride)
+    simple = (
+        len({*conv.kernel_size}) == len({*conv.stride}) == 1
+        and set(conv.dilation) == {1}
+        and conv.padding_mode == "zeros"
+        and not isinstance(conv.padding, str)
+        and len({*conv.padding}) == 1
+    )
+    if not simple or (kernel is not None and sides[0] != kernel):
+        raise Declined(f"{path} is a convolution of another form: {conv}")
+    return conv
+
+
+def layer_norm(owner: nn.Module, path: str) -> nn.LayerNorm:
+    """The LayerNorm over channels at `path`, with weight and bias."""
+    norm = leaf(owner, path, nn.LayerNorm)
+    if len(norm.normalized_shape) != 1 or norm.bias is None:
+        raise Declined(f"{path} has no weight and bias for each channel")
+    return norm
+
+
+def _traits(part: nn.Module) -> tuple[Any, ...]:
+    """What a module computes by, beside its tensors and its `eps`."""
+    own = part.__dict__
+    return type(part), own.get("scale"), own.get("scaling"), own.get("num_heads")
+
+
+class Part:
+    """One op of a host: either folded, or left to the host for a reason.
+
+    Args:
+        owner: the host's module that names are relative to.
+        roots: the modules whose work the op does.
+        fold: keyword arguments of the op; raises Declined where it cannot be.
+    """
+
+    def __init__(
+        self, owner: nn.Module, roots: list[nn.Module], fold: Callable[[], Packed]
+    ) -> None:
+        self.owner = owner
+        self.roots = roots
+        self.fold = Fold(roots, lambda: self._checked(fold))
+        self._traits = [_traits(part) for part in all_parts(*roots)]
+        self.reason: str | None = None  # why it stays the host's
+        self._packed: Packed | None = None
+
+    def _checked(self, fold: Callable[[], Packed]) -> Packed:
+        if not self._is_as_tried_out():
+            raise Declined("changed since it was tried out; call accelerate again")
+        for part in all_parts(*self.roots):
+            if reason := tensor_problem(part):
+                raise Declined(f"{type(part).__name__} {reason}")
+        kinds = {
+            f"{tensor.dtype} on {tensor.device}"
+            for tensor in self.fold.tensors()
+            if tensor.is_floating_point()
+        }
+        if len(kinds) > 1:
+            raise Declined(f"its weights are of different kinds: {', '.join(sorted(kinds))}")
+        return fold()
+
+    def settle(self, any_mode: bool = False) -> None:
+        """Fold it, or find the reason why not."""
+        reason = problem(self.owner, self.roots, any_mode)
+        if reason is None:
+            try:
+                self._packed = self.fold.get_now()
+            except Declined as declined:
+                reason = str(declined)
+        # Set once, at the end: other threads may be reading it.
+        self.reason = reason
+        if reason is not None:
+            # A LoRA adapter may go the way it came, and leave its trace in `parameter.data`.
+            self.drop()
+
+    def is_folded(self) -> bool:
+        """Whether it runs folded, as settled; in an export, where nothing settles, as it is now."""
+        if self.reason is not None or not torch.compiler.is_exporting():
+            return self.reason is None
+        return problem(self.owner, self.roots) is None and self._is_as_tried_out()
+
+    def _is_as_tried_out(self) -> bool:
+        return [_traits(part) for part in all_parts(*self.roots)] == self._traits
+
+    def packed(self) -> Packed:
+        """Keyword arguments of the op, as settled, or as a graph is to read them."""
+        if torch.compiler.is_compiling() or self._packed is None:
+            return self.fold.get()
+        return self._packed
+
+    def drop(self, graph: bool = False) -> None:
+        """Forget the folded tensors; with `graph` also the memory that compiled graphs read."""
+        self._packed = None
+        self.fold.drop(graph)
+
+
+def attention_part(layer: nn.Module, names: LayerNames) -> Part:
+    """LayerNorm, attention and residual: arguments of `kernels.sr_attention`."""
+
+    def fold() -> Packed:
+        norm = layer_norm(layer, names.attention_norm)
+        heads = find(layer, names.num_heads)
+        query, key, value = _query_key_value(layer, names)
+        output = linear(layer, names.output)
+        channels = norm.weight.shape[0]
+        for path, projection in ((names.query, query), (names.key, key), (names.output, output)):
+            if projection.weight.shape != (channels, channels):
+                raise Declined(f"{path} is not {channels} to {channels} channels")
+        reduction = reduction_norm = None
+        if isinstance(find(layer, names.reduction), nn.Conv2d):
+            reduction = conv2d(layer, names.reduction)
+            reduction_norm = layer_norm(layer, names.reduction_norm)
+            if reduction.stride != reduction.kernel_size or set(reduction.padding) != {0}:
+                raise Declined(f"{names.reduction} is a convolution of another form: {reduction}")
+            if reduction.groups != 1:
+                raise Declined(f"{names.reduction} is grouped")
+            if reduction.stride[0] == 1:
+                raise Declined(f"{names.reduction} reduces nothing")
+        return fold_sr_attention(norm, query, key, value, output, heads, reduction, reduction_norm)
+
+    roots = [m for m in (find(layer, names.attention_norm), find(layer, names.attention)) if m]
+    return Part(layer, roots, fold)
+
+
+def _query_key_value(layer: nn.Module, names: LayerNames) -> tuple[Any, Any, Any]:
+    if names.in_projection:
+        attention = find(layer, names.in_projection)
+        if not isinstance(attention, nn.MultiheadAttention) or attention.in_proj_weight is None:
+            raise Declined(f"{names.in_projection} has no projection of queries, keys and values")
+        query, key, value = _chunks(attention.in_proj_weight, attention.in_proj_bias, 3)
+        return query, key, value
+    query = linear(layer, names.query)
+    if names.key_value:
+        both = linear(layer, names.key_value)
+        key, value = _chunks(both.weight, both.bias, 2)
+        return query, key, value
+    return query, linear(layer, names.key), linear(layer, names.value)
+
+
+def _chunks(weight: torch.Tensor, bias: torch.Tensor | None, count: int) -> list[Affine]:
+    biases = [None] * count if bias is None else bias.chunk(count)
+    return [Affine(w, b) for w, b in zip(weight.chunk(count), biases, strict=True)]
+
+
+def ffn_part(layer: nn.Module, names: LayerNames) -> Part:
+    """LayerNorm, Mix-FFN and residual: arguments of `kernels.mix_ffn`."""
+
+    def fold() -> Packed:
+        norm = layer_norm(layer, names.ffn_norm)
+        fc1, fc2 = linear(layer, names.fc1), linear(layer, names.fc2)
+        dwconv = conv2d(layer, names.dwconv, kernel=3)
+        if dwconv.groups != dwconv.in_channels or dwconv.stride != (1, 1):
+            raise Declined(f"{names.dwconv} is no depthwise convolution: {dwconv}")
+        activation = activation_name(find(layer, names.activation))
+        if activation is None:
+            raise Declined(f"{names.activation} is {find(layer, names.activation)}, unknown here")
+        return {"activation": activation, **fold_mix_ffn(norm, fc1, dwconv, fc2)}
+
+    roots = [m for m in (find(layer, names.ffn_norm), find(layer, names.ffn)) if m]
+    return Part(layer, roots, fold)
+
+
+def embed_part(embed: nn.Module, names: EmbedNames) -> Part:
+    """Convolution and LayerNorm: arguments of `kernels.patch_embed`."""
+
+    def fold() -> Packed:
+        proj = conv2d(embed, names.proj)
+        norm = layer_norm(embed, names.norm)
+        if proj.groups != 1:
+            raise Declined(f"{names.proj} is grouped")
+        return fold_patch_embed(proj, norm)
+
+    return Part(embed, [embed], fold)

@@ -1,0 +1,186 @@
+"""The class that an accelerated module is given: a subclass of its own, with a fast forward.
+
+Setting `__class__` keeps the object, its tree, parameters, hooks and `isinstance`; the subclass has
+the name of the host's class. Unlike a `forward` bound to the instance it also holds in a replica of
+DataParallel, which copies attributes, and in copies and pickles.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from fastseg.models.segformer.encoder_plan import EncoderPlan
+from fastseg.models.segformer.head_plan import HeadPlan
+from fastseg.models.segformer.hosts.encoders import ENCODERS, HOST, EncoderHost
+from fastseg.models.segformer.hosts.heads import HEADS, HeadHost
+
+from .cache import Fold, FoldOwner
+from .conditions import mode_reason
+
+Host = EncoderHost | HeadHost
+Plan = EncoderPlan | HeadPlan
+
+_HOSTS: list[Any] = [*ENCODERS, *HEADS]
+_DERIVED = ("_fastseg_plan", "_fastseg_kind", "_fold_set")
+
+
+class Accelerated(FoldOwner):
+    """Mixin of accelerated modules.
+
+    Attributes:
+        _fastseg_refused: why layers, by their names, stay the host's, as their check has found.
+        _fastseg_kind: what the modules in it were when they were checked; None in a copy.
+    """
+
+    _fastseg_host: Host
+    _fastseg_class: type[nn.Module]
+    _fastseg_refused: dict[str, str]
+    _fastseg_kind: Any = None
+    _fastseg_plan: Plan | None = None
+
+    def fastseg_plan(self) -> Plan:
+        """What runs how; made anew where modules were exchanged."""
+        plan = self._fastseg_plan
+        if plan is None or not plan.is_current():
+            module = cast(nn.Module, self)
+            if isinstance(self._fastseg_host, EncoderHost):
+                refused = self._fastseg_refused
+                ids = {id(m): refused[n] for n, m in module.named_modules() if n in refused}
+                plan = EncoderPlan(module, self._fastseg_host, ids)
+            else:
+                plan = HeadPlan(module, self._fastseg_host)
+            self._fastseg_plan = plan
+        return plan
+
+    def fastseg_reason(self, *inputs: Any) -> str | None:
+        """Why the module as a whole takes the host's own forward now; None where it does not."""
+        module = cast(nn.Module, self)
+        leaves: list[Any] = []
+        for value in inputs:  # heads take their maps in a list
+            leaves.extend(value if isinstance(value, list | tuple) else [value])
+        if reason := mode_reason(module, *leaves):
+            return reason
+        if "forward" in self.__dict__:
+            return "it has a forward of its own"
+        if "_is_replica" in self.__dict__:
+            return "it is a replica of DataParallel, which has no weights of its own"
+        if torch.is_grad_enabled():
+            for name, parameter in module.named_parameters():
+                if parameter.requires_grad:
+                    return f"gradients are on and {name} requires them"
+        return _settle(self)
+
+    def folds(self) -> list[Fold]:
+        return [part.fold for part in self.fastseg_plan().folded_parts()]
+
+    def drop_folds(self) -> None:
+        plan = self._fastseg_plan
+        if plan is not None and not torch.compiler.is_compiling():
+            for part in plan.parts():
+                part.drop()
+
+    def graph_problem(self) -> str | None:
+        plan = self._fastseg_plan
+        if plan is None or not plan.is_current():
+            return "modules in it were exchanged"
+        before = plan.modes()
+        if problem := plan.settle():
+            return problem
+        for then, now in zip(before, plan.modes(), strict=True):
+            if then != now:
+                return f"a part of it changed: {now}" if now else "other parts of it can be folded"
+        return None
+
+    def train(self, mode: bool = True) -> Any:
+        # For eval() too: what comes before it may have edited `parameter.data`.
+        self.drop_folds()
+        return super().train(mode)  # type: ignore[misc]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        # Not to keep the memory of another device or dtype.
+        if self._fastseg_plan is not None:
+            for part in self._fastseg_plan.parts():
+                part.drop(graph=True)
+        self._fold_set = None
+        return super()._apply(*args, **kwargs)  # type: ignore[misc]
+
+    def __getstate__(self) -> dict[str, Any]:
+        inherited = getattr(super(), "__getstate__", None)  # object has one from Python 3.11
+        state = self.__dict__ if inherited is None else inherited()
+        return {name: value for name, value in state.items() if name not in _DERIVED}
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
+        rebuild, arguments, *rest = reduced
+        if rebuild is copyreg.__newobj__ and arguments[0] is type(self):  # type: ignore[attr-defined]
+            host = _HOSTS.index(self._fastseg_host)
+            return (_rebuild, (self._fastseg_class, host, *arguments[1:]), *rest)
+        return (rebuild, arguments, *rest)
+
+
+def _rebuild(host_class: type[nn.Module], host: int, *arguments: Any) -> nn.Module:
+    accelerated = accelerated_class(host_class, _HOSTS[host])
+    return accelerated.__new__(accelerated, *arguments)
+
+
+@torch.compiler.assume_constant_result
+def _settle_for_graph(module: Accelerated) -> str | None:
+    return module.fastseg_plan().settle()
+
+
+def _settle(module: Accelerated) -> str | None:
+    if not torch.compiler.is_compiling():
+        return module.fastseg_plan().settle()
+    if torch.compiler.is_exporting():
+        # Nothing can be folded now, and what it is traced with cannot be told.
+        return None if module.fastseg_plan().may_run() else "none of its parts can be folded"
+    return _settle_for_graph(module)
+
+
+def accelerated_class(host_class: Any, host: Host) -> Any:
+    """The subclass of `host_class`, made once for a process."""
+    known = _classes.get((host_class, host.name))
+    if known is None:
+        known = _classes[host_class, host.name] = _make_class(host_class, host)
+    return known
+
+
+_classes: dict[tuple[type, str], Any] = {}
+
+
+def _make_class(host_class: Any, host: Host) -> Any:
+    method = host.method if isinstance(host, EncoderHost) else "forward"
+    host_method = getattr(host_class, method)
+
+    @functools.wraps(host_method)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(self, Accelerated):  # restored, and another library kept this method
+            return host_method(self, *args, **kwargs)
+        if self.fastseg_reason(*args, *kwargs.values()) is not None:
+            if torch.is_grad_enabled():
+                self.drop_folds()
+            return host_method(self, *args, **kwargs)
+        if not self.refresh_in_graph():
+            return host_method(self, *args, **kwargs)
+        plan: Any = self._fastseg_plan
+        if isinstance(plan, EncoderPlan):
+            output = plan.host.forward(self, plan.run, *args, **kwargs)
+        else:
+            output = plan.run(plan.host.maps(self, *args, **kwargs))
+        return host_method(self, *args, **kwargs) if output is HOST else output
+
+    names = {
+        "__module__": host_class.__module__,
+        "__qualname__": host_class.__qualname__,
+        "__doc__": host_class.__doc__,
+        "_fastseg_host": host,
+        "_fastseg_class": host_class,
+        method: forward,
+    }
+    metaclass = type(host_class)
+    return metaclass(host_class.__name__, (Accelerated, host_class), names)

@@ -1,0 +1,44 @@
+"""`warmup`: fold weights and compile kernels before the first request comes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from fastseg import kernels
+
+
+def warmup(model: nn.Module, shapes: Iterable[Sequence[int]]) -> None:
+    """Run `model` once, on zeros, for each shape of its input.
+
+    Compiled kernels stay in Triton's cache on disk, so a later process starts quickly too. Logits
+    of a segmentation model are also turned into an int64 label map of the input's size; a map of
+    another size or dtype may still compile a kernel at its first call.
+
+    Args:
+        model: on its device, in eval mode.
+        shapes: of pixels, (batch, channels, height, width), as in `[(1, 3, 512, 512)]`.
+
+    Raises:
+        ValueError: the model is in training mode, or a shape is not four positive integers.
+    """
+    if model.training:
+        raise ValueError("model: expected a model in eval mode, got one in training mode")
+    parameter = next(model.parameters())
+    shapes = [tuple(shape) if isinstance(shape, Sequence) else (shape,) for shape in shapes]
+    for shape in shapes:
+        if len(shape) != 4 or min(shape) < 1:
+            raise ValueError(
+                f"shapes: expected (batch, channels, height, width), all positive, got {shape}"
+            )
+    for shape in shapes:
+        pixels = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+        with torch.no_grad():
+            output = model(pixels)
+            logits = getattr(output, "logits", output)
+            if isinstance(logits, torch.Tensor) and logits.ndim == 4:
+                kernels.upsample_argmax(logits, shape[2:])
+    if parameter.device.type == "cuda":
+        torch.cuda.synchronize(parameter.device)

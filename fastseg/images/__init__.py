@@ -1,0 +1,1 @@
+"""From images to `pixel_values`, and from logits to label maps and overlays."""

@@ -1,0 +1,389 @@
+"""SegformerImageProcessor: from images to the tensor a SegFormer takes, and from logits to maps.
+
+A drop-in for the image processor of transformers, on PIL and NumPy alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastseg.checkpoints.files import PREPROCESSOR_NAME, read_json
+from fastseg.checkpoints.hub import find_file, resolve_file
+from fastseg.checkpoints.report import CheckpointError
+
+from .batch_feature import BatchFeature
+from .inputs import (
+    CHANNELS_FIRST,
+    CHANNELS_LAST,
+    flatten_images,
+    looks_rescaled,
+    read_image,
+    read_label_map,
+)
+from .label_maps import post_process_semantic_segmentation
+from .options import ImageOptions, Size, output_size
+from .transforms import Pixels, ValueScale, reduce_labels, resize_image, resize_label_map
+
+PROCESSOR_FILE = "processor_config.json"
+
+_OPTION_NAMES = tuple(field.name for field in dataclasses.fields(ImageOptions))
+
+
+class SegformerImageProcessor:
+    """Resizes, rescales and normalizes images; resizes label maps and reduces their labels.
+
+    Results equal those of transformers' PIL processor bit for bit, but for these:
+    - Images of another number of channels than the three that `image_mean` and `image_std` are
+      for, where transformers fails, become RGB before they are normalized: PIL images of any
+      mode, grey (H, W) and RGBA arrays. Alpha is dropped, as PIL's `convert("RGB")` drops it;
+      16 bits are scaled to 8. PIL's YCbCr, LAB and HSV become RGB as well, where transformers
+      takes their bands for red, green and blue.
+    - An array whose channels may stand first or last is an error; transformers takes the first.
+    - Labels may lie outside [0, 255]. A side never shrinks to less than one pixel.
+    - The older option `reduce_labels` is obeyed in files, as `do_reduce_labels`.
+    - `data_format` is obeyed, as in transformers 4.
+
+    The orientation in EXIF is not applied: that is for the code that opens the file.
+
+    Args:
+        do_resize: resize to `size`.
+        size: {"height", "width"}; n or (height, width) for the same; {"shortest_edge"} and
+            {"shortest_edge", "longest_edge"} or {"max_height", "max_width"}, which keep the
+            aspect ratio. By default 512 x 512.
+        resample: a PIL.Image.Resampling, for images (label maps always take the nearest).
+        do_rescale, rescale_factor: multiply by this; 1/255 by default.
+        do_normalize, image_mean, image_std: subtract the mean and divide by the standard
+            deviation, one number or one for each channel; those of ImageNet by default.
+        do_reduce_labels: lower every label by one, with the background 0 becoming 255.
+        do_convert_rgb: True converts every image to RGB, alpha laid over white; False converts
+            none; None, the default, converts as said above.
+
+    None stands for the default. The options are attributes of the same names; each can be
+    overridden in a call. `extra` holds what else the file it was read from said; of that,
+    `do_center_crop` and `crop_size` are kept and never applied, as in transformers.
+
+    Raises TypeError or ValueError, naming the argument.
+    """
+
+    model_input_names = ("pixel_values",)
+
+    def __init__(
+        self,
+        do_resize: bool | None = None,
+        size: Size | None = None,
+        resample: int | None = None,
+        do_rescale: bool | None = None,
+        rescale_factor: float | None = None,
+        do_normalize: bool | None = None,
+        image_mean: Any = None,
+        image_std: Any = None,
+        do_reduce_labels: bool | None = None,
+        do_convert_rgb: bool | None = None,
+    ) -> None:
+        given: dict[str, Any] = {
+            "do_resize": do_resize,
+            "size": size,
+            "resample": resample,
+            "do_rescale": do_rescale,
+            "rescale_factor": rescale_factor,
+            "do_normalize": do_normalize,
+            "image_mean": image_mean,
+            "image_std": image_std,
+            "do_reduce_labels": do_reduce_labels,
+            "do_convert_rgb": do_convert_rgb,
+        }
+        options = ImageOptions(**{name: v for name, v in given.items() if v is not None})
+        self._set(options)
+        self.extra: dict[str, Any] = {}
+
+    def __call__(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
+        """`preprocess`."""
+        return self.preprocess(images, segmentation_maps, **kwargs)
+
+    def preprocess(
+        self,
+        images: Any,
+        segmentation_maps: Any = None,
+        *,
+        return_tensors: str | None = None,
+        data_format: str | None = None,
+        input_data_format: str | None = None,
+        **options: Any,
+    ) -> BatchFeature:
+        """The model's input for one image or many, and its labels for their label maps.
+
+        Args:
+            images: PIL images, NumPy arrays or torch tensors: one, a (nested) list, or a batch
+                (B, ...). Arrays are (H, W), (H, W, C) or (C, H, W), of bytes or other whole
+                numbers in [0, 255]; or floats in [0, 1], which need `do_rescale=False`.
+            segmentation_maps: as many label maps: PIL images of one band, or arrays (H, W).
+            return_tensors: "pt" or "np" for one batch, a torch tensor or NumPy array, of
+                images that come out equal in size; None for a list of arrays.
+            data_format: "channels_first" (by default) or "channels_last", of what is returned.
+            input_data_format: the same of arrays given; None finds the end that is 1, 3 or 4
+                long.
+            options: any option of the class, for this call; None keeps the processor's.
+
+        Returns:
+            BatchFeature with "pixel_values", each (C, H, W) or (H, W, C), float32 (floats keep
+            their type without resizing and rescaling; bytes stay bytes without rescaling and
+            normalizing), and with segmentation_maps "labels", each (H, W) int64.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what it should be and what it was.
+        """
+        resolved = self._resolve(options)
+        _check_choice("return_tensors", return_tensors, (None, "pt", "np"))
+        _check_choice("data_format", data_format, (None, CHANNELS_FIRST, CHANNELS_LAST))
+        _check_choice("input_data_format", input_data_format, (None, CHANNELS_FIRST, CHANNELS_LAST))
+        singles = flatten_images(images)
+        maps = None
+        if segmentation_maps is not None:
+            maps = flatten_images(segmentation_maps, "segmentation_maps", ndim=2)
+            if len(maps) != len(singles):
+                raise ValueError(
+                    f"segmentation_maps: expected one for each of {len(singles)} images, "
+                    f"got {len(maps)}"
+                )
+        pixels = [
+            _load(image, f"images[{i}]", resolved, input_data_format)
+            for i, image in enumerate(singles)
+        ]
+        values = _scale(pixels, resolved, data_format == CHANNELS_LAST, return_tensors is not None)
+        features = BatchFeature(pixel_values=values)
+        if maps is not None:
+            labels = [
+                _load_labels(label_map, f"segmentation_maps[{i}]", resolved)
+                for i, label_map in enumerate(maps)
+            ]
+            if return_tensors is not None:
+                _check_equal("segmentation_maps", [label_map.shape for label_map in labels])
+            features["labels"] = labels if return_tensors is None else np.stack(labels)
+        if return_tensors == "pt":
+            return BatchFeature({name: torch.from_numpy(v) for name, v in features.items()})
+        return features
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: Any = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[Any]:
+        """Label maps, one (H, W) int64 tensor for each image of the batch.
+
+        Args:
+            outputs: what the model returned, or the logits themselves: (B, num_labels, h, w).
+            target_sizes: (height, width) for each image, a list or a tensor (B, 2): the logits
+                are resized to it, bilinear, before the best class is taken. None keeps (h, w).
+            return_segmentation_scores: give for each image a BatchFeature of "segmentation",
+                the map, and "segmentation_scores", the resized logits (num_labels, H, W).
+
+        A model of one class (`num_labels == 1`) has one candidate, so its maps are all 0, as in
+        transformers: compare the sigmoid of its scores with a threshold instead.
+
+        Raises:
+            TypeError, ValueError: for outputs without such logits, or sizes that do not fit.
+        """
+        return post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        **options: Any,
+    ) -> SegformerImageProcessor:
+        """Read preprocessor_config.json of a directory or hub id, or a JSON file by its path.
+
+        Files of transformers 4.x and 5.x, and those of the older SegformerFeatureExtractor; a
+        processor_config.json with an image processor in it is read where the other is missing.
+
+        Args:
+            revision, cache_dir, token, local_files_only: for hub ids, as in huggingface_hub.
+            options: options of the class that replace those of the file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            CheckpointError: it is not the JSON of an image processor, or an option in it is wrong.
+            TypeError, ValueError: an option given here is wrong.
+        """
+        where: dict[str, Any] = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "token": token,
+            "local_files_only": local_files_only,
+        }
+        path = Path(pretrained_model_name_or_path)
+        if not path.is_file():
+            found = find_file(pretrained_model_name_or_path, PREPROCESSOR_NAME, **where)
+            if found is None:
+                found = find_file(pretrained_model_name_or_path, PROCESSOR_FILE, **where)
+            # With neither there, this raises and says what is.
+            path = found or resolve_file(pretrained_model_name_or_path, PREPROCESSOR_NAME, **where)
+        config = read_json(path)
+        nested = config.get("image_processor")
+        try:
+            processor = cls.from_dict(nested if isinstance(nested, dict) else config)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        processor._set(processor._resolve(options))
+        return processor
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any], **options: Any) -> SegformerImageProcessor:
+        """From the content of a preprocessor_config.json, with `options` replacing what it says.
+
+        `reduce_labels`, the older name, is read as `do_reduce_labels`. Entries that are no
+        option are kept in `extra` and written again by `save_pretrained`.
+        """
+        config = dict(config)
+        for name in ("image_processor_type", "feature_extractor_type"):
+            config.pop(name, None)
+        reduce = config.pop("reduce_labels", None)
+        if config.get("do_reduce_labels") is None:
+            config["do_reduce_labels"] = reduce
+        known = {name: config.pop(name) for name in _OPTION_NAMES if name in config}
+        processor = cls(**known)
+        processor._set(processor._resolve(options))
+        processor.extra = config
+        if config.get("do_center_crop"):
+            warnings.warn(
+                "do_center_crop: kept but not applied, as in transformers' SegFormer processor",
+                stacklevel=2,
+            )
+        return processor
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `save_pretrained` writes: JSON types alone."""
+        config = {**self.extra, **dataclasses.asdict(self._resolve({}))}
+        config["resample"] = int(config["resample"])
+        if config["do_convert_rgb"] is None:
+            del config["do_convert_rgb"]  # transformers 4.x warns of names it does not know
+        config["image_processor_type"] = "SegformerImageProcessor"
+        return config
+
+    def to_json_string(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
+        """Write preprocessor_config.json, which transformers 4.x and 5.x load; return its path.
+
+        The directory is made where there is none; the file appears whole or not at all.
+        """
+        directory = Path(save_directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / PREPROCESSOR_NAME
+        text = self.to_json_string()
+        temporary = directory / f".{PREPROCESSOR_NAME}.{os.getpid()}.tmp"
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return [str(path)]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string()}"
+
+    def _set(self, options: ImageOptions) -> None:
+        self.do_resize = options.do_resize
+        self.size = options.size
+        self.resample = options.resample
+        self.do_rescale = options.do_rescale
+        self.rescale_factor = options.rescale_factor
+        self.do_normalize = options.do_normalize
+        self.image_mean = options.image_mean
+        self.image_std = options.image_std
+        self.do_reduce_labels = options.do_reduce_labels
+        self.do_convert_rgb = options.do_convert_rgb
+
+    def _resolve(self, overrides: dict[str, Any]) -> ImageOptions:
+        """The options of one call, checked anew, for attributes may have been set since."""
+        unknown = sorted(set(overrides) - set(_OPTION_NAMES))
+        if unknown:
+            raise TypeError(
+                f"{', '.join(unknown)}: no such option; expected one of {', '.join(_OPTION_NAMES)}"
+            )
+        values = {name: getattr(self, name) for name in _OPTION_NAMES}
+        values.update((name, v) for name, v in overrides.items() if v is not None)
+        return ImageOptions(**values)
+
+
+def _load(image: Any, name: str, options: ImageOptions, input_data_format: str | None) -> Pixels:
+    """One image, resized where that is asked for."""
+    loaded = read_image(
+        image,
+        name,
+        channels=options.channels,
+        convert_rgb=options.do_convert_rgb,
+        input_data_format=input_data_format,
+    )
+    if options.do_rescale and looks_rescaled(loaded):
+        warnings.warn(
+            f"{name}: the values are in [0, 1] already and will be rescaled again; "
+            "pass do_rescale=False",
+            stacklevel=4,
+        )
+    if not options.do_resize:
+        return Pixels(np.asarray(loaded))
+    height, width = loaded.shape[:2] if isinstance(loaded, np.ndarray) else loaded.size[::-1]
+    return resize_image(loaded, output_size(options.size, height, width), options.resample, name)
+
+
+def _load_labels(label_map: Any, name: str, options: ImageOptions) -> np.ndarray:
+    labels = read_label_map(label_map, name)
+    if options.do_resize:
+        labels = resize_label_map(labels, output_size(options.size, *labels.shape), name)
+    labels = labels.astype(np.int64)
+    return reduce_labels(labels) if options.do_reduce_labels else labels
+
+
+def _scale(
+    pixels: list[Pixels], options: ImageOptions, channels_last: bool, stacked: bool
+) -> np.ndarray | list[np.ndarray]:
+    """Rescaled and normalized, into one array (B, ...) if `stacked`, else into one each."""
+    scale = ValueScale(
+        options.rescale_factor if options.do_rescale else None,
+        options.image_mean if options.do_normalize else None,
+        options.image_std if options.do_normalize else None,
+    )
+    shapes: list[tuple[int, ...]] = []
+    for item in pixels:
+        height, width, channels = item.values.shape
+        shapes.append((height, width, channels) if channels_last else (channels, height, width))
+    dtypes = [scale.dtype(item) for item in pixels]
+    outs: np.ndarray | list[np.ndarray]
+    if stacked:
+        _check_equal("images", shapes)
+        outs = np.empty((len(pixels), *shapes[0]), dtype=np.result_type(*dtypes))
+    else:
+        outs = [np.empty(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    for item, out in zip(pixels, outs, strict=True):
+        scale.write(item, out if channels_last else np.moveaxis(out, 0, -1))
+    return outs
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}; got {value!r}")
+
+
+def _check_equal(argument: str, shapes: list[tuple[int, ...]]) -> None:
+    for i, shape in enumerate(shapes):
+        if shape != shapes[0]:
+            raise ValueError(
+                f"{argument}: expected equal sizes to make one batch, got {shapes[0]} of the "
+                f"first and {shape} of number {i}; resize them, or pass return_tensors=None"
+            )

@@ -1,0 +1,1 @@
+"""From images to their label maps: whole or by sliding windows."""

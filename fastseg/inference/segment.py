@@ -1,0 +1,129 @@
+"""`segment`: from images to label maps at the images' own sizes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from fastseg.images.inputs import flatten_images, image_size
+from fastseg.images.label_maps import logits_of
+from fastseg.images.processor import SegformerImageProcessor
+from fastseg.kernels import upsample_argmax
+
+from .sliding import sliding_labels, window_pair
+
+
+def segment(
+    model: Any,
+    images: Any,
+    *,
+    processor: SegformerImageProcessor | None = None,
+    batch_size: int = 8,
+    slide: Sequence[int | Sequence[int]] | None = None,
+) -> list[torch.Tensor]:
+    """The class of every pixel of `images`.
+
+    Args:
+        model: a segmentation model in eval mode whose output is logits or has them: fastseg's,
+            transformers', or another library's.
+        images: an image, a batch or a list of images of any sizes: PIL, NumPy or torch, as
+            SegformerImageProcessor takes them.
+        processor: prepares the images; where None, the one saved beside the model's checkpoint,
+            else one with the default options (512x512, ImageNet statistics).
+        batch_size: images, or sliding windows, in one forward.
+        slide: (crop, stride) in pixels, each a number or (height, width): the image is not resized
+            but cut into overlapping windows, whose logits are averaged, as in mmseg. None to see
+            the whole image at once, resized as `processor` says.
+
+    Returns:
+        a list with one (H, W) int64 label map for each image, on the model's device, H and W the
+        image's own size. A model of one class (`num_labels == 1`) gives 1 where its logit is
+        positive, else 0.
+
+    Raises:
+        TypeError, ValueError: as SegformerImageProcessor raises them, or `batch_size` or `slide` is
+            wrong, or `model` is in training mode.
+    """
+    if model.training:
+        raise ValueError("model: expected eval mode, got training mode; call model.eval() first")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size: expected an integer of at least 1, got {batch_size!r}")
+    windows = None
+    if slide is not None:
+        if not isinstance(slide, Sequence) or len(slide) != 2:
+            raise ValueError(f"slide: expected (crop, stride), got {slide!r}")
+        windows = window_pair("crop", slide[0]), window_pair("stride", slide[1])
+    if processor is None:
+        processor = saved_processor(model)
+    labels: list[torch.Tensor] = []
+    with torch.no_grad():
+        for image_batch in _batches(flatten_images(images), batch_size):
+            if windows is None:
+                labels += _segment_batch(model, image_batch, processor)
+                continue
+            for image in image_batch:
+                pixel_values = _pixel_values(model, image, processor, do_resize=False)
+                labels.append(sliding_labels(model, pixel_values, *windows, batch_size))
+    return labels
+
+
+def saved_processor(model: Any) -> SegformerImageProcessor:
+    """The image processor saved beside the checkpoint that `model` came from, else the default.
+
+    Where there was a checkpoint without one, a warning says so.
+    """
+    model = getattr(model, "module", model)  # inside DataParallel
+    # fastseg's models know the file; of others the folder or the hub id is known.
+    source = getattr(model, "preprocessor_file", None) or getattr(model, "name_or_path", "")
+    if source:
+        try:
+            return SegformerImageProcessor.from_pretrained(source, local_files_only=True)
+        except (FileNotFoundError, ImportError):
+            warnings.warn(
+                f"no preprocessor_config.json with {source}: images are prepared with the default "
+                "SegformerImageProcessor, at 512x512",
+                stacklevel=3,  # the caller of segment
+            )
+    return SegformerImageProcessor()
+
+
+def _batches(images: Sequence[Any], batch_size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(images), batch_size):
+        yield images[start : start + batch_size]
+
+
+def _pixel_values(
+    model: Any, image: Any, processor: SegformerImageProcessor, **options: Any
+) -> torch.Tensor:
+    parameter = next(model.parameters())
+    pixel_values = processor(image, return_tensors="pt", **options)["pixel_values"]
+    return pixel_values.to(device=parameter.device, dtype=parameter.dtype)
+
+
+def _segment_batch(
+    model: Any, images: Sequence[Any], processor: SegformerImageProcessor
+) -> list[torch.Tensor]:
+    """Label maps of `images`: one forward where the processor makes them all one size."""
+    prepared = [_pixel_values(model, image, processor) for image in images]
+    by_shape: dict[torch.Size, list[int]] = {}
+    for index, pixel_values in enumerate(prepared):
+        by_shape.setdefault(pixel_values.shape, []).append(index)
+    labels: dict[int, torch.Tensor] = {}
+    for indices in by_shape.values():
+        logits = logits_of(model(torch.cat([prepared[index] for index in indices])))
+        for position, index in enumerate(indices):
+            size = image_size(images[index])
+            labels[index] = _label_map(logits[position : position + 1], size)
+    return [labels[index] for index in range(len(images))]
+
+
+def _label_map(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if logits.shape[1] > 1:
+        return upsample_argmax(logits, size)[0]
+    # One class: is it, or is it not.
+    resized = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    return (resized[0, 0] > 0).long()

@@ -1,0 +1,114 @@
+"""Sliding-window inference in mmseg's manner, without a full-size canvas of all classes.
+
+Windows of `crop` pixels stand `stride` apart, the last of a row or column moved back inside the
+image. A window's logits are resized to its own size; a pixel's score is the mean over the windows
+that cover it. The mean has the same argmax as the sum, so nothing is divided. Scores exist for a
+stripe of rows at a time, and a window's logits for as long as rows of it are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import torch
+
+from fastseg.images.label_maps import logits_of
+from fastseg.kernels.blocks.bilinear import bilinear_source, row_stripes, upsample_rows
+
+
+class _WindowRow(NamedTuple):
+    top: int
+    bottom: int
+    logits: torch.Tensor  # (windows, h, w, classes), left to right
+
+
+def window_pair(name: str, value: Any) -> tuple[int, int]:
+    """`value` as (height, width).
+
+    Raises:
+        ValueError: neither a positive integer nor two of them.
+    """
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if len(pair) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in pair):
+        raise ValueError(f"slide: expected a {name} of one or two positive integers, got {value!r}")
+    return int(pair[0]), int(pair[1])
+
+
+def window_starts(size: int, crop: int, stride: int) -> list[int]:
+    """Where windows begin along an axis of `size` pixels.
+
+    Raises:
+        ValueError: `stride` is larger than `crop`: pixels between windows would be left out.
+    """
+    if stride > crop:
+        raise ValueError(
+            f"slide: expected a stride of at most the crop, got stride {stride} and crop {crop}"
+        )
+    crop = min(crop, size)
+    count = max(size - crop + stride - 1, 0) // stride + 1
+    return [min(index * stride, size - crop) for index in range(count)]
+
+
+def sliding_labels(
+    model: Any,
+    pixel_values: torch.Tensor,
+    crop: tuple[int, int],
+    stride: tuple[int, int],
+    batch_size: int,
+) -> torch.Tensor:
+    """The label map (H, W) of one image.
+
+    Args:
+        model: gives logits (B, K, h, w) of any resolution.
+        pixel_values: (1, C, H, W).
+        crop, stride: (height, width).
+        batch_size: windows in one forward.
+    """
+    height, width = pixel_values.shape[2:]
+    tops = window_starts(height, crop[0], stride[0])
+    lefts = window_starts(width, crop[1], stride[1])
+    crop_height, crop_width = min(crop[0], height), min(crop[1], width)
+    labels = torch.empty(height, width, dtype=torch.int64, device=pixel_values.device)
+    open_rows: list[_WindowRow] = []
+    for index, top in enumerate(tops):
+        row = pixel_values[0, :, top : top + crop_height]
+        # (windows, C, crop_height, crop_width)
+        windows = torch.stack([row[:, :, left : left + crop_width] for left in lefts])
+        logits = [logits_of(model(batch)).float() for batch in windows.split(batch_size)]
+        grid = torch.cat(logits).permute(0, 2, 3, 1).contiguous()
+        open_rows.append(_WindowRow(top, top + crop_height, grid))
+        # Rows above the next window row are covered by all windows that they will have.
+        finished = tops[index + 1] if index + 1 < len(tops) else height
+        _label_rows(labels, top, finished, open_rows, lefts, crop_width)
+        open_rows = [row for row in open_rows if row.bottom > finished]
+    return labels
+
+
+def _label_rows(
+    labels: torch.Tensor,
+    first: int,
+    last: int,
+    window_rows: list[_WindowRow],
+    lefts: list[int],
+    crop_width: int,
+) -> None:
+    """Sum the windows' logits over rows `first` to `last` and write the highest class."""
+    width = labels.shape[1]
+    classes = window_rows[0].logits.shape[3]
+    for start, stop in row_stripes(last - first, width * classes * 4, labels.device):
+        top, bottom = first + start, first + stop
+        scores = torch.zeros(bottom - top, width, classes, device=labels.device)
+        for row in window_rows:
+            begin, end = max(top, row.top), min(bottom, row.bottom)
+            if begin >= end:
+                continue
+            grid = row.logits
+            source = bilinear_source(row.bottom - row.top, grid.shape[1], grid.device, grid.dtype)
+            for window, left in zip(grid, lefts, strict=True):
+                scores[begin - top : end - top, left : left + crop_width] += upsample_rows(
+                    window[None], source, begin - row.top, end - row.top, crop_width
+                )[0]
+        # One class: is it, or is it not.
+        labels[top:bottom] = scores.max(dim=-1).indices if classes > 1 else scores[..., 0] > 0

@@ -1,0 +1,86 @@
+"""The all-MLP decode head: the plain form, and the folded one of `kernels.decode_head`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastseg import kernels
+from fastseg.folding.cache import Packed
+from fastseg.folding.conditions import (
+    ASKED_FOR,
+    PackedModule,
+    PackedOwner,
+    plain_reason,
+)
+
+from .config import SegformerConfig
+from .fold import fold_decode_head
+from .layers import map_to_tokens
+
+
+class SegformerMLP(nn.Module):
+    """Linear projection of one stage's tokens to the decoder's width."""
+
+    def __init__(self, config: SegformerConfig, input_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(input_dim, config.decoder_hidden_size)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, D, H, W)."""
+        projected = self.proj(map_to_tokens(feature_map))
+        return projected.transpose(1, 2).unflatten(2, feature_map.shape[2:])
+
+
+class SegformerDecodeHead(PackedOwner, PackedModule):
+    """Stage maps, finest first, to logits (B, num_labels, H/4, W/4)."""
+
+    def __init__(self, config: SegformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.decoder_hidden_size
+        self.linear_c = nn.ModuleList(
+            SegformerMLP(config, input_dim=hidden_size) for hidden_size in config.hidden_sizes
+        )
+        self.linear_fuse = nn.Conv2d(
+            width * config.num_encoder_blocks, width, kernel_size=1, bias=False
+        )
+        self.batch_norm = nn.BatchNorm2d(width)
+        self.activation = nn.ReLU()
+        self.dropout = nn.Dropout(config.classifier_dropout_prob)
+        self.classifier = nn.Conv2d(width, config.num_labels, kernel_size=1)
+
+    def forward(self, encoder_hidden_states: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Maps (B, C_i, H_i, W_i) -> logits (B, num_labels, H_1, W_1).
+
+        Raises:
+            ValueError: not one map for each stage, or maps that are not 4-D. With
+                `reshape_last_stage=False` a model passes maps all the same; tokens alone do not
+                tell their height and width.
+        """
+        shapes = [tuple(feature_map.shape) for feature_map in encoder_hidden_states]
+        if len(shapes) != len(self.linear_c) or any(len(shape) != 4 for shape in shapes):
+            raise ValueError(
+                f"encoder_hidden_states: expected {len(self.linear_c)} maps (B, C, H, W), "
+                f"got shapes {shapes}"
+            )
+        reason = plain_reason(self, *encoder_hidden_states)
+        if reason is None and self.refresh_in_graph():
+            return kernels.decode_head(encoder_hidden_states, **self.packed())
+        if reason not in (None, ASKED_FOR):
+            self.drop_folds()
+        size = encoder_hidden_states[0].shape[2:]
+        projected = [
+            F.interpolate(linear(feature_map), size=size, mode="bilinear", align_corners=False)
+            for linear, feature_map in zip(self.linear_c, encoder_hidden_states, strict=True)
+        ]
+        fused = self.batch_norm(self.linear_fuse(torch.cat(projected[::-1], dim=1)))
+        return self.classifier(self.dropout(self.activation(fused)))
+
+    def fold(self) -> Packed:
+        projections = [cast(SegformerMLP, linear).proj for linear in self.linear_c]
+        return fold_decode_head(projections, self.linear_fuse, self.batch_norm, self.classifier)

@@ -1,0 +1,219 @@
+"""What runs of an encoder of another library: op by op folded, or by the host's own modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastseg import kernels
+from fastseg.folding.parts import (
+    Part,
+    attention_part,
+    embed_part,
+    ffn_part,
+    part_problem,
+)
+
+from .hosts.encoders import EncoderHost, Maps, Stage
+from .hosts.names import EmbedNames, LayerNames
+from .layers import tokens_to_map
+
+
+class LayerPlan:
+    """One Transformer layer: whole the host's, or half by half."""
+
+    def __init__(self, layer: nn.Module, names: LayerNames, refused: str | None) -> None:
+        self.layer = layer
+        self.names = names
+        self.refused = refused  # what the check of its kind has found
+        self.reason = refused
+        self.attention = attention_part(layer, names)
+        self.ffn = ffn_part(layer, names)
+        inside = {id(root) for part in self.parts() for root in part.roots}
+        # Dropouts and stochastic depth between the halves, and the layer itself.
+        self._around = [layer, *(c for c in layer.children() if id(c) not in inside)]
+
+    def parts(self) -> tuple[Part, Part]:
+        return self.attention, self.ffn
+
+    def settle(self, any_mode: bool) -> None:
+        reason = self.refused
+        for part in self._around:
+            reason = reason or part_problem(part, any_mode)
+        if reason is None:
+            for half in self.parts():
+                half.settle(any_mode)
+        self.reason = reason  # at the end: other threads may be reading it
+
+    def run(self, x: torch.Tensor, height: int, width: int, norm: Any) -> torch.Tensor:
+        """Tokens of the layer, after `norm` where one is given."""
+        if self.reason is not None or (
+            torch.compiler.is_exporting() and any(map(part_problem, self._around))
+        ):
+            return _normalized(self.names.call(self.layer, x, height, width), norm)
+        if self.attention.is_folded():
+            x = kernels.sr_attention(x, height, width, **self.attention.packed())
+        else:
+            x = self.names.call_attention(self.layer, x, height, width)
+        if not self.ffn.is_folded():
+            return _normalized(self.names.call_ffn(self.layer, x, height, width), norm)
+        packed = self.ffn.packed()
+        if norm is None:
+            return kernels.mix_ffn(x, height, width, **packed)
+        return kernels.mix_ffn(
+            *(x, height, width),
+            norm_weight=norm.weight,
+            norm_bias=norm.bias,
+            norm_eps=norm.eps,
+            **packed,
+        )
+
+
+class StagePlan:
+    """One stage: patch embedding, layers, LayerNorm."""
+
+    def __init__(
+        self, stage: Stage, layer: LayerNames, embed: EmbedNames, refused: dict[int, str]
+    ) -> None:
+        self.stage = stage
+        self._embed_names = embed
+        self.embed = embed_part(stage.embed, embed)
+        self.layers = [LayerPlan(one, layer, refused.get(id(one))) for one in stage.layers]
+        self.norm_reason: str | None = None
+
+    def parts(self) -> Iterator[Part]:
+        yield self.embed
+        for layer in self.layers:
+            yield from layer.parts()
+
+    def settle(self, any_mode: bool) -> None:
+        self.embed.settle(any_mode)
+        for layer in self.layers:
+            layer.settle(any_mode)
+        norm: Any = self.stage.norm
+        if not isinstance(norm, nn.LayerNorm) or norm.bias is None:
+            self.norm_reason = f"is a {type(norm).__name__}"
+        elif {norm.weight.dtype} != {p.dtype for p in self.layers[-1].layer.parameters()}:
+            self.norm_reason = "its weights are of another kind than the layer's before it"
+        else:
+            self.norm_reason = part_problem(norm, any_mode)
+
+    def run(self, feature_map: torch.Tensor) -> torch.Tensor:
+        if self.embed.is_folded():
+            tokens, height, width = kernels.patch_embed(feature_map, **self.embed.packed())
+        else:
+            tokens, height, width = self._embed_names.call(self.stage.embed, feature_map)
+        norm: Any = self.stage.norm
+        in_last = norm if self.norm_reason is None else None
+        for layer in self.layers:
+            is_last = layer is self.layers[-1]
+            tokens = layer.run(tokens, height, width, in_last if is_last else None)
+        if in_last is None:
+            tokens = norm(tokens)
+        return tokens_to_map(tokens.contiguous(), height, width)
+
+
+def _normalized(tokens: torch.Tensor, norm: Any) -> torch.Tensor:
+    if norm is None:
+        return tokens
+    return F.layer_norm(tokens, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+class EncoderPlan:
+    """All of an encoder.
+
+    Args:
+        refused: why layers stay the host's, by their ids, as a check of their kinds has found.
+    """
+
+    def __init__(self, encoder: nn.Module, host: EncoderHost, refused: dict[int, str]) -> None:
+        self.encoder = encoder
+        self.host = host
+        self.stages = [
+            StagePlan(stage, host.layer, host.embed, refused) for stage in host.stages(encoder)
+        ]
+
+    def is_current(self) -> bool:
+        """Whether the encoder still holds the modules that this was made for."""
+        stages = self.host.stages(self.encoder)
+        return len(stages) == len(self.stages) and all(
+            now.embed is plan.stage.embed
+            and now.norm is plan.stage.norm
+            and len(now.layers) == len(plan.layers)
+            and all(a is b.layer for a, b in zip(now.layers, plan.layers, strict=True))
+            for now, plan in zip(stages, self.stages, strict=True)
+        )
+
+    def settle(self, any_mode: bool = False) -> str | None:
+        """Fold what can be folded; a reason where the encoder as a whole stays the host's.
+
+        Args:
+            any_mode: leave aside that parts may be in training mode.
+        """
+        for stage in self.stages:
+            for called in stage.stage.called:
+                if reason := part_problem(called, any_mode):
+                    return f"a container of layers {reason}"
+            stage.settle(any_mode)
+        if not self.folded_parts():
+            return "none of its parts can be folded"
+        return None
+
+    def may_run(self) -> bool:
+        """Whether `run` may be called, as settled before, or as it is now in an export."""
+        return any(part.is_folded() for part in self.folded_parts())
+
+    def parts(self) -> list[Part]:
+        return [part for stage in self.stages for part in stage.parts()]
+
+    def folded_parts(self) -> list[Part]:
+        return [
+            part
+            for stage in self.stages
+            for part in (stage.embed, *_halves(stage))
+            if part.reason is None
+        ]
+
+    def modes(self) -> list[str | None]:
+        """Why each part stays the host's, None for those that do not: what graphs are traced by."""
+        modes: list[str | None] = []
+        for stage in self.stages:
+            modes += [stage.embed.reason, stage.norm_reason]
+            for layer in stage.layers:
+                modes += [layer.reason, layer.attention.reason, layer.ffn.reason]
+        return modes
+
+    def reasons(self) -> Iterator[tuple[str, str]]:
+        """(module's name, reason) of what stays the host's."""
+        names = {id(module): name for name, module in self.encoder.named_modules()}
+        for stage in self.stages:
+            if stage.embed.reason is not None:
+                yield names.get(id(stage.stage.embed), "?"), stage.embed.reason
+            for layer in stage.layers:
+                name = names.get(id(layer.layer), "?")
+                if layer.reason is not None:
+                    yield name, layer.reason
+                    continue
+                for half, kind in ((layer.attention, "attention"), (layer.ffn, "Mix-FFN")):
+                    if half.reason is not None:
+                        yield f"{name}, {kind}", half.reason
+            if stage.norm_reason is not None:
+                yield names.get(id(stage.stage.norm), "?"), stage.norm_reason
+
+    def run(self, pixels: torch.Tensor, count: int | None = None) -> Maps:
+        """Maps (B, C, H, W) of the first `count` stages, or all, in channels-last memory."""
+        maps: Maps = []
+        for stage in self.stages[:count]:
+            pixels = stage.run(pixels)
+            maps.append(pixels)
+        return maps
+
+
+def _halves(stage: StagePlan) -> Iterator[Part]:
+    for layer in stage.layers:
+        if layer.reason is None:
+            yield from layer.parts()

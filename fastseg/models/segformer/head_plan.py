@@ -1,0 +1,90 @@
+"""What runs of a decode head of another library: the fused map and the classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastseg import kernels
+from fastseg.folding.parts import Declined, Part, conv2d, part_problem
+
+from .fold import fold_classifier
+from .hosts.heads import HeadHost, Maps
+from .hosts.names import find
+
+
+class HeadPlan:
+    """The neck, all up to the classifier, folded; the classifier folded too, or the host's."""
+
+    def __init__(self, head: nn.Module, host: HeadHost) -> None:
+        self.head = head
+        self.host = host
+        self.neck = Part(head, host.roots(head), lambda: host.fold(head))
+        classifier = find(head, host.classifier)
+        self.classifier = Part(head, [classifier] if classifier is not None else [], self._fold)
+
+    def _fold(self) -> Any:
+        conv = conv2d(self.head, self.host.classifier, kernel=1)
+        if conv.groups != 1 or conv.stride != (1, 1) or set(conv.padding) != {0}:
+            raise Declined(f"{self.host.classifier} is a convolution of another form: {conv}")
+        return fold_classifier(conv)
+
+    def is_current(self) -> bool:
+        """Whether the head still holds the modules that this was made for."""
+        classifier = find(self.head, self.host.classifier)
+        now = [*self.host.roots(self.head), *([] if classifier is None else [classifier])]
+        then = [*self.neck.roots, *self.classifier.roots]
+        return len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
+
+    def settle(self, any_mode: bool = False) -> str | None:
+        """Fold what can be folded; a reason where the head as a whole stays the host's.
+
+        Args:
+            any_mode: leave aside that parts may be in training mode.
+        """
+        for called in self.host.called(self.head):
+            if reason := part_problem(called, any_mode):
+                return f"the container of the classifier {reason}"
+        self.neck.settle(any_mode)
+        self.classifier.settle(any_mode)
+        return self.neck.reason
+
+    def may_run(self) -> bool:
+        """Whether `run` may be called, as settled before, or as it is now in an export."""
+        return self.neck.is_folded()
+
+    def parts(self) -> list[Part]:
+        return [self.neck, self.classifier]
+
+    def folded_parts(self) -> list[Part]:
+        return [part for part in self.parts() if part.reason is None]
+
+    def modes(self) -> list[str | None]:
+        """Why each part stays the host's, None for those that do not: what graphs are traced by."""
+        return [part.reason for part in self.parts()]
+
+    def reasons(self) -> Iterator[tuple[str, str]]:
+        """(module's name, reason) of what stays the host's."""
+        if self.classifier.reason is not None:
+            yield self.host.classifier, self.classifier.reason
+
+    def run(self, maps: Maps) -> Any:
+        """What the host's forward returns for the stages' maps, finest first."""
+        packed = dict(self.neck.packed())
+        projections = packed.pop("projections", None)
+        inputs = maps
+        if projections is not None:
+            inputs = [
+                F.linear(one.permute(0, 2, 3, 1), weight, bias).relu().permute(0, 3, 1, 2)
+                for one, (weight, bias) in zip(maps, projections, strict=True)
+            ]
+        if self.classifier.is_folded():
+            logits = kernels.decode_head(inputs, **packed, **self.classifier.packed())
+        else:
+            fused: torch.Tensor = kernels.decode_head(inputs, **packed)
+            logits = find(self.head, self.host.classifier)(fused)
+        return self.host.finish(self.head, logits, maps)

@@ -1,0 +1,264 @@
+"""Encoders of other libraries: how each is recognised, and its forward on folded stages."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .names import (
+    MMSEG,
+    MMSEG_EMBED,
+    NVLABS,
+    NVLABS_EMBED,
+    SMP,
+    SMP_EMBED,
+    TRANSFORMERS_EMBED,
+    TRANSFORMERS_NEW,
+    TRANSFORMERS_OLD,
+    EmbedNames,
+    LayerNames,
+    find,
+)
+
+Maps = list[torch.Tensor]
+RunStages = Callable[..., Maps]  # (pixels, number of stages or None) -> their maps
+
+
+class Stage(NamedTuple):
+    """The host's modules of one stage, as it holds them."""
+
+    embed: nn.Module
+    layers: nn.ModuleList | nn.Sequential
+    norm: nn.Module
+    # Containers that the host calls, and whose hooks would be left out.
+    called: tuple[nn.Module, ...] = ()
+
+
+@dataclass(frozen=True)
+class EncoderHost:
+    """A kind of encoder.
+
+    Args:
+        name: of the library, for reports.
+        method: the method of the encoder that is replaced.
+        matches: whether a module is of this kind, by the names of its parts.
+        stages: its stages, finest first.
+        forward: (encoder, run, *arguments of the method) -> what the method returns, or HOST where
+            only the host's own can answer.
+    """
+
+    name: str
+    method: str
+    layer: LayerNames
+    embed: EmbedNames
+    matches: Callable[[nn.Module], bool]
+    stages: Callable[[Any], list[Stage]]
+    forward: Callable[..., Any]
+
+
+class _HostAnswers:
+    def __repr__(self) -> str:
+        return "HOST"
+
+
+HOST = _HostAnswers()  # "let the host's own forward answer"
+
+
+def has(module: nn.Module, *paths: str) -> bool:
+    return all(find(module, path) is not None for path in paths)
+
+
+def _is_layers(layers: Any, *paths: str) -> bool:
+    """Whether there are layers, and the first has what `paths` name."""
+    return (
+        isinstance(layers, nn.ModuleList | nn.Sequential)
+        and len(layers) > 0
+        and has(layers[0], *paths)
+    )
+
+
+# -- transformers from 5.9: the unit is the stage, whose outputs the library collects by hooks ----
+
+
+def _is_transformers_stage(module: nn.Module) -> bool:
+    return has(module, "patch_embeddings.proj", "layer_norm") and _is_layers(
+        find(module, "blocks"), "layernorm_before", "attention.q_proj", "mlp.dwconv"
+    )
+
+
+def _transformers_stage(
+    stage: Any, run: RunStages, hidden_states: torch.Tensor, **kwargs: Any
+) -> Any:
+    # The option may come as an argument or from the configuration.
+    config = find(stage, "blocks.0.attention.config")
+    attentions = kwargs.get("output_attentions") or getattr(config, "output_attentions", False)
+    if attentions or kwargs.get("attention_mask") is not None:
+        return HOST
+    (feature_map,) = run(hidden_states)
+    return feature_map if stage.reshape else feature_map.flatten(2).transpose(1, 2)
+
+
+# -- transformers 4.x and 5.0 to 5.8 ---------------------------------------------------------------
+
+
+def _is_transformers_encoder(module: nn.Module) -> bool:
+    blocks = find(module, "block")
+    return (
+        has(module, "patch_embeddings.0.proj", "layer_norm.0", "config")
+        and not type(module).__module__.startswith("fastseg.")
+        and isinstance(blocks, nn.ModuleList)
+        and len(blocks) > 0
+        and all(_is_layers(block, "layer_norm_1", "attention.self.query") for block in blocks)
+    )
+
+
+def _transformers_encoder(
+    encoder: Any,
+    run: RunStages,
+    pixel_values: torch.Tensor,
+    output_attentions: bool | None = False,
+    output_hidden_states: bool | None = False,
+    return_dict: bool | None = True,
+) -> Any:
+    if output_attentions:
+        return HOST
+    maps = tuple(run(pixel_values))
+    if not encoder.config.reshape_last_stage:
+        maps = (*maps[:-1], maps[-1].flatten(2).transpose(1, 2))
+    hidden_states = maps if output_hidden_states else None
+    if not return_dict:
+        return (maps[-1],) if hidden_states is None else (maps[-1], hidden_states)
+    output_class = sys.modules[type(encoder).__module__].BaseModelOutput
+    return output_class(last_hidden_state=maps[-1], hidden_states=hidden_states, attentions=None)
+
+
+# -- NVlabs, and segmentation_models_pytorch, whose layers work on maps ----------------------------
+
+
+def _is_nvlabs_tree(module: nn.Module) -> bool:
+    return all(
+        has(module, f"patch_embed{stage}.proj", f"patch_embed{stage}.norm", f"norm{stage}")
+        and _is_layers(find(module, f"block{stage}"), "norm1", "attn.q", "attn.kv", "mlp.dwconv")
+        for stage in range(1, 5)
+    )
+
+
+def _is_smp(module: nn.Module) -> bool:
+    return (
+        _is_nvlabs_tree(module) and hasattr(module, "_depth") and hasattr(module, "_out_channels")
+    )
+
+
+def _is_nvlabs(module: nn.Module) -> bool:
+    return (
+        _is_nvlabs_tree(module)
+        and not hasattr(module, "_depth")
+        and hasattr(module, "forward_features")
+    )
+
+
+def _nvlabs_stages(encoder: Any) -> list[Stage]:
+    return [
+        Stage(
+            getattr(encoder, f"patch_embed{stage}"),
+            getattr(encoder, f"block{stage}"),
+            getattr(encoder, f"norm{stage}"),
+            (getattr(encoder, f"block{stage}"),),
+        )
+        for stage in range(1, 5)
+    ]
+
+
+def _smp(encoder: Any, run: RunStages, x: torch.Tensor) -> Any:
+    batch, _, height, width = x.shape
+    # Its features count from the input, and the second one is empty.
+    features = [x, x.new_empty(batch, 0, height // 2, width // 2)]
+    return features + run(x, max(encoder._depth - 1, 0))
+
+
+# -- open-mmlab's mmseg ----------------------------------------------------------------------------
+
+
+def _is_mmseg(module: nn.Module) -> bool:
+    stages = find(module, "layers")
+    return (
+        isinstance(stages, nn.ModuleList)
+        and len(stages) > 0
+        and hasattr(module, "out_indices")
+        and all(
+            isinstance(stage, nn.ModuleList)
+            and len(stage) == 3
+            and has(stage[0], "projection", "norm")
+            and _is_layers(stage[1], "norm1", "attn.attn", "ffn.layers.4")
+            for stage in stages
+        )
+    )
+
+
+def _mmseg(encoder: Any, run: RunStages, x: torch.Tensor) -> Any:
+    maps = run(x)
+    return [maps[stage] for stage in range(len(maps)) if stage in encoder.out_indices]
+
+
+ENCODERS: Sequence[EncoderHost] = (
+    EncoderHost(
+        "transformers, 5.9 or later",
+        "forward",
+        TRANSFORMERS_NEW,
+        TRANSFORMERS_EMBED,
+        _is_transformers_stage,
+        lambda stage: [Stage(stage.patch_embeddings, stage.blocks, stage.layer_norm)],
+        _transformers_stage,
+    ),
+    EncoderHost(
+        "transformers before 5.9",
+        "forward",
+        TRANSFORMERS_OLD,
+        TRANSFORMERS_EMBED,
+        _is_transformers_encoder,
+        lambda encoder: [
+            Stage(*parts)
+            for parts in zip(
+                encoder.patch_embeddings, encoder.block, encoder.layer_norm, strict=True
+            )
+        ],
+        _transformers_encoder,
+    ),
+    EncoderHost(
+        "segmentation_models_pytorch",
+        "forward",
+        SMP,
+        SMP_EMBED,
+        _is_smp,
+        _nvlabs_stages,
+        _smp,
+    ),
+    EncoderHost(
+        "NVlabs",
+        "forward_features",
+        NVLABS,
+        NVLABS_EMBED,
+        _is_nvlabs,
+        _nvlabs_stages,
+        lambda encoder, run, x: run(x),
+    ),
+    EncoderHost(
+        "mmseg",
+        "forward",
+        MMSEG,
+        MMSEG_EMBED,
+        _is_mmseg,
+        lambda encoder: [Stage(*stage) for stage in encoder.layers],
+        _mmseg,
+    ),
+)
+
+
+def find_encoder(module: nn.Module) -> EncoderHost | None:
+    """The kind of encoder that `module` is; None for no known one."""
+    return next((host for host in ENCODERS if host.matches(module)), None)

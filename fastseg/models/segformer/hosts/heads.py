@@ -1,0 +1,230 @@
+"""Decode heads of other libraries: how each is recognised, and where its parts are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastseg.folding.cache import Packed
+from fastseg.folding.parts import Declined, conv2d, leaf
+
+from ..fold import batch_norm_affine, fold_fuse, narrow, wide_affine
+from .encoders import Maps, has
+from .names import find
+
+
+@dataclass(frozen=True)
+class HeadHost:
+    """A kind of decode head.
+
+    Args:
+        name: of the library, for reports.
+        matches: whether a module is of this kind, by the names of its parts.
+        roots: the modules that the fused map comes from.
+        fold: arguments of `HeadPlan`'s neck: "weights" and "bias" of `kernels.decode_head`, and
+            perhaps "projections", (weight, bias) pairs that are applied, with a ReLU, to each map.
+        classifier: path of the 1x1 convolution from the fused map to logits.
+        maps: (head, *arguments of forward) -> the stages' maps, finest first.
+        called: containers that the host calls, and whose hooks would be left out.
+        finish: (head, logits, maps) -> what forward returns.
+    """
+
+    name: str
+    matches: Callable[[nn.Module], bool]
+    roots: Callable[[Any], list[nn.Module]]
+    fold: Callable[[Any], Packed]
+    classifier: str
+    maps: Callable[..., Maps]
+    called: Callable[[Any], list[nn.Module]] = lambda head: []
+    finish: Callable[[Any, torch.Tensor, Maps], Any] = lambda head, logits, maps: logits
+
+
+def _batch_norm(head: nn.Module, path: str) -> nn.BatchNorm2d:
+    norm = find(head, path)
+    if not isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm) or norm.running_var is None:
+        raise Declined(f"{path} is no BatchNorm with running statistics")
+    return norm  # type: ignore[return-value]
+
+
+def _children(head: nn.Module, *without: str) -> list[nn.Module]:
+    return [child for name, child in head.named_children() if name not in without]
+
+
+# -- transformers ----------------------------------------------------------------------------------
+
+
+def _transformers_projections(head: Any) -> str:
+    return "linear_projections" if hasattr(head, "linear_projections") else "linear_c"
+
+
+def _is_transformers(module: nn.Module) -> bool:
+    return (
+        has(module, "linear_fuse", "batch_norm", "classifier", "config")
+        and isinstance(find(module, _transformers_projections(module)), nn.ModuleList)
+        and not type(module).__module__.startswith("fastseg.")
+    )
+
+
+def _fold_transformers(head: Any) -> Packed:
+    path = _transformers_projections(head)
+    projections = [leaf(head, f"{path}.{i}.proj", nn.Linear) for i in range(len(find(head, path)))]
+    return fold_fuse(
+        projections, conv2d(head, "linear_fuse", kernel=1), _batch_norm(head, "batch_norm")
+    )
+
+
+def _transformers_logits(head: Any, logits: torch.Tensor, maps: Maps) -> torch.Tensor:
+    """In memory where classes are planes.
+
+    transformers' post-processing resizes `logits[i].unsqueeze(0)`. Of channels-last logits that is
+    a tensor which `interpolate` takes for a strided one, five times slower: 144 ms and 746 ms for
+    150 classes to 512x512, on one core of an AMD EPYC. A forward of B0 gains less.
+    """
+    return logits.contiguous()
+
+
+def _transformers_maps(
+    head: Any, encoder_hidden_states: Sequence[torch.Tensor], **kwargs: Any
+) -> Maps:
+    maps = list(encoder_hidden_states)
+    last = maps[-1]
+    if last.ndim == 3:
+        # Tokens, with reshape_last_stage=False. The library takes their grid for a square.
+        height, width = (-(-side // 2) for side in maps[-2].shape[2:])
+        maps[-1] = last.transpose(1, 2).unflatten(2, (height, width))
+    return maps
+
+
+# -- NVlabs ----------------------------------------------------------------------------------------
+
+
+def _is_nvlabs(module: nn.Module) -> bool:
+    projections = [f"linear_c{stage}.proj" for stage in range(1, 5)]
+    return has(module, *projections, "linear_fuse.conv", "linear_fuse.bn", "linear_pred")
+
+
+def _fold_nvlabs(head: Any) -> Packed:
+    projections = [leaf(head, f"linear_c{stage}.proj", nn.Linear) for stage in range(1, 5)]
+    fuse = conv2d(head, "linear_fuse.conv", kernel=1)
+    return fold_fuse(projections, fuse, _batch_norm(head, "linear_fuse.bn"))
+
+
+def _mmseg_maps(head: Any, inputs: Any, *args: Any) -> Maps:
+    """What mmseg's base class of heads selects from the encoder's maps."""
+    if hasattr(head, "_transform_inputs"):
+        return list(head._transform_inputs(inputs))
+    return [inputs[index] for index in getattr(head, "in_index", range(len(inputs)))]
+
+
+# -- open-mmlab's mmseg: a ReLU stands between each projection and its upsampling ------------------
+
+
+def _is_mmseg(module: nn.Module) -> bool:
+    return has(module, "convs.0.conv", "fusion_conv.conv", "fusion_conv.bn", "conv_seg")
+
+
+def _folded_conv_module(head: Any, path: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight (out, in) and bias of a 1x1 convolution with its BatchNorm, in float64."""
+    weight, bias = wide_affine(conv2d(head, f"{path}.conv", kernel=1))
+    gain, shift = batch_norm_affine(_batch_norm(head, f"{path}.bn"))
+    return gain[:, None] * weight.flatten(1), bias * gain + shift
+
+
+def _fold_mmseg(head: Any) -> Packed:
+    like = head.fusion_conv.conv.weight
+    weight, bias = _folded_conv_module(head, "fusion_conv")
+    projections = []
+    for index in range(len(head.convs)):
+        pair = _folded_conv_module(head, f"convs.{index}")
+        projections.append([tensor.to(like.device, like.dtype) for tensor in pair])
+    slices = weight.chunk(len(projections), dim=1)  # finest first here
+    weights = [one.to(like.device, like.dtype).contiguous() for one in slices]
+    return {**narrow({"bias": bias}, like), "weights": weights, "projections": projections}
+
+
+# -- segmentation_models_pytorch: the decoder and the classifier are parts of the whole model ------
+
+
+def _is_smp(module: nn.Module) -> bool:
+    return has(
+        module,
+        "encoder",
+        "decoder.mlp_stage.0.linear",
+        "decoder.fuse_stage.1",
+        "segmentation_head.0",
+    )
+
+
+def _fold_smp(model: Any) -> Packed:
+    count = len(model.decoder.mlp_stage)
+    projections = [
+        leaf(model, f"decoder.mlp_stage.{index}.linear", nn.Linear)
+        for index in reversed(range(count))
+    ]
+    fuse = conv2d(model, "decoder.fuse_stage.0", kernel=1)
+    return fold_fuse(projections, fuse, _batch_norm(model, "decoder.fuse_stage.1"))
+
+
+def _smp_maps(model: Any, x: torch.Tensor) -> Maps:
+    if not torch.compiler.is_compiling():
+        model.check_input_shape(x)
+    features = model.encoder(x)
+    first = 2 if features[1].shape[1] == 0 else 1
+    return list(features[first:])
+
+
+def _smp_masks(model: Any, logits: torch.Tensor, maps: Maps) -> Any:
+    masks = logits
+    for layer in list(model.segmentation_head)[1:]:  # a slice would be a new head
+        masks = layer(masks)
+    if model.classification_head is None:
+        return masks
+    return masks, model.classification_head(maps[-1])
+
+
+HEADS: Sequence[HeadHost] = (
+    HeadHost(
+        "transformers",
+        _is_transformers,
+        lambda head: _children(head, "classifier"),
+        _fold_transformers,
+        "classifier",
+        _transformers_maps,
+        finish=_transformers_logits,
+    ),
+    HeadHost(
+        "NVlabs",
+        _is_nvlabs,
+        lambda head: _children(head, "linear_pred", "conv_seg"),
+        _fold_nvlabs,
+        "linear_pred",
+        _mmseg_maps,
+    ),
+    HeadHost(
+        "mmseg",
+        _is_mmseg,
+        lambda head: _children(head, "conv_seg"),
+        _fold_mmseg,
+        "conv_seg",
+        _mmseg_maps,
+    ),
+    HeadHost(
+        "segmentation_models_pytorch",
+        _is_smp,
+        lambda model: [model.decoder],
+        _fold_smp,
+        "segmentation_head.0",
+        _smp_maps,
+        lambda model: [model.segmentation_head],
+        _smp_masks,
+    ),
+)
+
+
+def find_head(module: nn.Module) -> HeadHost | None:
+    """The kind of decode head that `module` is; None for no known one."""
+    return next((host for host in HEADS if host.matches(module)), None)

@@ -1,0 +1,261 @@
+"""The parts of a SegFormer stage, in plain differentiable PyTorch.
+
+Every module computes on tokens (B, N, C) of an H x W grid, N = H * W in row-major order. Modules
+and parameters carry transformers' names. Dropout and stochastic depth are where transformers has
+them, so a seeded training step draws the same numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fastseg import kernels
+from fastseg.folding.cache import Packed
+from fastseg.folding.conditions import PackedModule
+from fastseg.kernels.blocks.activations import ACTIVATIONS
+
+from .config import SegformerConfig
+from .fold import fold_mix_ffn, fold_patch_embed, fold_sr_attention
+
+
+def tokens_to_map(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(B, H*W, C) as a (B, C, H, W) view: channels-last memory, no copy."""
+    batch, _, channels = tokens.shape
+    return tokens.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def map_to_tokens(feature_map: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) as tokens (B, H*W, C): no copy where the map is in channels-last memory."""
+    batch, channels, height, width = feature_map.shape
+    return feature_map.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+
+
+class SegformerDropPath(nn.Module):
+    """Stochastic depth: leaves out the whole residual branch of a sample with `drop_prob`."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.drop_prob == 0.0 or not self.training:
+            return hidden_states
+        keep_prob = 1 - self.drop_prob
+        shape = (hidden_states.shape[0],) + (1,) * (hidden_states.ndim - 1)
+        keep = torch.rand(shape, dtype=hidden_states.dtype, device=hidden_states.device)
+        return hidden_states.div(keep_prob) * torch.floor(keep + keep_prob)
+
+    def extra_repr(self) -> str:
+        return f"p={self.drop_prob}"
+
+
+class SegformerOverlapPatchEmbeddings(PackedModule):
+    """Strided convolution with padding `patch_size // 2`, then LayerNorm."""
+
+    def __init__(
+        self,
+        patch_size: int,
+        stride: int,
+        num_channels: int,
+        hidden_size: int,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(
+            num_channels,
+            hidden_size,
+            kernel_size=patch_size,
+            stride=stride,
+            padding=patch_size // 2,
+        )
+        self.layer_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
+
+    def forward(self, feature_map: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+        """(B, C_in, H_in, W_in) -> tokens (B, H*W, C), H, W."""
+        embeddings = self.proj(feature_map)
+        height, width = embeddings.shape[2:]
+        return self.layer_norm(embeddings.flatten(2).transpose(1, 2)), height, width
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """The grid of tokens of an input of `height` x `width`."""
+        patch_size, stride = self.proj.kernel_size[0], self.proj.stride[0]
+        rows, columns = (
+            (side + 2 * (patch_size // 2) - patch_size) // stride + 1 for side in (height, width)
+        )
+        return rows, columns
+
+    def packed_forward(self, feature_map: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+        """`forward` in eval mode, without NCHW memory in between."""
+        return kernels.patch_embed(feature_map, **self.packed())
+
+    def fold(self) -> Packed:
+        return fold_patch_embed(self.proj, self.layer_norm)
+
+
+class SegformerEfficientSelfAttention(nn.Module):
+    """Self-attention whose keys and values come from a grid reduced `sr_ratio` times a side."""
+
+    def __init__(
+        self, config: SegformerConfig, hidden_size: int, num_attention_heads: int, sr_ratio: int
+    ) -> None:
+        super().__init__()
+        self.num_attention_heads = num_attention_heads
+        self.sr_ratio = sr_ratio
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key = nn.Linear(hidden_size, hidden_size)
+        self.value = nn.Linear(hidden_size, hidden_size)
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        if sr_ratio > 1:
+            self.sr = nn.Conv2d(hidden_size, hidden_size, kernel_size=sr_ratio, stride=sr_ratio)
+            self.layer_norm = nn.LayerNorm(hidden_size, eps=config.reduction_norm_eps)
+
+    def _split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, N, C) -> (B, heads, N, C / heads)."""
+        return tokens.unflatten(2, (self.num_attention_heads, -1)).transpose(1, 2)
+
+    def forward(
+        self, hidden_states: torch.Tensor, height: int, width: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (B, N, C) -> context (B, N, C) and probabilities (B, heads, N, N_kv)."""
+        query = self._split_heads(self.query(hidden_states))
+        reduced = hidden_states
+        if self.sr_ratio > 1:
+            batch, _, channels = hidden_states.shape
+            grid = hidden_states.transpose(1, 2).reshape(batch, channels, height, width)
+            reduced = self.layer_norm(self.sr(grid).flatten(2).transpose(1, 2))
+        key = self._split_heads(self.key(reduced))
+        value = self._split_heads(self.value(reduced))
+        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+        # Half-precision exponentials lose the small probabilities.
+        softmax_dtype = torch.promote_types(scores.dtype, torch.float32)
+        probabilities = scores.softmax(dim=-1, dtype=softmax_dtype).to(scores.dtype)
+        probabilities = self.dropout(probabilities)
+        context = (probabilities @ value).transpose(1, 2).flatten(2)
+        return context, probabilities
+
+
+class SegformerSelfOutput(nn.Module):
+    """The output projection of the attention."""
+
+    def __init__(self, config: SegformerConfig, hidden_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.dense(hidden_states))
+
+
+class SegformerAttention(nn.Module):
+    """Efficient self-attention and its output projection."""
+
+    def __init__(
+        self, config: SegformerConfig, hidden_size: int, num_attention_heads: int, sr_ratio: int
+    ) -> None:
+        super().__init__()
+        self.self = SegformerEfficientSelfAttention(
+            config, hidden_size, num_attention_heads, sr_ratio
+        )
+        self.output = SegformerSelfOutput(config, hidden_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, height: int, width: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        context, probabilities = self.self(hidden_states, height, width)
+        return self.output(context), probabilities
+
+
+class SegformerDWConv(nn.Module):
+    """Depthwise 3x3 convolution on tokens: the only source of position in SegFormer."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
+
+    def forward(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        batch, _, channels = hidden_states.shape
+        grid = hidden_states.transpose(1, 2).view(batch, channels, height, width)
+        return self.dwconv(grid).flatten(2).transpose(1, 2)
+
+
+class SegformerMixFFN(nn.Module):
+    """Linear, depthwise 3x3 convolution, activation, linear."""
+
+    def __init__(self, config: SegformerConfig, hidden_size: int, mlp_hidden_size: int) -> None:
+        super().__init__()
+        self.dense1 = nn.Linear(hidden_size, mlp_hidden_size)
+        self.dwconv = SegformerDWConv(mlp_hidden_size)
+        self.hidden_act = config.hidden_act
+        self.dense2 = nn.Linear(mlp_hidden_size, hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        hidden_states = self.dwconv(self.dense1(hidden_states), height, width)
+        hidden_states = self.dropout(ACTIVATIONS[self.hidden_act](hidden_states))
+        return self.dropout(self.dense2(hidden_states))
+
+
+class SegformerLayer(PackedModule):
+    """One Transformer layer: attention and Mix-FFN, each after a LayerNorm, each residual."""
+
+    def __init__(
+        self,
+        config: SegformerConfig,
+        hidden_size: int,
+        num_attention_heads: int,
+        drop_path: float,
+        sr_ratio: int,
+        mlp_ratio: float,
+    ) -> None:
+        super().__init__()
+        self.layer_norm_1 = nn.LayerNorm(hidden_size, eps=config.block_norm_eps)
+        self.attention = SegformerAttention(config, hidden_size, num_attention_heads, sr_ratio)
+        self.drop_path = SegformerDropPath(drop_path)
+        self.layer_norm_2 = nn.LayerNorm(hidden_size, eps=config.block_norm_eps)
+        self.mlp = SegformerMixFFN(config, hidden_size, int(hidden_size * mlp_ratio))
+
+    def forward(
+        self, hidden_states: torch.Tensor, height: int, width: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (B, N, C) -> tokens and attention probabilities (B, heads, N, N_kv)."""
+        attended, probabilities = self.attention(self.layer_norm_1(hidden_states), height, width)
+        hidden_states = self.drop_path(attended) + hidden_states
+        mixed = self.mlp(self.layer_norm_2(hidden_states), height, width)
+        return self.drop_path(mixed) + hidden_states, probabilities
+
+    def packed_forward(
+        self, hidden_states: torch.Tensor, height: int, width: int, norm: nn.LayerNorm | None = None
+    ) -> torch.Tensor:
+        """Tokens of `forward` in eval mode, on folded weights; after `norm`, where one is given."""
+        packed = self.packed()
+        hidden_states = kernels.sr_attention(hidden_states, height, width, **packed["attention"])
+        return kernels.mix_ffn(
+            hidden_states,
+            height,
+            width,
+            activation=self.mlp.hidden_act,
+            norm_weight=None if norm is None else norm.weight,
+            norm_bias=None if norm is None else norm.bias,
+            norm_eps=1e-5 if norm is None else norm.eps,
+            **packed["mix_ffn"],
+        )
+
+    def fold(self) -> Packed:
+        attention = self.attention.self
+        reduces = attention.sr_ratio > 1
+        return {
+            "attention": fold_sr_attention(
+                self.layer_norm_1,
+                attention.query,
+                attention.key,
+                attention.value,
+                self.attention.output.dense,
+                attention.num_attention_heads,
+                attention.sr if reduces else None,
+                attention.layer_norm if reduces else None,
+            ),
+            "mix_ffn": fold_mix_ffn(
+                self.layer_norm_2, self.mlp.dense1, self.mlp.dwconv.dwconv, self.mlp.dense2
+            ),
+        }

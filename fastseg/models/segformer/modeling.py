@@ -1,0 +1,279 @@
+"""The SegFormer family: SegformerModel and the heads on it, with transformers' names.
+
+Module and parameter names are those of `config.json` + `model.safetensors` files on disk, so a
+checkpoint loads without renaming. In eval mode without gradients a forward runs on folded weights
+(`fastseg.folding.conditions`); everything else takes the plain, differentiable path of `layers.py`.
+Paper: Xie et al., SegFormer, arXiv:2105.15203.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastseg.checkpoints.load import load_pretrained, save_pretrained
+from fastseg.folding.conditions import drop_packed
+
+from ..outputs import BaseModelOutput, ImageClassifierOutput, SemanticSegmenterOutput
+from .config import SegformerConfig
+from .decode_head import SegformerDecodeHead
+from .encoder import SegformerEncoder
+from .layers import tokens_to_map
+
+
+class SegformerPreTrainedModel(nn.Module):
+    """What the three models share: initialisation, loading, saving and gradient checkpointing."""
+
+    config_class = SegformerConfig
+    base_model_prefix = "segformer"
+    main_input_name = "pixel_values"
+    name_or_path = ""  # where the weights were loaded from
+    preprocessor_file: Path | None = None  # the image processor found there
+
+    def __init__(self, config: SegformerConfig) -> None:
+        super().__init__()
+        if not isinstance(config, SegformerConfig):
+            raise TypeError(f"config: expected a SegformerConfig, got {type(config).__name__}")
+        self.config = config
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw a Linear's or Conv2d's weights from N(0, initializer_range); zero its bias."""
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """A model of this class from a directory or hub id; see `fastseg.from_pretrained`."""
+        return load_pretrained(pretrained_model_name_or_path, model_class=cls, **kwargs)
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Write `config.json` and `model.safetensors`, which transformers loads too."""
+        save_pretrained(self, save_directory, **kwargs)
+
+    def repack(self) -> None:
+        """Drop the folded weights; the next forward folds them anew.
+
+        Needed only after an edit that PyTorch does not count: one through `parameter.data` or from
+        outside PyTorch. All other edits are noticed.
+        """
+        drop_packed(self)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Number of weights, without BatchNorm's statistics."""
+        return sum(
+            parameter.numel()
+            for parameter in self.parameters()
+            if parameter.requires_grad or not only_trainable
+        )
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Recompute each layer in the backward pass instead of keeping its activations.
+
+        The arguments are those of `torch.utils.checkpoint.checkpoint`.
+        """
+        self._encoder.gradient_checkpointing = {
+            "use_reentrant": False,
+            **(gradient_checkpointing_kwargs or {}),
+        }
+
+    def gradient_checkpointing_disable(self) -> None:
+        self._encoder.gradient_checkpointing = None
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self._encoder.gradient_checkpointing is not None
+
+    @property
+    def _encoder(self) -> SegformerEncoder:
+        return cast(SegformerModel, getattr(self, self.base_model_prefix, self)).encoder
+
+    def _return_dict(self, return_dict: bool | None) -> bool:
+        return self.config.return_dict if return_dict is None else return_dict
+
+
+class SegformerModel(SegformerPreTrainedModel):
+    """The hierarchical Mix Transformer encoder (MiT).
+
+    Raises:
+        TypeError, ValueError: `pixel_values` is not a floating-point tensor of shape
+            (B, num_channels, H, W), or is too small for a stage's spatial reduction.
+    """
+
+    def __init__(self, config: SegformerConfig) -> None:
+        super().__init__(config)
+        self.encoder = SegformerEncoder(config)
+        self.apply(self._init_weights)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutput | tuple[Any, ...]:
+        """Encode `pixel_values` (B, num_channels, H, W), any floating dtype, any size.
+
+        Returns:
+            BaseModelOutput; maps are (B, C_i, H_i, W_i) in channels-last memory. With
+            `return_dict=False` the tuple of its fields that are not None.
+        """
+        config = self.config
+        if output_attentions is None:
+            output_attentions = config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = config.output_hidden_states
+        maps, attentions = self.encoder(pixel_values, output_attentions=output_attentions)
+        if not config.reshape_last_stage:
+            maps = (*maps[:-1], maps[-1].flatten(2).transpose(1, 2))
+        output = BaseModelOutput(
+            last_hidden_state=maps[-1],
+            hidden_states=maps if output_hidden_states else None,
+            attentions=attentions if output_attentions else None,
+        )
+        return output if self._return_dict(return_dict) else output.to_tuple()
+
+
+class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
+    """MiT encoder and all-MLP decode head: logits at a quarter of the input's size."""
+
+    def __init__(self, config: SegformerConfig) -> None:
+        super().__init__(config)
+        self.segformer = SegformerModel(config)
+        self.decode_head = SegformerDecodeHead(config)
+        self.decode_head.apply(self._init_weights)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SemanticSegmenterOutput | tuple[Any, ...]:
+        """Segment `pixel_values` (B, num_channels, H, W).
+
+        Args:
+            labels: integer (B, h, w) class numbers; logits are resized to (h, w) bilinearly and
+                give the loss, without pixels of `semantic_loss_ignore_index`: cross-entropy, or
+                binary cross-entropy for `num_labels == 1`.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        encoded = self.segformer(
+            pixel_values,
+            output_attentions=output_attentions,
+            output_hidden_states=True,
+            return_dict=True,
+        )
+        logits = self.decode_head(self._stage_maps(encoded.hidden_states))
+        output = SemanticSegmenterOutput(
+            loss=None if labels is None else self._loss(logits, labels),
+            logits=logits,
+            hidden_states=encoded.hidden_states if output_hidden_states else None,
+            attentions=encoded.attentions,
+        )
+        return output if self._return_dict(return_dict) else output.to_tuple()
+
+    def _stage_maps(self, hidden_states: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Maps of all stages, the last one too where `reshape_last_stage` leaves it as tokens."""
+        last = hidden_states[-1]
+        if last.ndim == 4:
+            return hidden_states
+        embeddings: Any = self._encoder.patch_embeddings[-1]
+        height, width = embeddings.output_size(*hidden_states[-2].shape[2:])
+        return (*hidden_states[:-1], tokens_to_map(last, height, width))
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if labels.ndim != 3 or labels.shape[0] != logits.shape[0]:
+            raise ValueError(
+                f"labels: expected shape ({logits.shape[0]}, height, width), "
+                f"got {tuple(labels.shape)}"
+            )
+        ignore_index = self.config.semantic_loss_ignore_index
+        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        if self.config.num_labels > 1:
+            return F.cross_entropy(logits, labels, ignore_index=ignore_index)
+        valid = ((labels >= 0) & (labels != ignore_index)).float()
+        loss = F.binary_cross_entropy_with_logits(
+            logits.squeeze(1), labels.float(), reduction="none"
+        )
+        # Over all pixels, ignored ones included, as transformers averages it.
+        return (loss * valid).mean()
+
+
+class SegformerForImageClassification(SegformerPreTrainedModel):
+    """MiT encoder, mean over the last stage's tokens, and a linear classifier."""
+
+    def __init__(self, config: SegformerConfig) -> None:
+        super().__init__(config)
+        self.segformer = SegformerModel(config)
+        self.classifier = nn.Linear(config.hidden_sizes[-1], config.num_labels)
+        self.classifier.apply(self._init_weights)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ImageClassifierOutput | tuple[Any, ...]:
+        """Classify `pixel_values` (B, num_channels, H, W).
+
+        Args:
+            labels: (B,) class numbers, (B,) or (B, num_labels) floats for regression, or
+                (B, num_labels) floats from 0 to 1 for multi-label classification; the loss is
+                chosen by `config.problem_type`, or by `num_labels` and the dtype where it is None.
+        """
+        encoded = self.segformer(
+            pixel_values,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        last = encoded.last_hidden_state
+        tokens = last.flatten(2).transpose(1, 2) if self.config.reshape_last_stage else last
+        logits = self.classifier(tokens.mean(dim=1))
+        loss = None if labels is None else self._loss(logits, labels)
+        output = ImageClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+        return output if self._return_dict(return_dict) else output.to_tuple()
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        num_labels = self.config.num_labels
+        problem_type = self.config.problem_type
+        if problem_type is None:
+            if num_labels == 1:
+                problem_type = "regression"
+            elif labels.dtype in (torch.long, torch.int):
+                problem_type = "single_label_classification"
+            else:
+                problem_type = "multi_label_classification"
+        labels = labels.to(logits.device)
+        if problem_type == "regression":
+            if num_labels == 1:
+                return F.mse_loss(logits.squeeze(), labels.squeeze())
+            return F.mse_loss(logits, labels)
+        if problem_type == "single_label_classification":
+            return F.cross_entropy(logits.view(-1, num_labels), labels.view(-1))
+        return F.binary_cross_entropy_with_logits(logits, labels)

@@ -1,0 +1,204 @@
+"""KerasHub's SegFormer and MiT: `.weights.h5` files and preset folders.
+
+In a file, layers are numbered in the order of the graph, all stages together: the encoder's blocks
+run through, and the decoder's projections begin with the deepest stage. Kernels have the output
+channels last. GELU is in its tanh form.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from fastseg.checkpoints.report import CheckpointError
+from fastseg.checkpoints.translation import ENCODER, Table, Translation, look_up
+
+CONVERTER_NAME = "image_converter.json"
+# Put before the names of a preset's second file, which repeats names of the first.
+TASK_PREFIX = "task/"
+
+FIELDS = {"hidden_act": "gelu_pytorch_tanh", "block_norm_eps": 1e-6}
+
+_EMBEDDING = re.compile(r"(?:.+/)?overlapping_patching_and_embedding(?:_(\d+))?/(.+)")
+_BLOCK = re.compile(r"(?:.+/)?hierarchical_transformer_encoder(?:_(\d+))?/(.+)")
+_STAGE_NORM = re.compile(r"(?:.+/)?layers/layer_normalization(?:_(\d+))?/(vars/.+)")
+_DENSE = re.compile(r"(?:.+/)?layers/dense(?:_(\d+))?/(vars/.+)")
+_CLASSIFIER = re.compile(rf"(?:{TASK_PREFIX})?layers/conv2d/(vars/.+)")
+_FUSE = re.compile(r"(?:.+/)?sequential/layers/(conv2d|batch_normalization)/(vars/.+)")
+# Not of the model: the optimizer, and the seeds of dropout and stochastic depth.
+_STATE = re.compile(rf"(?:{TASK_PREFIX})?optimizer/.*|.*/seed(?:_generator)?/vars/.*")
+
+_IN_EMBEDDING: Table = {"proj/": ["proj."], "norm/": ["layer_norm."]}
+_IN_BLOCK: Table = {
+    "norm1/": ["layer_norm_1."],
+    "norm2/": ["layer_norm_2."],
+    "attn/q/": ["attention.self.query."],
+    "attn/k/": ["attention.self.key."],
+    "attn/v/": ["attention.self.value."],
+    "attn/sr/": ["attention.self.sr."],
+    "attn/norm/": ["attention.self.layer_norm."],
+    "attn/proj/": ["attention.output.dense."],
+    "mlp/fc1/": ["mlp.dense1."],
+    "mlp/dwconv/": ["mlp.dwconv.dwconv."],
+    "mlp/fc2/": ["mlp.dense2."],
+}
+_VARIABLES = ("weight", "bias", "running_mean", "running_var")
+
+
+def is_keras(names: Iterable[str]) -> bool:
+    """Whether these are paths of variables in Keras 3's files."""
+    names = list(names)
+    return bool(names) and all("/vars/" in name for name in names)
+
+
+def read_preset(config: Mapping[str, Any], task: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Fields of the configuration from a preset's config.json and task.json.
+
+    Raises:
+        CheckpointError: the preset is of another architecture.
+    """
+    backbone = config.get("config") or {}
+    encoder = backbone.get("image_encoder", config)
+    sizes = encoder.get("config") or {}
+    made_by = str(encoder.get("registered_name"))
+    if made_by != "keras_hub>MiTBackbone":
+        raise CheckpointError(
+            "config.json: expected a preset of KerasHub's SegFormer or MiT, got one of "
+            f"{config.get('registered_name') or config.get('class_name')}"
+        )
+    if task is not None and (task.get("config") or {}).get("pooling", "avg") != "avg":
+        raise CheckpointError("task.json: expected average pooling, got another one")
+    fields = {
+        "depths": sizes.get("layerwise_depths"),
+        "num_attention_heads": sizes.get("layerwise_num_heads"),
+        "strides": sizes.get("layerwise_strides"),
+        "drop_path_rate": sizes.get("max_drop_path_rate"),
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def read_converter(converter: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of SegformerImageProcessor from a preset's image_converter.json.
+
+    KerasHub computes `scale * pixels + offset` on bytes. Its cropping to the aspect ratio is left
+    out.
+    """
+    options = converter.get("config") or {}
+    scale, offset = options.get("scale"), options.get("offset")
+    processor: dict[str, Any] = {"do_rescale": False, "do_normalize": False}
+    if size := options.get("image_size"):
+        processor["size"] = tuple(size)
+    if scale is None and offset is None:
+        return processor
+    scales = scale if isinstance(scale, list) else [1.0 if scale is None else scale] * 3
+    offsets = offset if isinstance(offset, list) else [offset or 0.0] * 3
+    stds = [1 / (255 * value) for value in scales]
+    means = [-shift * std for shift, std in zip(offsets, stds, strict=True)]
+    return {
+        **processor,
+        "do_rescale": True,
+        "do_normalize": True,
+        "image_mean": means,
+        "image_std": stds,
+    }
+
+
+def translate(
+    tensors: Mapping[str, torch.Tensor], depths: Sequence[int] | None = None
+) -> Translation:
+    """Bring names and axis order to PyTorch's; unknown names stay as they are.
+
+    Args:
+        depths: blocks in each stage. Without it a block belongs to the stage of its width.
+
+    Raises:
+        CheckpointError: neighbouring stages have the same width, and `depths` is not given.
+    """
+    translation = Translation(fields=dict(FIELDS))
+    tensors = {name: tensor for name, tensor in tensors.items() if not _STATE.fullmatch(name)}
+    widths = _numbered(tensors, _EMBEDDING, "norm/vars/0")
+    places = _places(widths, _numbered(tensors, _BLOCK, "norm1/vars/0"), depths)
+    segments = any(_FUSE.fullmatch(name) for name in tensors)
+    stages = _projections(widths, _numbered(tensors, _DENSE, "vars/0")) if segments else {}
+    for name, tensor in tensors.items():
+        target = _target(name, places, stages)
+        translation.add(name, _to_pytorch(name, tensor), [name if target is None else target])
+    return translation
+
+
+def _to_pytorch(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.ndim == 4:
+        # A depthwise kernel is (height, width, channels, 1) here.
+        return tensor.permute(2, 3, 0, 1) if "/dwconv/" in name else tensor.permute(3, 2, 0, 1)
+    return tensor.t() if tensor.ndim == 2 else tensor
+
+
+def _numbered(
+    tensors: Mapping[str, torch.Tensor], layer: re.Pattern[str], variable: str
+) -> list[int]:
+    """The first dimension of each such layer's variable, in the layers' order."""
+    sizes = {}
+    for name, tensor in tensors.items():
+        match = layer.fullmatch(name)
+        if match and match[2] == variable and not name.startswith(TASK_PREFIX):
+            sizes[int(match[1] or 0)] = tensor.shape[0]
+    return [sizes[number] for number in sorted(sizes)]
+
+
+def _places(
+    widths: Sequence[int], blocks: Sequence[int], depths: Sequence[int] | None
+) -> list[str]:
+    """`stage.block` of every block in their running order."""
+    if depths is None:
+        if any(left == right for left, right in itertools.pairwise(widths)):
+            raise CheckpointError(
+                "depths: expected the number of blocks in each stage, which a Keras file does not "
+                f"tell where neighbouring stages have the same width: {list(widths)}"
+            )
+        depths = [blocks.count(width) for width in widths]
+    return [f"{stage}.{block}" for stage, depth in enumerate(depths) for block in range(depth)]
+
+
+def _projections(widths: Sequence[int], inputs: Sequence[int]) -> dict[int, int]:
+    """From a Dense layer's number to the stage that it projects."""
+    if len(set(widths)) == len(widths) and sorted(inputs) == sorted(widths):
+        return {number: widths.index(width) for number, width in enumerate(inputs)}
+    return {number: len(inputs) - 1 - number for number in range(len(inputs))}
+
+
+def _target(name: str, places: Sequence[str], stages: Mapping[int, int]) -> str | None:
+    """The model's name of a variable; None for what no SegFormer has."""
+    if match := _EMBEDDING.fullmatch(name):
+        inner = look_up(_IN_EMBEDDING, match[2])
+        return _named(f"{ENCODER}patch_embeddings.{match[1] or 0}.", inner)
+    if match := _BLOCK.fullmatch(name):
+        number = int(match[1] or 0)
+        inner = look_up(_IN_BLOCK, match[2])
+        return _named(f"{ENCODER}block.{places[number]}.", inner) if number < len(places) else None
+    if match := _STAGE_NORM.fullmatch(name):
+        return _named(f"{ENCODER}layer_norm.{match[1] or 0}.", [match[2]])
+    if match := _FUSE.fullmatch(name):
+        layer = "linear_fuse" if match[1] == "conv2d" else "batch_norm"
+        return _named(f"decode_head.{layer}.", [match[2]])
+    if match := _CLASSIFIER.fullmatch(name):
+        return _named("decode_head.classifier.", [match[1]])
+    if match := _DENSE.fullmatch(name):
+        number = int(match[1] or 0)
+        if name.startswith(TASK_PREFIX) or not stages:
+            return _named("classifier.", [match[2]])
+        return _named(f"decode_head.linear_c.{stages[number]}.proj.", [match[2]])
+    return None
+
+
+def _named(prefix: str, inner: Sequence[str] | None) -> str | None:
+    """`prefix` and a name that ends with a variable's number, which becomes its PyTorch name."""
+    if inner is None:
+        return None
+    layer, _, number = inner[0].rpartition("vars/")
+    if number not in ("0", "1", "2", "3"):
+        return None
+    return prefix + layer + _VARIABLES[int(number)]

@@ -1,0 +1,215 @@
+"""Tensor names of PyTorch checkpoints: transformers, NVlabs, mmseg, segmentation_models_pytorch.
+
+transformers has two module trees for SegFormer. fastseg's modules carry the older one, which every
+`save_pretrained` writes; a raw `torch.save(model.state_dict())` of transformers 5.9 and later has
+the newer one. The other three share the authors' encoder, open-mmlab's mmseg with names of its own.
+An encoder and a head are recognised each by itself, so files of converters that rename only the
+encoder load too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from fastseg.checkpoints.translation import BASE, ENCODER, Table, Translation, look_up
+
+# Before all names: DistributedDataParallel, torch.compile, Lightning.
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+
+_NEW_STAGE = re.compile(r"stages\.(\d+)\.(?:blocks\.(\d+)|(patch_embeddings|layer_norm))\.(.+)")
+_NEW_BLOCK: Table = {
+    "attention.q_proj.": ["attention.self.query."],
+    "attention.k_proj.": ["attention.self.key."],
+    "attention.v_proj.": ["attention.self.value."],
+    "attention.o_proj.": ["attention.output.dense."],
+    "attention.sequence_reduction.sequence_reduction.": ["attention.self.sr."],
+    "attention.sequence_reduction.layer_norm.": ["attention.self.layer_norm."],
+    "mlp.fc1.": ["mlp.dense1."],
+    "mlp.fc2.": ["mlp.dense2."],
+    "layernorm_before.": ["layer_norm_1."],
+    "layernorm_after.": ["layer_norm_2."],
+}
+_NEW_LINEAR = "decode_head.linear_projections."
+
+_NVLABS_STAGE = re.compile(r"(?:backbone\.|encoder\.)?(patch_embed|block|norm)([1-9])\.(.+)")
+_NVLABS_EMBEDDING: Table = {"proj.": ["proj."], "norm.": ["layer_norm."]}
+_NVLABS_BLOCK: Table = {
+    "norm1.": ["layer_norm_1."],
+    "norm2.": ["layer_norm_2."],
+    "attn.q.": ["attention.self.query."],
+    "attn.kv.": ["attention.self.key.", "attention.self.value."],
+    "attn.sr.": ["attention.self.sr."],
+    "attn.norm.": ["attention.self.layer_norm."],
+    "attn.proj.": ["attention.output.dense."],
+    "mlp.fc1.": ["mlp.dense1."],
+    "mlp.fc2.": ["mlp.dense2."],
+    "mlp.dwconv.dwconv.": ["mlp.dwconv.dwconv."],
+}
+_NVLABS_HEAD: Table = {
+    **{
+        f"decode_head.linear_c{stage}.proj.": [f"decode_head.linear_c.{stage - 1}.proj."]
+        for stage in range(1, 10)
+    },
+    "decode_head.linear_fuse.conv.": ["decode_head.linear_fuse."],
+    "decode_head.linear_fuse.bn.": ["decode_head.batch_norm."],
+    "decode_head.linear_pred.": ["decode_head.classifier."],
+    # Every head of mmseg inherits this layer; the authors' never calls it.
+    "decode_head.conv_seg.": [],
+}
+
+_MMSEG_STAGE = re.compile(
+    r"(?:backbone\.)?layers\.(\d+)\.(?:(0|2)\.|1\.(\d+)\.(?=norm|attn|ffn))(.+)"
+)
+_MMSEG_EMBEDDING: Table = {"projection.": ["proj."], "norm.": ["layer_norm."]}
+_MMSEG_BLOCK: Table = {
+    "norm1.": ["layer_norm_1."],
+    "norm2.": ["layer_norm_2."],
+    "attn.attn.in_proj_": [f"attention.self.{part}." for part in ("query", "key", "value")],
+    "attn.attn.out_proj.": ["attention.output.dense."],
+    "attn.sr.": ["attention.self.sr."],
+    "attn.norm.": ["attention.self.layer_norm."],
+    "ffn.layers.0.": ["mlp.dense1."],
+    "ffn.layers.1.": ["mlp.dwconv.dwconv."],
+    "ffn.layers.4.": ["mlp.dense2."],
+}
+_MMSEG_HEAD = ("decode_head.convs.", "decode_head.fusion_conv.")
+
+_SMP_STAGE = re.compile(r"decoder\.mlp_stage\.(\d+)\.linear\.(.+)")
+_SMP_HEAD: Table = {
+    "decoder.fuse_stage.0.": ["decode_head.linear_fuse."],
+    "decoder.fuse_stage.1.": ["decode_head.batch_norm."],
+    "segmentation_head.0.": ["decode_head.classifier."],
+}
+
+_NVLABS_FIELDS = {"block_norm_eps": 1e-6, "stage_norm_eps": 1e-6}
+_MMSEG_FIELDS = {**_NVLABS_FIELDS, "patch_norm_eps": 1e-6, "reduction_norm_eps": 1e-6}
+
+_OTHER_HEAD = (
+    "the decode head is {}, another network than SegFormer's of the paper{}. Load the encoder "
+    "with SegformerModel.from_pretrained, or build the model with its own library and speed it up "
+    "with fastseg.accelerate(model)"
+)
+
+
+def translate(tensors: Mapping[str, torch.Tensor]) -> Translation:
+    """Bring the names of a PyTorch file to fastseg's; unknown names stay as they are."""
+    prefix = _common_prefix(tensors)
+    bare = {name: name.removeprefix(prefix) for name in tensors}
+    translation = Translation(fields=_fields(bare.values()), foreign_head=_foreign_head(bare))
+    projections = sum(
+        bool(_SMP_STAGE.fullmatch(name)) and name.endswith("weight") for name in bare.values()
+    )
+    for name, short in bare.items():
+        if translation.foreign_head and short.startswith(
+            ("decode_head.", "decoder.", "segmentation_head.")
+        ):
+            targets = ["decode_head." + short.removeprefix("decode_head.")]
+        else:
+            targets = _targets(short, projections)
+        tensor = tensors[name]
+        if any(".mlp.dense" in target for target in targets) and tensor.shape[2:] == (1, 1):
+            tensor = tensor.flatten(1)  # mmseg has 1x1 convolutions for linear layers
+        translation.add(name, tensor, targets)
+    return translation
+
+
+def _common_prefix(names: Iterable[str]) -> str:
+    names = list(names)
+    prefix = ""
+    while names:
+        longer = [
+            prefix + wrapper
+            for wrapper in _WRAPPERS
+            if all(name.startswith(prefix + wrapper) for name in names)
+        ]
+        if not longer:
+            break
+        prefix = longer[0]
+    return prefix
+
+
+def _fields(names: Iterable[str]) -> dict[str, Any]:
+    """What the encoder's library has other defaults for than transformers."""
+    names = list(names)
+    if any(_NVLABS_STAGE.fullmatch(name) for name in names):
+        return dict(_NVLABS_FIELDS)
+    if any(_MMSEG_STAGE.fullmatch(name) for name in names):
+        return dict(_MMSEG_FIELDS)
+    return {}
+
+
+def _foreign_head(bare: Mapping[str, str]) -> str | None:
+    names = list(bare.values())
+    if any(name.startswith(_MMSEG_HEAD) for name in names):
+        return _OTHER_HEAD.format(
+            "mmseg's SegformerHead",
+            ": a ReLU stands between each stage's projection and its upsampling",
+        )
+    if any(name.startswith("decoder.") for name in names) and not any(
+        _SMP_STAGE.fullmatch(name) for name in names
+    ):
+        return _OTHER_HEAD.format("of segmentation_models_pytorch, not its Segformer", "")
+    return None
+
+
+def _targets(name: str, projections: int) -> list[str]:
+    """The model's names for `name`; that name itself where nothing knows it."""
+    if name.startswith(_NEW_LINEAR):
+        return ["decode_head.linear_c." + name.removeprefix(_NEW_LINEAR)]
+    # `head` is the classifier that encoders were trained with on ImageNet. Inside a segmentation
+    # model it is a leftover.
+    if name.startswith("head."):
+        return ["classifier." + name.removeprefix("head.")]
+    if name.startswith("backbone.head."):
+        return []
+    if match := _SMP_STAGE.fullmatch(name):  # coarsest first
+        stage = projections - 1 - int(match[1])
+        return [f"decode_head.linear_c.{stage}.proj.{match[2]}"]
+    for head in (_NVLABS_HEAD, _SMP_HEAD):
+        if (found := look_up(head, name)) is not None:
+            return found
+    inner = _encoder_names(name)
+    return [name] if inner is None else [ENCODER + target for target in inner]
+
+
+def _encoder_names(name: str) -> list[str] | None:
+    """Names inside the encoder, such as `block.0.1.mlp.dense1.bias`; None for what is not in it."""
+    short = name.removeprefix(BASE)
+    if match := _NEW_STAGE.fullmatch(short):
+        stage, block, part, rest = match.groups()
+        if part is not None:
+            return [f"{part}.{stage}.{rest}"]
+        return _in_block(_NEW_BLOCK, stage, block, rest)
+    if match := _NVLABS_STAGE.fullmatch(short):
+        part, number, rest = match.groups()
+        stage = str(int(number) - 1)
+        if part == "norm":
+            return [f"layer_norm.{stage}.{rest}"]
+        if part == "patch_embed":
+            return _in_embedding(_NVLABS_EMBEDDING, stage, rest)
+        block, _, rest = rest.partition(".")
+        return _in_block(_NVLABS_BLOCK, stage, block, rest)
+    if match := _MMSEG_STAGE.fullmatch(short):
+        stage, part, block, rest = match.groups()
+        if part == "2":
+            return [f"layer_norm.{stage}.{rest}"]
+        if part == "0":
+            return _in_embedding(_MMSEG_EMBEDDING, stage, rest)
+        return _in_block(_MMSEG_BLOCK, stage, block, rest)
+    if short.startswith("encoder."):
+        return [short.removeprefix("encoder.")]
+    return None
+
+
+def _in_block(table: Table, stage: str, block: str, rest: str) -> list[str]:
+    found = look_up(table, rest)
+    return [f"block.{stage}.{block}.{target}" for target in ([rest] if found is None else found)]
+
+
+def _in_embedding(table: Table, stage: str, rest: str) -> list[str]:
+    found = look_up(table, rest)
+    return [f"patch_embeddings.{stage}.{target}" for target in ([rest] if found is None else found)]

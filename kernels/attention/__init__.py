@@ -1,0 +1,1 @@
+"""Spatial-reduction attention with LayerNorm and residual: `sr_attention`."""

@@ -1,0 +1,1 @@
+"""What several ops share: products, activations, resizing, device functions."""

@@ -1,0 +1,1 @@
+"""Registration, dispatch, launches, launch configurations and argument checks of the ops."""

@@ -1,0 +1,1 @@
+"""Overlapping patch embedding with LayerNorm: `patch_embed`."""

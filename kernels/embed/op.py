@@ -1,0 +1,335 @@
+"""Overlapping patch embedding: strided convolution, then LayerNorm, straight to tokens.
+
+    tokens = LN(conv(p) + bias),   p = feature_map  or  feature_map * pixel_scale + pixel_offset
+
+As a matrix product over patches the convolution's output rows are tokens: LayerNorm is an epilogue,
+and between stages neither a transpose nor a copy is made. The padding is 0 after the normalisation
+of pixels, whatever scale and offset are.
+
+Pixels (a few channels, any strides, uint8 or floating) and a stage's tokens (channels-last, widths
+in multiples of 32) have kernels of their own; the latter in two forms:
+
+- "whole_row": a program holds all channels of its tokens, normalises and writes them;
+- "split": channels and taps are split among programs, and a second kernel adds the float32 parts
+  and normalises: for grids that give too few programs with whole rows, and for wide rows.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from ..blocks.primitives import ceil_div, matmul_precision
+from ..core.checks import KERNEL_DTYPES, check_parameter, common_reason, whole_in_graph
+from ..core.configurations import look_up
+from ..core.dispatch import use_triton
+from ..core.launch import launch
+from ..core.optional_triton import triton
+from ..core.registry import register
+from .kernels import (
+    patch_embed_pixels_kernel,
+    patch_embed_reduce_kernel,
+    patch_embed_split_kernel,
+    patch_embed_whole_row_kernel,
+)
+
+MAX_CHANNELS = 512  # of a row that one program normalises
+# Of the kernel from pixels: columns times input channels of a step, and the elements of its tile of
+# weights, 64 KiB in float32. Twice that would pass what a multiprocessor of sm_80 or sm_120 has.
+MAX_STEP_WIDTH = 128
+MAX_STEP_SIZE = 1 << 14
+
+
+def eager(
+    feature_map: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    stride: int,
+    padding: int,
+    eps: float,
+    pixel_scale: torch.Tensor | None,
+    pixel_offset: torch.Tensor | None,
+) -> torch.Tensor:
+    """The eager twin: the tokens alone."""
+    if pixel_scale is not None or pixel_offset is not None:
+        feature_map = feature_map.to(torch.promote_types(weight.dtype, torch.float32))
+        if pixel_scale is not None:
+            feature_map = feature_map * pixel_scale[:, None, None]
+        if pixel_offset is not None:
+            feature_map = feature_map + pixel_offset[:, None, None]
+        feature_map = feature_map.to(weight.dtype)
+    # Left to itself, a convolution of contiguous pixels answers in NCHW and costs a transpose.
+    feature_map = feature_map.contiguous(memory_format=torch.channels_last)
+    embedded = F.conv2d(feature_map, weight, bias, stride=stride, padding=padding)
+    batch, channels, height, width = embedded.shape
+    tokens = embedded.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+    return F.layer_norm(tokens, (channels,), norm_weight, norm_bias, eps)
+
+
+def output_size(side: int, kernel: int, stride: int, padding: int) -> int:
+    """How many patches lie along a side of the input."""
+    return (side + 2 * padding - kernel) // stride + 1
+
+
+def _empty_output(feature_map, weight, stride, padding) -> torch.Tensor:
+    channels, _, kernel, _ = weight.shape
+    height, width = (output_size(side, kernel, stride, padding) for side in feature_map.shape[2:])
+    return weight.new_empty(feature_map.shape[0], height * width, channels)
+
+
+def _next_power_of_2(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+def _is_tokens(weight, pixel_scale, pixel_offset) -> bool:
+    """Whether the kernels from tokens serve, and not the one from pixels."""
+    plain = pixel_scale is None and pixel_offset is None
+    return plain and weight.shape[0] % 32 == 0 and weight.shape[1] % 32 == 0
+
+
+def fused(
+    feature_map: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    stride: int,
+    padding: int,
+    eps: float,
+    pixel_scale: torch.Tensor | None,
+    pixel_offset: torch.Tensor | None,
+) -> torch.Tensor:
+    """The kernels."""
+    channels, in_channels, kernel, _ = weight.shape
+    in_height, in_width = feature_map.shape[2:]
+    output = _empty_output(feature_map, weight, stride, padding)
+    tokens = output.shape[0] * output.shape[1]
+    if tokens == 0:
+        return output
+    height, width = (output_size(side, kernel, stride, padding) for side in (in_height, in_width))
+    grid_sizes = (tokens, height, width, in_height, in_width)
+    from_tokens = _is_tokens(weight, pixel_scale, pixel_offset)
+    weight = weight.permute(0, 2, 3, 1).contiguous()  # no copy of channels-last memory
+    parameters = tuple(tensor.contiguous() for tensor in (bias, norm_weight, norm_bias))
+    constants = {
+        "IN_CHANNELS": in_channels,
+        "CHANNELS": channels,
+        "KERNEL": kernel,
+        "STRIDE": stride,
+        "PADDING": padding,
+        "PRECISION": matmul_precision(weight.dtype),
+    }
+    sizes = {"in_channels": in_channels, "out_channels": channels, "tokens": tokens}
+    device, dtype = weight.device, weight.dtype
+    if not from_tokens:
+        config = look_up("patch_embed_pixels", device, dtype, sizes)
+        scale, offset = (
+            None if tensor is None else tensor.contiguous()
+            for tensor in (pixel_scale, pixel_offset)
+        )
+        launch(
+            patch_embed_pixels_kernel,
+            (ceil_div(tokens, config["BLOCK_M"]),),
+            *(feature_map, scale, offset, weight, *parameters, output),
+            *(*grid_sizes, *feature_map.stride(), eps),
+            **constants,
+            BLOCK_N=max(16, triton.next_power_of_2(channels)),
+            BLOCK_K=max(16, triton.next_power_of_2(kernel * in_channels)),
+            **config,
+        )
+        return output
+
+    x = feature_map.permute(0, 2, 3, 1).contiguous()
+    divides = {"BLOCK_N": channels, "BLOCK_K": in_channels}
+    config = look_up("patch_embed", device, dtype, sizes, divides)
+    form = config.pop("form")
+    if form == "whole_row":
+        launch(
+            patch_embed_whole_row_kernel,
+            (ceil_div(tokens, config["BLOCK_M"]),),
+            *(x, weight, *parameters, output, *grid_sizes, eps),
+            **constants,
+            **config,
+        )
+        return output
+    if form != "split":
+        raise ValueError(f"patch_embed: expected form 'whole_row' or 'split', got {form!r}")
+    parts = output.new_empty((config["SPLIT"], tokens, channels), dtype=torch.float32)
+    launch(
+        patch_embed_split_kernel,
+        (
+            ceil_div(tokens, config["BLOCK_M"]),
+            channels // config["BLOCK_N"],
+            config["SPLIT"],
+        ),
+        *(x, weight, parts, *grid_sizes),
+        **constants,
+        **config,
+    )
+    reduce_config = look_up("patch_embed_reduce", device, dtype, sizes)
+    launch(
+        patch_embed_reduce_kernel,
+        (ceil_div(tokens, reduce_config["BLOCK_M"]),),
+        *(parts, *parameters, output, tokens, eps),
+        CHANNELS=channels,
+        SPLIT=config["SPLIT"],
+        BLOCK_N=triton.next_power_of_2(channels),
+        **reduce_config,
+    )
+    return output
+
+
+def _fake(feature_map, weight, bias, norm_weight, norm_bias, stride, padding, *_) -> torch.Tensor:
+    return _empty_output(feature_map, weight, stride, padding)
+
+
+register(
+    "patch_embed(Tensor feature_map, Tensor weight, Tensor bias, Tensor norm_weight,"
+    " Tensor norm_bias, int stride, int padding, float eps, Tensor? pixel_scale,"
+    " Tensor? pixel_offset) -> Tensor",
+    fused,
+    eager,
+    _fake,
+)
+
+
+def supports(
+    feature_map: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    pixel_scale: torch.Tensor | None = None,
+    pixel_offset: torch.Tensor | None = None,
+) -> str | None:
+    """Why the kernels cannot take these arguments; None where they can."""
+    if feature_map.dtype not in (*KERNEL_DTYPES, torch.uint8):
+        return f"there are no kernels for {feature_map.dtype}"
+    channels, in_channels, kernel, _ = weight.shape
+    if channels > MAX_CHANNELS:
+        return f"{channels} channels are more than {MAX_CHANNELS}"
+    if not _is_tokens(weight, pixel_scale, pixel_offset):
+        step = kernel * in_channels
+        if step > MAX_STEP_WIDTH:
+            return (
+                f"{in_channels} input channels, if not plain tokens in multiples of 32, times "
+                f"{kernel} columns are more than {MAX_STEP_WIDTH}"
+            )
+        if max(16, _next_power_of_2(step)) * _next_power_of_2(channels) > MAX_STEP_SIZE:
+            return (
+                f"{in_channels} input channels, if not plain tokens in multiples of 32, times "
+                f"{kernel} columns times {channels} channels are too many for shared memory"
+            )
+    return common_reason(
+        weight, bias, norm_weight, norm_bias, feature_map, pixel_scale, pixel_offset
+    )
+
+
+def patch_embed(
+    feature_map: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    *,
+    stride: int,
+    padding: int,
+    eps: float,
+    pixel_scale: torch.Tensor | None = None,
+    pixel_offset: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, int, int]:
+    """Embed the patches of `feature_map`.
+
+    Args:
+        feature_map: (B, C_in, H_in, W_in): pixels, or the channels-last view of a stage's tokens.
+            Of the dtype of `weight`; with a scale or an offset any floating dtype, and with a scale
+            uint8 too.
+        weight: (C, C_in, k, k) of the convolution, best in channels-last memory; bias: (C,).
+        norm_weight, norm_bias: (C,) of the LayerNorm over channels.
+        stride, padding: of the convolution.
+        eps: of the LayerNorm.
+        pixel_scale, pixel_offset: (C_in,) float32 (float64 for weights in float64), or None. The
+            convolution takes `feature_map * pixel_scale + pixel_offset`, computed in that dtype and
+            cast to that of `weight`. Its padding is 0 all the same.
+
+    Returns:
+        tokens (B, H * W, C), contiguous, and H, W with H = (H_in + 2 * padding - k) // stride + 1.
+
+    Raises:
+        TypeError: dtypes that do not go together.
+        ValueError: shapes or devices that do not match, or an input smaller than the kernel.
+    """
+    _check_input(feature_map, weight, stride, padding, pixel_scale, pixel_offset)
+    channels, _, kernel, _ = weight.shape
+    for name, parameter in (
+        ("bias", bias),
+        ("norm_weight", norm_weight),
+        ("norm_bias", norm_bias),
+    ):
+        check_parameter(name, parameter, (channels,), weight)
+    height, width = (output_size(side, kernel, stride, padding) for side in feature_map.shape[2:])
+    arguments = (feature_map, weight, bias, norm_weight, norm_bias)
+    reason = supports(*arguments, pixel_scale, pixel_offset)
+    registered = use_triton("patch_embed", feature_map.device, reason) or whole_in_graph(
+        weight, bias, norm_weight, norm_bias, feature_map, pixel_scale, pixel_offset
+    )
+    op = torch.ops.fastseg.patch_embed if registered else eager
+    tokens = op(*arguments, stride, padding, eps, pixel_scale, pixel_offset)
+    return tokens, height, width
+
+
+def _check_input(feature_map, weight, stride, padding, pixel_scale, pixel_offset) -> None:
+    if weight.ndim != 4 or weight.shape[2] != weight.shape[3] or not weight.is_floating_point():
+        raise ValueError(
+            "weight: expected a floating-point tensor (channels, input channels, kernel, kernel), "
+            f"got {weight.dtype} {tuple(weight.shape)}"
+        )
+    _, in_channels, kernel, _ = weight.shape
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    for name, parameter in (("pixel_scale", pixel_scale), ("pixel_offset", pixel_offset)):
+        if parameter is not None:
+            if tuple(parameter.shape) != (in_channels,):
+                raise ValueError(
+                    f"{name}: expected shape ({in_channels},), got {tuple(parameter.shape)}"
+                )
+            if parameter.dtype != wide:
+                raise TypeError(f"{name}: expected {wide}, got {parameter.dtype}")
+            if parameter.device != weight.device:
+                raise ValueError(
+                    f"{name}: expected a tensor on {weight.device}, got {parameter.device}"
+                )
+    if not isinstance(feature_map, torch.Tensor):
+        raise TypeError(f"feature_map: expected a tensor, got {type(feature_map).__name__}")
+    if feature_map.dtype == torch.uint8:
+        if pixel_scale is None:
+            raise TypeError("feature_map: expected floating-point, or a pixel_scale, got uint8")
+    elif not feature_map.is_floating_point():
+        raise TypeError(f"feature_map: expected floating-point or uint8, got {feature_map.dtype}")
+    elif (
+        feature_map.dtype != weight.dtype
+        and pixel_scale is None
+        and pixel_offset is None
+        and not torch.is_autocast_enabled(weight.device.type)
+    ):
+        raise TypeError(
+            f"feature_map: expected {weight.dtype} as the weight, got {feature_map.dtype}"
+        )
+    if feature_map.device != weight.device:
+        raise ValueError(
+            f"feature_map: expected a tensor on {weight.device} as the weight, "
+            f"got {feature_map.device}"
+        )
+    if feature_map.ndim != 4 or feature_map.shape[1] != in_channels:
+        raise ValueError(
+            f"feature_map: expected shape (batch, {in_channels}, height, width), "
+            f"got {tuple(feature_map.shape)}"
+        )
+    if stride < 1 or padding < 0:
+        raise ValueError(f"stride, padding: expected at least 1 and 0, got {stride} and {padding}")
+    height, width = feature_map.shape[2:]
+    smallest = max(kernel - 2 * padding, 1)
+    if height < smallest or width < smallest:
+        raise ValueError(
+            f"feature_map: expected at least {smallest}x{smallest} for a kernel of {kernel} and "
+            f"padding {padding}, got {height}x{width}"
+        )

@@ -1,0 +1,1 @@
+"""Mix-FFN with LayerNorm and residual: `mix_ffn`."""

@@ -1,0 +1,430 @@
+"""Mix-FFN with its LayerNorm and residual, and the stage's final LayerNorm where it ends one.
+
+    y = x + W2 act(dwconv3x3(W1 N(x) + b1)) + b2,   N(x) = (x - mean) * rstd
+
+LayerNorm's affine part is inside W1 and b1 (`fastseg/models/segformer/fold.py`). The hidden tensor
+is four times as wide as x, and the convolution is what keeps the two linear maps apart: it looks
+one pixel around. Kernels take one of three forms, which the configuration names:
+
+- "tail": N and W1, then one kernel for all the rest (`depthwise`): the activated tensor is never
+  written. Where few programs of it would fill the GPU or its accumulators would spill:
+- "split": N and W1, convolution and activation, W2 and the residual: three kernels.
+- "implicit": one kernel, no hidden tensor. W1 and the convolution are one dense 3x3 convolution of
+  N(x), an implicit matrix product of nine times the FLOPs, hence for narrow stages only. The
+  convolution pads the HIDDEN tensor with zeros, so a tap outside of the image contributes
+  neither x nor its share of b1.
+
+On a CPU the hidden tensor is made in stripes of rows, so that it stays in the cache and no stripe
+is large enough to be mapped and zeroed anew by the allocator at every call. Where x is narrow, and
+its grid large, in groups of hidden channels too, which the convolution does not mix: stripes of
+them fit a smaller cache, without so few rows that the convolution's margins cost much.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ..blocks.activations import ACTIVATIONS, activate
+from ..blocks.bilinear import image_stripes
+from ..blocks.linear import linear
+from ..blocks.onednn import dense, dense_residual
+from ..blocks.primitives import ceil_div, matmul_precision
+from ..core.checks import autocasts, check_parameter, check_tokens, common_reason, whole_in_graph
+from ..core.configurations import look_up
+from ..core.dispatch import use_triton
+from ..core.launch import launch
+from ..core.optional_triton import tl, triton
+from ..core.registry import register
+from ..norm.op import fused as fused_layer_norm
+from .depthwise import depthwise_kernel, finish_rows, tail_kernel, tile_pixels
+
+# Of the eager twin in groups of hidden channels: up to which width of x they pay, the fewest
+# channels of a group, and tensors as large as a stripe that are in use at once. Grids of 64 and 128
+# a side with 64 channels took 0.6 and 0.8 of their time without groups, 128 with 32 channels as
+# long, and 64 with 128 channels 1.05 (one core of an AMD EPYC).
+_MOST_CHANNELS_GROUPED = 64
+_LEAST_GROUP = 64
+_GROUP_TENSORS = 4
+
+
+def eager(
+    x: torch.Tensor,
+    height: int,
+    width: int,
+    *,
+    eps: float,
+    fc1_weight: torch.Tensor,
+    fc1_bias: torch.Tensor,
+    dwconv_weight: torch.Tensor,
+    dwconv_bias: torch.Tensor,
+    fc2_weight: torch.Tensor,
+    fc2_bias: torch.Tensor,
+    activation: str,
+    fc1_weight_sum: torch.Tensor | None,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    norm_eps: float,
+) -> torch.Tensor:
+    """The eager twin."""
+    batch, _, channels = x.shape
+    hidden_channels = fc1_weight.shape[0]
+    groups = _channel_groups(
+        x, fc1_weight, fc1_bias, dwconv_weight, dwconv_bias, fc2_weight, fc2_bias
+    )
+    row_bytes = width * hidden_channels * x.element_size()
+    if len(groups) > 1:
+        row_bytes = row_bytes // len(groups) * _GROUP_TENSORS
+    grid = x.reshape(batch, height, width, channels)
+    stripes = image_stripes(batch, height, row_bytes, x.device)
+    output: torch.Tensor | None = None
+    for images, top, bottom in stripes:
+        if len(stripes) == 1:
+            # Without slices: their bounds would make graphs of any size slow to trace.
+            source, target, rows = grid, grid, slice(None)
+        else:
+            # The convolution looks one row beyond the stripe on either side, where there is one.
+            above, below = max(top - 1, 0), min(bottom + 1, height)
+            source, target = grid[images, above:below], grid[images, top:bottom]
+            rows = slice(top - above, bottom - above)
+        normalized = F.layer_norm(source, (channels,), eps=eps)
+        for weight_1, bias_1, taps, tap_bias, weight_2, bias_2 in groups:
+            hidden = dense(normalized, weight_1, bias_1).permute(0, 3, 1, 2)
+            hidden = F.conv2d(hidden, taps, tap_bias, padding=1, groups=len(taps))
+            hidden = ACTIVATIONS[activation](hidden[:, :, rows].permute(0, 2, 3, 1))
+            target = dense_residual(hidden, weight_2, bias_2, target)
+        if len(stripes) == 1:
+            output = target
+            break
+        if output is None:  # in the dtype of the sum, which autocast may choose
+            output = target.new_empty(grid.shape)
+        output[images, top:bottom] = target
+    assert output is not None
+    output = output.view(batch, height * width, channels)
+    if norm_weight is not None:
+        output = F.layer_norm(output, (channels,), norm_weight, norm_bias, norm_eps)
+    return output
+
+
+def _channel_groups(
+    x: torch.Tensor,
+    fc1_weight: torch.Tensor,
+    fc1_bias: torch.Tensor,
+    dwconv_weight: torch.Tensor,
+    dwconv_bias: torch.Tensor,
+    fc2_weight: torch.Tensor,
+    fc2_bias: torch.Tensor,
+) -> list[tuple[Any, ...]]:
+    """The weights in groups of hidden channels, one after another added to the result."""
+    whole = (fc1_weight, fc1_bias, dwconv_weight, dwconv_bias, fc2_weight, fc2_bias)
+    channels, size = x.shape[2], max(_LEAST_GROUP, x.shape[2])
+    if (
+        x.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or channels > _MOST_CHANNELS_GROUPED
+        or fc1_weight.shape[0] <= size
+        or fc2_weight.dtype.itemsize < 4  # sums would be rounded at each group
+        or autocasts(x.device)
+    ):
+        return [whole]
+    # Slices of columns: as they lie, oneDNN would be a thousand times slower.
+    fc2_weights = [part.contiguous() for part in fc2_weight.split(size, dim=1)]
+    biases = [fc2_bias, *[None] * (len(fc2_weights) - 1)]
+    parts = (tensor.split(size) for tensor in whole[:4])
+    return list(zip(*parts, fc2_weights, biases, strict=True))
+
+
+@triton.jit
+def implicit_kernel(
+    x_pointer,  # (pixels, CHANNELS)
+    weight_pointer,  # (9, HIDDEN, CHANNELS): fc1's times a tap's
+    tap_bias_pointer,  # (9, HIDDEN) float32: fc1's bias times a tap's weight
+    bias_pointer,  # (HIDDEN,)
+    fc2_weight_pointer,  # (CHANNELS, HIDDEN)
+    fc2_bias_pointer,  # (CHANNELS,)
+    norm_weight_pointer,  # (CHANNELS,), or None for no LayerNorm of the result
+    norm_bias_pointer,  # (CHANNELS,) or None
+    output_pointer,  # (pixels, CHANNELS)
+    height,
+    width,
+    eps,
+    norm_eps,
+    HIDDEN: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    y, x, pixel = tile_pixels(height, width, BLOCK_Y, BLOCK_X, 1)
+    channel = tl.arange(0, BLOCK_C)
+    in_row = channel < CHANNELS
+    k = tl.arange(0, BLOCK_E)
+    product = tl.zeros((BLOCK_Y * BLOCK_X, BLOCK_C), tl.float32)
+    for first_channel in tl.range(0, HIDDEN, BLOCK_E, num_stages=1):
+        hidden_channel = first_channel + k
+        hidden = tl.zeros((BLOCK_Y * BLOCK_X, BLOCK_E), tl.float32)
+        hidden += tl.load(bias_pointer + hidden_channel).to(tl.float32)[None, :]
+        for tap in range(9):
+            source_y = y + tap // 3 - 1
+            source_x = x + tap % 3 - 1
+            inside = (source_y >= 0) & (source_y < height) & (source_x >= 0) & (source_x < width)
+            source = pixel + (tap // 3 - 1) * width + (tap % 3 - 1)
+            tile = tl.load(
+                x_pointer + source[:, None] * CHANNELS + channel[None, :],
+                mask=inside[:, None] & in_row[None, :],
+                other=0.0,
+            ).to(tl.float32)
+            # A row outside of the image is all zeros, and stays so.
+            tile = tl.where(in_row[None, :], tile - (tl.sum(tile, 1) / CHANNELS)[:, None], 0.0)
+            rstd = tl.rsqrt(tl.sum(tile * tile, 1) / CHANNELS + eps)
+            weight = tl.load(
+                weight_pointer
+                + (tap * HIDDEN + hidden_channel)[None, :] * CHANNELS
+                + channel[:, None],
+                mask=in_row[:, None],
+                other=0.0,
+            )
+            normalized = (tile * rstd[:, None]).to(weight.dtype)
+            hidden = tl.dot(normalized, weight, hidden, input_precision=PRECISION)
+            tap_bias = tl.load(tap_bias_pointer + tap * HIDDEN + hidden_channel)
+            hidden += tl.where(inside[:, None], tap_bias[None, :], 0.0)
+        fc2 = tl.load(
+            fc2_weight_pointer + channel[None, :] * HIDDEN + hidden_channel[:, None],
+            mask=in_row[None, :],
+            other=0.0,
+        )
+        activated = activate(hidden, ACTIVATION).to(fc2.dtype)
+        product = tl.dot(activated, fc2, product, input_precision=PRECISION)
+    finish_rows(
+        (product,),
+        pixel,
+        (y < height) & (x < width),
+        channel,
+        fc2_bias_pointer,
+        x_pointer,
+        norm_weight_pointer,
+        norm_bias_pointer,
+        output_pointer,
+        norm_eps,
+        CHANNELS,
+        BLOCK_C,
+        1,
+    )
+
+
+def tiles(x: torch.Tensor, height: int, width: int, config: dict[str, Any]) -> int:
+    """How many tiles cover the images of a batch."""
+    block_width = config["BLOCK_X"] * config.get("STRIP", 1)
+    return x.shape[0] * ceil_div(height, config["BLOCK_Y"]) * ceil_div(width, block_width)
+
+
+def fused(
+    x: torch.Tensor,
+    height: int,
+    width: int,
+    *,
+    eps: float,
+    fc1_weight: torch.Tensor,
+    fc1_bias: torch.Tensor,
+    dwconv_weight: torch.Tensor,
+    dwconv_bias: torch.Tensor,
+    fc2_weight: torch.Tensor,
+    fc2_bias: torch.Tensor,
+    activation: str,
+    fc1_weight_sum: torch.Tensor | None,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    norm_eps: float,
+) -> torch.Tensor:
+    """The kernels, in the form that the configuration names."""
+    x = x.contiguous()
+    output = torch.empty_like(x)
+    if x.numel() == 0:
+        return output
+    fc1_weight, fc1_bias = fc1_weight.contiguous(), fc1_bias.contiguous()
+    fc2_weight, fc2_bias = fc2_weight.contiguous(), fc2_bias.contiguous()
+    dwconv_bias = dwconv_bias.contiguous()
+    if norm_weight is not None:
+        norm_weight = norm_weight.contiguous()
+        norm_bias = None if norm_bias is None else norm_bias.contiguous()
+    hidden_channels, channels = fc1_weight.shape
+    config = look_up(
+        "mix_ffn",
+        x.device,
+        x.dtype,
+        {"channels": channels, "tokens": x.shape[0] * height * width},
+        divides={"BLOCK_E": hidden_channels},
+    )
+    form = config.pop("form")
+    grid = (tiles(x, height, width, config),)
+    sizes = {"HIDDEN": hidden_channels, "ACTIVATION": activation}
+    precision = matmul_precision(x.dtype)
+
+    if form == "implicit":
+        taps = dwconv_weight.flatten(1).t().float().contiguous()
+        weight = taps.unsqueeze(2) * fc1_weight.float()
+        launch(
+            implicit_kernel,
+            grid,
+            *(x, weight.to(x.dtype), taps * fc1_bias.float(), dwconv_bias, fc2_weight, fc2_bias),
+            *(norm_weight, norm_bias, output, height, width, eps, norm_eps),
+            CHANNELS=channels,
+            PRECISION=precision,
+            BLOCK_C=triton.next_power_of_2(channels),
+            **sizes,
+            **config,
+        )
+        return output
+
+    if fc1_weight_sum is None:
+        fc1_weight_sum = fc1_weight.sum(1, dtype=torch.float32)
+    sums = fc1_weight_sum.contiguous()
+    hidden = linear(x, fc1_weight, fc1_bias, eps=eps, weight_sum=sums)
+    channel_stride, _, row_stride, column_stride = dwconv_weight.stride()
+    strides = (channel_stride, row_stride, column_stride)
+    if form == "tail":
+        splits = ceil_div(channels, config["BLOCK_N"] * config["CHUNKS"])
+        # A program that has only a part of a row cannot normalise it.
+        in_tail = norm_weight if splits == 1 else None
+        launch(
+            tail_kernel,
+            (*grid, splits),
+            *(hidden, dwconv_weight, dwconv_bias, fc2_weight, fc2_bias, x, in_tail, norm_bias),
+            *(output, height, width, *strides, norm_eps),
+            CHANNELS=channels,
+            PRECISION=precision,
+            **sizes,
+            **config,
+        )
+        if splits == 1:
+            return output
+    else:
+        activated = torch.empty_like(hidden)
+        launch(
+            depthwise_kernel,
+            (*grid, hidden_channels // config["BLOCK_E"]),
+            *(hidden, dwconv_weight, dwconv_bias, activated, height, width, *strides),
+            **sizes,
+            **config,
+        )
+        output = linear(activated, fc2_weight, fc2_bias, residual=x)
+    if norm_weight is None:
+        return output
+    return fused_layer_norm(output, norm_weight, norm_bias, norm_eps)
+
+
+register(
+    "mix_ffn(Tensor x, SymInt height, SymInt width, *, float eps, Tensor fc1_weight,"
+    " Tensor fc1_bias, Tensor dwconv_weight, Tensor dwconv_bias, Tensor fc2_weight,"
+    " Tensor fc2_bias, str activation, Tensor? fc1_weight_sum, Tensor? norm_weight,"
+    " Tensor? norm_bias, float norm_eps) -> Tensor",
+    fused,
+    eager,
+    lambda x, height, width, **_: torch.empty(x.shape, dtype=x.dtype, device=x.device),
+)
+
+
+def supports(
+    x: torch.Tensor, fc1_weight: torch.Tensor, *parameters: torch.Tensor | None
+) -> str | None:
+    """Why the kernels cannot take these arguments; None where they can.
+
+    Args:
+        parameters: the other tensors.
+    """
+    hidden_channels, channels = fc1_weight.shape
+    if channels % 32 or hidden_channels % 32:
+        return f"{channels} to {hidden_channels} channels are not multiples of 32"
+    return common_reason(x, fc1_weight, *parameters)
+
+
+def mix_ffn(
+    x: torch.Tensor,
+    height: int,
+    width: int,
+    *,
+    eps: float,
+    fc1_weight: torch.Tensor,
+    fc1_bias: torch.Tensor,
+    dwconv_weight: torch.Tensor,
+    dwconv_bias: torch.Tensor,
+    fc2_weight: torch.Tensor,
+    fc2_bias: torch.Tensor,
+    activation: str = "gelu",
+    fc1_weight_sum: torch.Tensor | None = None,
+    norm_weight: torch.Tensor | None = None,
+    norm_bias: torch.Tensor | None = None,
+    norm_eps: float = 1e-5,
+) -> torch.Tensor:
+    """`x` plus its Mix-FFN; with `norm_weight` LayerNorm of that.
+
+    Args:
+        x: tokens (B, H * W, C), floating.
+        eps: of the LayerNorm before fc1.
+        fc1_weight, fc1_bias: (E, C), (E,).
+        dwconv_weight, dwconv_bias: (E, 1, 3, 3), (E,); zero padding of one pixel. Kernels read the
+            weight fastest where channels are contiguous in memory.
+        fc2_weight, fc2_bias: (C, E), (C,).
+        activation: a name in `ACTIVATIONS`, between the convolution and fc2.
+        fc1_weight_sum: (E,) float32 (float64 for float64), the row sums of `fc1_weight`, which
+            kernels need in half precision: computed at each call where they are not given.
+        norm_weight, norm_bias, norm_eps: (C,), of a LayerNorm of the result; None for none.
+
+    Returns:
+        (B, H * W, C), contiguous.
+
+    Raises:
+        TypeError: `x` is not a floating tensor, or dtypes differ.
+        ValueError: shapes or devices do not match, the grid is empty, or there is no such
+            activation.
+    """
+    check_tokens("x", x, height, width)
+    channels, hidden_channels = x.shape[2], fc1_weight.shape[0]
+    check_parameter("fc1_weight", fc1_weight, (hidden_channels, channels), x)
+    check_parameter("fc1_bias", fc1_bias, (hidden_channels,), x)
+    check_parameter("dwconv_weight", dwconv_weight, (hidden_channels, 1, 3, 3), x)
+    check_parameter("dwconv_bias", dwconv_bias, (hidden_channels,), x)
+    check_parameter("fc2_weight", fc2_weight, (channels, hidden_channels), x)
+    check_parameter("fc2_bias", fc2_bias, (channels,), x)
+    if fc1_weight_sum is not None:
+        sum_dtype = torch.promote_types(x.dtype, torch.float32)
+        if fc1_weight_sum.dtype != sum_dtype:
+            raise TypeError(f"fc1_weight_sum: expected {sum_dtype}, got {fc1_weight_sum.dtype}")
+        if fc1_weight_sum.shape != fc1_bias.shape or fc1_weight_sum.device != x.device:
+            raise ValueError(
+                f"fc1_weight_sum: expected shape ({hidden_channels},) on {x.device}, "
+                f"got {tuple(fc1_weight_sum.shape)} on {fc1_weight_sum.device}"
+            )
+    if activation not in ACTIVATIONS:
+        names = ", ".join(sorted(ACTIVATIONS))
+        raise ValueError(f"activation: expected one of {names}, got {activation!r}")
+    if norm_weight is not None:
+        check_parameter("norm_weight", norm_weight, (channels,), x)
+    if norm_bias is not None:
+        if norm_weight is None:
+            raise ValueError("norm_bias: expected None as norm_weight is None, got a tensor")
+        check_parameter("norm_bias", norm_bias, (channels,), x)
+    arguments: dict[str, Any] = {
+        "eps": eps,
+        "fc1_weight": fc1_weight,
+        "fc1_bias": fc1_bias,
+        "dwconv_weight": dwconv_weight,
+        "dwconv_bias": dwconv_bias,
+        "fc2_weight": fc2_weight,
+        "fc2_bias": fc2_bias,
+        "activation": activation,
+        "fc1_weight_sum": fc1_weight_sum,
+        "norm_weight": norm_weight,
+        "norm_bias": norm_bias,
+        "norm_eps": norm_eps,
+    }
+    tensors = (
+        *(x, fc1_weight, fc1_bias, dwconv_weight, dwconv_bias, fc2_weight, fc2_bias),
+        *(norm_weight, norm_bias),
+    )
+    if use_triton("mix_ffn", x.device, supports(*tensors)) or whole_in_graph(*tensors):
+        return torch.ops.fastseg.mix_ffn(x, height, width, **arguments)
+    return eager(x, height, width, **arguments)

@@ -1,0 +1,1 @@
+"""The all-MLP decode head: `decode_head`."""

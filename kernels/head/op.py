@@ -1,0 +1,329 @@
+"""The all-MLP decode head, with every projection applied at its own stage's resolution.
+
+A 1x1 convolution commutes with bilinear upsampling, so a stage's linear projection, its slice of
+the fuse convolution and BatchNorm make one C_i x D matrix (`fastseg.models.segformer.fold`):
+
+    logits = relu(x_1 M_1 + b + sum_i upsample(x_i M_i)) W + c
+
+The usual order upsamples first and runs a 4 D x D convolution over all H/4 x W/4 pixels.
+
+Two kernels. One projects the three coarse maps. In the other a program takes a tile of the finest
+map's pixels and goes through the D channels of the sum in chunks that never leave it: a tile reads
+a small window of each coarse map, so upsampling is one more matrix product, of the pixels' shares
+of the window's positions with their projections. Each chunk is added up in float32, cut at 0 and
+multiplied with its part of W. The logits are written in NCHW, where a class is a plane.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+
+from ..blocks.bilinear import (
+    Source,
+    bilinear_source,
+    image_stripes,
+    row_shares,
+    share_rows,
+    upsample_rows,
+)
+from ..blocks.onednn import dense, dense_residual
+from ..blocks.primitives import ceil_div, matmul_precision
+from ..core.checks import autocasts, check_parameter, common_reason, whole_in_graph
+from ..core.configurations import look_up
+from ..core.dispatch import use_triton
+from ..core.launch import launch
+from ..core.optional_triton import interpreting, triton
+from ..core.registry import register
+from .kernels import decode_head_kernel, decode_head_project_kernel
+
+MAX_FINEST_CHANNELS = 128  # of which a program holds its tile
+# Of the eager twin: tensors as large as a stripe that are in use at once, and the rows of an image
+# below which too much of the upsampling is done twice.
+_TENSORS = 4
+_LEAST_ROWS = 4
+
+
+def eager(
+    feature_maps: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor],
+    bias: torch.Tensor,
+    classifier_weight: torch.Tensor | None,
+    classifier_bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """The eager twin; its logits are in channels-last memory."""
+    finest = feature_maps[0].permute(0, 2, 3, 1)
+    batch, height, width, _ = finest.shape
+    decoder_channels = weights[0].shape[0]
+    # The sum of the stages is kept in float32: in half precision each of its terms would be
+    # rounded again, which one convolution over concatenated maps does not do.
+    sum_dtype = torch.promote_types(finest.dtype, torch.float32)
+    # By a matrix product, which autocast would round, and to which TF32 applies on a GPU. In a
+    # traced graph `upsample_rows` is the form for any size.
+    shares = not (
+        finest.device.type != "cpu" or torch.compiler.is_compiling() or autocasts(finest.device)
+    )
+    coarse: list[tuple[torch.Tensor, Source | torch.Tensor]] = []
+    for feature_map, weight in zip(feature_maps[1:], weights[1:], strict=True):
+        projected = dense(feature_map.permute(0, 2, 3, 1), weight).to(sum_dtype)
+        rows = bilinear_source(height, projected.shape[1], projected.device, projected.dtype)
+        coarse.append((projected, row_shares(rows, projected.shape[1]) if shares else rows))
+
+    row_bytes = _TENSORS * width * decoder_channels * sum_dtype.itemsize
+    stripes = image_stripes(batch, height, row_bytes, finest.device, _LEAST_ROWS)
+    logits: torch.Tensor | None = None
+    for images, top, bottom in stripes:
+        whole = len(stripes) == 1
+        source, maps = finest, coarse  # without slices, which are operators in a graph
+        if not whole:
+            source = finest[images, top:bottom]
+            maps = [(projected[images], rows) for projected, rows in coarse]
+        upsampled = _upsampled_sum(maps, top, bottom, width)
+        if upsampled is None:
+            fused = dense(source, weights[0], bias)
+        else:
+            fused = dense_residual(source, weights[0], bias, upsampled)
+        fused = fused.relu_().to(finest.dtype)
+        stripe = fused
+        if classifier_weight is not None:
+            stripe = dense(fused, classifier_weight, classifier_bias)
+        if whole:
+            logits = stripe
+            break
+        if logits is None:  # in the dtype of the classifier's output, which autocast may choose
+            logits = stripe.new_empty(batch, height, width, stripe.shape[-1])
+        logits[images, top:bottom] = stripe
+    assert logits is not None
+    return logits.permute(0, 3, 1, 2)
+
+
+def _upsampled_sum(
+    coarse: Sequence[tuple[torch.Tensor, Source | torch.Tensor]], top: int, bottom: int, width: int
+) -> torch.Tensor | None:
+    """Rows of the sum of all coarse maps, (B, bottom - top, width, D); None without maps.
+
+    Args:
+        coarse: each with its rows' source, or with their shares.
+    """
+    total: torch.Tensor | None = None
+    for projected, rows in coarse:
+        if isinstance(rows, Source):
+            upsampled = upsample_rows(projected, rows, top, bottom, width)
+            total = upsampled if total is None else total.add_(upsampled)
+            continue
+        shares, widened = share_rows(projected, rows, top, bottom, width)
+        shares = shares.expand(len(widened), -1, -1)
+        total = torch.bmm(shares, widened) if total is None else total.baddbmm_(shares, widened)
+    return total if total is None or total.ndim == 4 else total.unflatten(2, (width, -1))
+
+
+def window_size(tile: int, size: int, source_size: int) -> int:
+    """How many source positions `tile` positions in a row read at most, of `size` in all."""
+    return min((tile - 1) * source_size // size + 3, source_size)
+
+
+def _windows(
+    sizes: Sequence[tuple[int, int]], tile_height: int, tile_width: int
+) -> list[tuple[int, int]]:
+    """(positions, a power of two, and columns) of each coarse map's window."""
+    (height, width), *coarse = sizes
+    windows = []
+    for source_height, source_width in coarse:
+        rows = window_size(tile_height, height, source_height)
+        columns = window_size(tile_width, width, source_width)
+        windows.append((max(16, triton.next_power_of_2(rows * columns)), columns))
+    return windows
+
+
+@functools.cache
+def class_blocks(classes: int, largest: int) -> tuple[int, int]:
+    """The two blocks of classes that a program takes, powers of two; the second may be 0.
+
+    As few programs as blocks of up to `largest` allow, then as few columns: 150 classes are 128 and
+    32 rather than 256.
+    """
+    share = ceil_div(classes, ceil_div(classes, 2 * largest))
+    powers = [1 << exponent for exponent in range(4, largest.bit_length())]
+    pairs = [(a, b) for a in powers for b in (0, *powers) if b <= a and a + b >= share]
+    return min(pairs, key=lambda pair: (sum(pair), pair[1] > 0))
+
+
+def fused(
+    feature_maps: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor],
+    bias: torch.Tensor,
+    classifier_weight: torch.Tensor,
+    classifier_bias: torch.Tensor,
+) -> torch.Tensor:
+    """The kernels; the logits are contiguous."""
+    batch, channels, height, width = feature_maps[0].shape
+    classes, decoder_channels = classifier_weight.shape
+    output = bias.new_empty(batch, classes, height, width)
+    if batch == 0:
+        return output
+    finest, *coarse = (feature_map.permute(0, 2, 3, 1).contiguous() for feature_map in feature_maps)
+    finest_weight, *coarse_weights = (weight.contiguous() for weight in weights)
+    device, dtype = output.device, output.dtype
+    precision = matmul_precision(dtype)
+
+    rows = [tokens.numel() // tokens.shape[-1] for tokens in coarse]
+    widths = [tokens.shape[-1] for tokens in coarse]
+    projected = [output.new_empty(count, decoder_channels) for count in rows]
+    config = look_up(
+        "decode_head_project",
+        device,
+        dtype,
+        {"rows": sum(rows), "decoder_channels": decoder_channels},
+        divides={"BLOCK_K": math.gcd(*widths)},
+    )
+    launch(
+        decode_head_project_kernel,
+        (
+            sum(ceil_div(count, config["BLOCK_M"]) for count in rows),
+            ceil_div(decoder_channels, config["BLOCK_N"]),
+        ),
+        *(*coarse, *coarse_weights, *projected, *rows),
+        **{f"CHANNELS_{stage}": size for stage, size in enumerate(widths, start=2)},
+        WIDTH=decoder_channels,
+        PRECISION=precision,
+        **config,
+    )
+
+    sizes = [(tokens.shape[1], tokens.shape[2]) for tokens in (finest, *coarse)]
+    config = look_up(
+        "decode_head",
+        device,
+        dtype,
+        {
+            "channels": channels,
+            "decoder_channels": decoder_channels,
+            "classes": classes,
+            "pixels": batch * height * width,
+            "positions": sum(positions for positions, _ in _windows(sizes, 8, 16)),
+        },
+        divides={"BLOCK_D": decoder_channels},
+    )
+    tile_height, tile_width = config["TILE_HEIGHT"], config["TILE_WIDTH"]
+    block_a, block_b = class_blocks(classes, config.pop("MAX_CLASSES"))
+    windows = _windows(sizes, tile_height, tile_width)
+    launch(
+        decode_head_kernel,
+        (
+            batch * ceil_div(height, tile_height) * ceil_div(width, tile_width),
+            ceil_div(classes, block_a + block_b),
+        ),
+        *(finest, finest_weight, *projected, bias.contiguous()),
+        *(classifier_weight.contiguous(), classifier_bias.contiguous(), output),
+        *(classes, *(side for size in sizes for side in size)),
+        CHANNELS=channels,
+        BLOCK_C=triton.next_power_of_2(channels),
+        WIDTH=decoder_channels,
+        **{f"WINDOW_{stage}": window[0] for stage, window in enumerate(windows, start=2)},
+        **{f"WINDOW_WIDTH_{stage}": window[1] for stage, window in enumerate(windows, start=2)},
+        PRECISION=precision,
+        CLASSES_A=block_a,
+        CLASSES_B=block_b,
+        **config,
+    )
+    return output
+
+
+def _fake(feature_maps, weights, bias, classifier_weight, classifier_bias) -> torch.Tensor:
+    batch, _, height, width = feature_maps[0].shape
+    classes = classifier_weight.shape[0]
+    if bias.device.type == "cpu" and not interpreting():
+        return bias.new_empty(batch, height, width, classes).permute(0, 3, 1, 2)
+    return bias.new_empty(batch, classes, height, width)
+
+
+register(
+    "decode_head(Tensor[] feature_maps, Tensor[] weights, Tensor bias, Tensor classifier_weight,"
+    " Tensor classifier_bias) -> Tensor",
+    fused,
+    eager,
+    _fake,
+)
+
+
+def supports(
+    feature_maps: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor],
+    bias: torch.Tensor,
+    classifier_weight: torch.Tensor | None,
+    classifier_bias: torch.Tensor | None,
+) -> str | None:
+    """Why the kernels cannot take these arguments; None where they can."""
+    if classifier_weight is None:
+        return "there is no classifier"
+    if len(feature_maps) != 4:
+        return f"{len(feature_maps)} maps are not 4"
+    for weight in weights:
+        if weight.shape[0] % 32 or weight.shape[1] % 32:
+            return f"{weight.shape[1]} to {weight.shape[0]} channels are no multiples of 32"
+    if weights[0].shape[1] > MAX_FINEST_CHANNELS:
+        return f"the finest map's {weights[0].shape[1]} channels exceed {MAX_FINEST_CHANNELS}"
+    height, width = feature_maps[0].shape[2:]
+    for feature_map in feature_maps[1:]:
+        if feature_map.shape[2] > height or feature_map.shape[3] > width:
+            return "a coarse map is larger than the finest"
+    return common_reason(*feature_maps, *weights, bias, classifier_weight, classifier_bias)
+
+
+def decode_head(
+    feature_maps: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor],
+    bias: torch.Tensor,
+    classifier_weight: torch.Tensor | None = None,
+    classifier_bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Logits from the maps of all stages, finest first.
+
+    Where a coarse map has a value that is not finite, all pixels of a tile that reads it may come
+    out as NaN, not only those that it has a share in.
+
+    Args:
+        feature_maps: (B, C_i, H_i, W_i), each best the channels-last view of tokens.
+        weights: M_i as (D, C_i).
+        bias: (D,), BatchNorm inside.
+        classifier_weight, classifier_bias: (K, D), (K,); None for no classifier, which runs
+            eagerly.
+
+    Returns:
+        (B, K, H_1, W_1): contiguous from the kernels, in channels-last memory from the eager twin.
+        Without a classifier what it would take, (B, D, H_1, W_1).
+
+    Raises:
+        TypeError: a map is not a floating tensor, or dtypes differ.
+        ValueError: shapes or devices do not match, or there are no maps or no positions.
+    """
+    if len(feature_maps) == 0 or len(feature_maps) != len(weights):
+        raise ValueError(
+            "feature_maps, weights: expected as many maps as weights, at least one; "
+            f"got {len(feature_maps)} and {len(weights)}"
+        )
+    finest = feature_maps[0]
+    decoder_channels = weights[0].shape[0]
+    for index, (feature_map, weight) in enumerate(zip(feature_maps, weights, strict=True)):
+        name = f"feature_maps[{index}]"
+        if not isinstance(feature_map, torch.Tensor) or not feature_map.is_floating_point():
+            got = getattr(feature_map, "dtype", type(feature_map).__name__)
+            raise TypeError(f"{name}: expected a floating-point tensor, got {got}")
+        shape = tuple(feature_map.shape)
+        if len(shape) != 4 or 0 in shape[1:] or shape[0] != finest.shape[0]:
+            raise ValueError(
+                f"{name}: expected shape ({finest.shape[0]}, channels, height, width), got {shape}"
+            )
+        check_parameter(name, feature_map, shape, finest)
+        check_parameter(f"weights[{index}]", weight, (decoder_channels, shape[1]), finest)
+    check_parameter("bias", bias, (decoder_channels,), finest)
+    if classifier_weight is not None or classifier_bias is not None:
+        classes = 0 if classifier_weight is None else classifier_weight.shape[0]
+        check_parameter("classifier_weight", classifier_weight, (classes, decoder_channels), finest)
+        check_parameter("classifier_bias", classifier_bias, (classes,), finest)
+    arguments = (feature_maps, weights, bias, classifier_weight, classifier_bias)
+    tensors = (*feature_maps, *weights, bias, classifier_weight, classifier_bias)
+    whole = classifier_weight is not None and whole_in_graph(*tensors)
+    if use_triton("decode_head", finest.device, supports(*arguments)) or whole:
+        return torch.ops.fastseg.decode_head(*arguments)
+    return eager(*arguments)

@@ -1,0 +1,1 @@
+"""Label maps from logits: `upsample_argmax`."""

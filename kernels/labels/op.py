@@ -1,0 +1,266 @@
+"""Label maps from logits: bilinear resizing and argmax in one pass, no resized logits in memory.
+
+    label(y, x) = argmax_k  (1 - a) (1 - b) v00 + (1 - a) b v01 + a (1 - b) v10 + a b v11
+
+of the logits v of class k at the four positions around (y, x).
+
+Where the four positions agree on the highest class, so does every convex combination of them: only
+pixels on a class border need all classes. The eager twin blends no others, on a CPU; the kernels
+can do so too (form "agree").
+
+A kernel's lane owns a cell, the square between four positions, and the pixels in it: as many as the
+scale says. Where they are more than `LANE_OUTPUTS`, lanes of several programs share a cell. Maps
+smaller than the logits, with cells that hold no pixel, are gathered pixel by pixel.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from ..blocks.bilinear import Source, bilinear_source, row_stripes, upsample_rows
+from ..blocks.primitives import ceil_div
+from ..core.checks import KERNEL_DTYPES, whole_in_graph
+from ..core.configurations import look_up
+from ..core.dispatch import use_triton
+from ..core.launch import launch
+from ..core.registry import register
+from .kernels import upsample_argmax_gather_kernel, upsample_argmax_kernel
+
+_MAX_UINT8_CLASSES = 256
+_MAX_COLUMNS = 8  # pixels of a cell's row that one lane takes
+# The index arithmetic of one border pixel costs as much as blending so many classes (measured on a
+# CPU: 0.058, 0.065 and 0.145 us a pixel for 2, 19 and 150 classes, against 0.008, 0.036 and 0.143
+# for a pixel of a whole stripe).
+_CLASSES_PER_INDEX = 45
+# Up to here one piece is the quickest: 1.8 ms for 2 classes at 512x512, against 2.9 in stripes.
+_FEW_CLASSES = 5
+_PIXELS_PER_CHUNK = 8192
+
+
+def eager(logits: torch.Tensor, height: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    """(B, K, h, w) -> (B, height, width) of `dtype`, the highest class at every pixel."""
+    batch, classes, grid_height, grid_width = logits.shape
+    if classes == 1:
+        return torch.zeros(batch, height, width, dtype=dtype, device=logits.device)
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    # A class masked by -inf would turn to NaN where it is blended.
+    logits = logits.clamp(min=torch.finfo(logits.dtype).min / 4)
+    few = classes <= _FEW_CLASSES
+    exporting = torch.compiler.is_exporting()  # one form for any size
+    if few or exporting or height * width < 4 * grid_height * grid_width:
+        # A map hardly larger than the logits, or a few classes: to look for borders first, or to
+        # work in stripes, would not pay.
+        if few:
+            logits = logits.contiguous(memory_format=torch.channels_last)
+        resized = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
+        return resized.max(dim=1).indices.to(dtype)
+    grid = logits.permute(0, 2, 3, 1).contiguous()
+    rows = bilinear_source(height, grid.shape[1], grid.device, grid.dtype)
+    # How many pixels lie on a border is not known to a graph, nor to a GPU's queue.
+    if grid.device.type != "cpu" or torch.compiler.is_compiling():
+        return _all_pixels(grid, rows, width, dtype)
+
+    labels = grid.max(dim=-1).indices
+    mixed = _mixed_cells(labels)
+    share = mixed.count_nonzero().item() / max(mixed.numel(), 1)
+    if share * (classes + _CLASSES_PER_INDEX) > classes:
+        return _all_pixels(grid, rows, width, dtype)
+    columns = bilinear_source(width, grid.shape[2], grid.device, grid.dtype)
+    return _border_pixels(grid, labels, mixed, rows, columns).to(dtype)
+
+
+def _all_pixels(grid: torch.Tensor, rows: Source, width: int, dtype: torch.dtype) -> torch.Tensor:
+    """Blend and compare all classes, a stripe of rows at a time."""
+    batch, _, _, classes = grid.shape
+    height = rows.lower.shape[0]
+    labels = torch.empty(batch, height, width, dtype=dtype, device=grid.device)
+    row_bytes = batch * width * classes * grid.element_size()
+    for top, bottom in row_stripes(height, row_bytes, grid.device):
+        # max() is twice as quick as argmax() here; both give the first of equal values.
+        stripe = upsample_rows(grid, rows, top, bottom, width)
+        labels[:, top:bottom] = stripe.max(dim=-1).indices
+    return labels
+
+
+def _mixed_cells(labels: torch.Tensor) -> torch.Tensor:
+    """Whether a label (B, h, w) and its neighbours right, below and diagonal are not all equal."""
+    right = torch.cat([labels[:, :, 1:], labels[:, :, -1:]], dim=2)
+    below = torch.cat([labels[:, 1:], labels[:, -1:]], dim=1)
+    differs_right = labels != right
+    differs_right_below = torch.cat([differs_right[:, 1:], differs_right[:, -1:]], dim=1)
+    return differs_right | differs_right_below | (labels != below)
+
+
+def _border_pixels(
+    grid: torch.Tensor, labels: torch.Tensor, mixed: torch.Tensor, rows: Source, columns: Source
+) -> torch.Tensor:
+    """Spread `labels` over their cells, and blend all classes in the mixed cells alone."""
+    _, grid_height, grid_width, classes = grid.shape
+    logits = grid.view(-1, classes)
+    fine = labels[:, rows.lower][:, :, columns.lower]
+    image, y, x = mixed[:, rows.lower][:, :, columns.lower].nonzero(as_tuple=True)
+    height, width = fine.shape[1:]
+    pixels = (image * height + y) * width + x
+    for start in range(0, len(pixels), _PIXELS_PER_CHUNK):
+        chunk = slice(start, start + _PIXELS_PER_CHUNK)
+        row, column, first = y[chunk], x[chunk], image[chunk] * grid_height
+        upper_row = (first + rows.lower[row]) * grid_width
+        lower_row = (first + rows.upper[row]) * grid_width
+        left, right = columns.lower[column], columns.upper[column]
+        down, across = rows.weight[row], columns.weight[column]
+        corners = torch.stack(
+            [upper_row + left, upper_row + right, lower_row + left, lower_row + right], dim=1
+        )
+        weights = torch.stack(
+            [
+                (1 - down) * (1 - across),
+                (1 - down) * across,
+                down * (1 - across),
+                down * across,
+            ],
+            dim=1,
+        )
+        blended = F.embedding_bag(corners, logits, per_sample_weights=weights, mode="sum")
+        fine.view(-1)[pixels[chunk]] = blended.max(dim=-1).indices
+    return fine
+
+
+def _cells_reason(grid: Sequence[int], size: Sequence[int]) -> str | None:
+    """Why a resize has to gather; None where lanes can own cells."""
+    for source, target in zip(grid, size, strict=True):
+        if target < source:
+            return "cells without a pixel"
+        if target * (2 * source + 3) >= 2**31:
+            return "32-bit positions pass their end"
+        if target > 65535 * source:
+            return "more parts of a cell than a grid's axis has places"
+    return "nothing to blend" if tuple(grid) == tuple(size) else None
+
+
+def fused(logits: torch.Tensor, height: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    """The kernels: (B, K, h, w) of any strides -> (B, height, width) of `dtype`."""
+    batch, classes, *grid = logits.shape
+    output = torch.empty(batch, height, width, dtype=dtype, device=logits.device)
+    if batch == 0:
+        return output
+    arguments = (
+        *(logits, output, *logits.stride(), *grid, height, width),
+        *(grid[0] / height, grid[1] / width),
+    )
+    sizes = {"classes": classes, "outputs": output.numel()}
+    if _cells_reason(grid, (height, width)) is None:
+        _launch_cells(arguments, grid, output, sizes)
+    else:
+        config = look_up("upsample_argmax_gather", logits.device, logits.dtype, sizes)
+        blocks = ceil_div(height * width, config["BLOCK"])
+        launch(
+            upsample_argmax_gather_kernel,
+            (blocks * batch,),
+            *(*arguments, blocks),
+            CLASSES=classes,
+            RESIZE=[height, width] != grid,
+            **config,
+        )
+    return output
+
+
+def _launch_cells(
+    arguments: tuple, grid: Sequence[int], output: torch.Tensor, sizes: dict[str, int]
+) -> None:
+    """Lanes own cells, or shares of cells of nearly equal size."""
+    logits = arguments[0]
+    batch, *size = output.shape
+    config = look_up("upsample_argmax", logits.device, logits.dtype, sizes)
+    lane_outputs = config.pop("LANE_OUTPUTS")
+    cell_rows, cell_columns = (ceil_div(*pair) for pair in zip(size, grid, strict=True))
+    column_parts = ceil_div(cell_columns, _MAX_COLUMNS)
+    columns = ceil_div(cell_columns, column_parts)
+    row_parts = ceil_div(cell_rows, max(lane_outputs // columns, 1))
+    cells = ceil_div(grid[0] + 1, config["BLOCK_ROWS"]) * config["BLOCK_ROWS"] * (grid[1] + 1)
+    blocks = ceil_div(cells, config["BLOCK"])
+    launch(
+        upsample_argmax_kernel,
+        (blocks * batch, row_parts, column_parts),
+        *(*arguments, blocks),
+        CLASSES=sizes["classes"],
+        ROWS=ceil_div(cell_rows, row_parts),
+        COLUMNS=columns,
+        AGREE=config.pop("form") == "agree",
+        PREFETCH=min(config.pop("PREFETCH"), sizes["classes"]),
+        **config,
+    )
+
+
+register(
+    "upsample_argmax(Tensor logits, SymInt height, SymInt width, ScalarType dtype) -> Tensor",
+    fused,
+    eager,
+    lambda logits, height, width, dtype: torch.empty(
+        logits.shape[0], height, width, dtype=dtype, device=logits.device
+    ),
+)
+
+
+def supports(logits: torch.Tensor) -> str | None:
+    """Why the kernels cannot take `logits`; None where they can.
+
+    Gradients and autocast do not matter: labels have no gradient, and blending is in float32.
+    """
+    if logits.dtype not in KERNEL_DTYPES:
+        return f"there are no kernels for {logits.dtype}"
+    return None
+
+
+def upsample_argmax(
+    logits: torch.Tensor, size: Sequence[int], dtype: torch.dtype = torch.int64
+) -> torch.Tensor:
+    """The class with the highest logit at every pixel of a map of `size`.
+
+    Equal to `interpolate(logits, size, mode="bilinear", align_corners=False).argmax(1)` wherever
+    the two highest classes differ by more than rounding; among exact ties the lowest class wins.
+    Half-precision logits are blended in float32. A class masked by -inf wins only where all are;
+    where a logit that counts is NaN, so is the blend, and the first such class wins.
+
+    Args:
+        logits: (B, K, h, w), floating; quickest in channels-last memory on a CPU, and in
+            contiguous memory on a GPU.
+        size: (H, W) of the label map.
+        dtype: of the label map: torch.int64, or torch.uint8 for at most 256 classes.
+
+    Returns:
+        (B, H, W) of `dtype`.
+
+    Raises:
+        TypeError: `logits` is not a floating tensor, or `dtype` is another.
+        ValueError: `logits` is not 4-D or has no class or no position, or more than 256 classes
+            with torch.uint8; or `size` is not two positive integers.
+    """
+    height, width = _check(logits, size, dtype)
+    triton_runs = use_triton("upsample_argmax", logits.device, supports(logits))
+    if triton_runs or whole_in_graph(logits):
+        return torch.ops.fastseg.upsample_argmax(logits, height, width, dtype)
+    return eager(logits, height, width, dtype)
+
+
+def _check(logits: torch.Tensor, size: Sequence[int], dtype: torch.dtype) -> tuple[int, int]:
+    if not isinstance(logits, torch.Tensor) or not logits.is_floating_point():
+        got = getattr(logits, "dtype", type(logits).__name__)
+        raise TypeError(f"logits: expected a floating-point tensor, got {got}")
+    if logits.ndim != 4 or 0 in logits.shape[1:]:
+        raise ValueError(
+            f"logits: expected shape (batch, classes, height, width), got {tuple(logits.shape)}"
+        )
+    if dtype not in (torch.int64, torch.uint8):
+        raise TypeError(f"dtype: expected torch.int64 or torch.uint8, got {dtype}")
+    if dtype == torch.uint8 and logits.shape[1] > _MAX_UINT8_CLASSES:
+        raise ValueError(
+            f"dtype: torch.uint8 tells {_MAX_UINT8_CLASSES} classes apart, got {logits.shape[1]}"
+        )
+    if not isinstance(size, Sequence) or len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size: expected a positive height and width, got {size!r}")
+    height, width = size
+    if isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt):
+        return height, width  # of a graph of any size, which an int would bind to one
+    return int(height), int(width)

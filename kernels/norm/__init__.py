@@ -1,0 +1,1 @@
+"""LayerNorm over channels: `layer_norm`."""

@@ -1,0 +1,1 @@
+"""Measuring launch configurations on the present GPU: `fastseg tune`."""

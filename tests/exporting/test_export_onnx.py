@@ -1,0 +1,221 @@
+"""ONNX files: what onnxruntime and OpenVINO make of them, against transformers in float64."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+import fastseg
+from fastseg.kernels.blocks.activations import ACTIVATIONS
+from tests.exporting.export_cases import RUNTIMES, SIZES, assert_labels, open_onnxruntime, reference
+from tests.model_cases import TINY, WIDE, randomize, relative_error, twins
+
+
+def relative(result: np.ndarray, expected: torch.Tensor) -> float:
+    assert result.dtype == np.float32
+    assert result.shape == tuple(expected.shape)
+    return relative_error(torch.from_numpy(result), expected)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_logits_of_any_number_and_size(runtime, tmp_path):
+    hf_model, model = twins(**TINY)
+    path = tmp_path / "model.onnx"
+    result = fastseg.export(model, path)
+    checked = [shape for shape, _ in result.checked]
+    run = RUNTIMES[runtime](path)
+    for batch, height, width in SIZES:
+        assert (batch, 3, height, width) not in checked
+        pixels = torch.randn(batch, 3, height, width)
+        assert relative(run(pixels)[0], reference(hf_model, pixels)) <= 2e-6
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_widths_of_real_models(runtime, tmp_path):
+    hf_model, model = twins(**WIDE)
+    path = tmp_path / "model.onnx"
+    fastseg.export(model, path, check=False)
+    pixels = torch.randn(1, 3, 97, 129)
+    assert relative(RUNTIMES[runtime](path)(pixels)[0], reference(hf_model, pixels)) <= 2e-6
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+def test_labels_of_the_images_own_size(runtime, dtype, tmp_path):
+    hf_model, model = twins(**TINY)
+    path = tmp_path / "model.onnx"
+    fastseg.export(model, path, labels=True, label_dtype=dtype)
+    run = RUNTIMES[runtime](path)
+    for batch, height, width in SIZES:
+        pixels = torch.randn(batch, 3, height, width)
+        (labels,) = run(pixels)
+        assert labels.dtype == str(dtype).split(".")[1]
+        assert_labels(labels, reference(hf_model, pixels), (height, width))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_labels_of_a_given_size(runtime, tmp_path):
+    hf_model, model = twins(**TINY)
+    path = tmp_path / "model.onnx"
+    fastseg.export(model, path, labels=(50, 77))
+    pixels = torch.randn(2, 3, 64, 101)
+    (labels,) = RUNTIMES[runtime](path)(pixels)
+    assert_labels(labels, reference(hf_model, pixels), (50, 77))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+def test_one_class_is_there_or_not(runtime, dtype, tmp_path):
+    hf_model, model = twins(**{**TINY, "num_labels": 1})
+    with torch.no_grad():  # a logit that is positive here and negative there
+        pixels = torch.randn(2, 3, 64, 75)
+        shift = reference(hf_model, pixels).median().float()
+        for classifier in (hf_model.decode_head.classifier, model.decode_head.classifier):
+            classifier.bias -= shift
+    path = tmp_path / "model.onnx"
+    fastseg.export(model, path, labels=True, label_dtype=dtype)
+    (labels,) = RUNTIMES[runtime](path)(pixels)
+    assert labels.dtype == str(dtype).split(".")[1]
+    logits = reference(hf_model, pixels)
+    assert_labels(labels, torch.cat([torch.zeros_like(logits), logits], dim=1), (64, 75))
+
+
+@pytest.mark.parametrize("opset", [18, 20])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_in_every_form(activation, opset, tmp_path):
+    # Not transformers': it has no SELU.
+    config = fastseg.SegformerConfig(**TINY, hidden_act=activation)
+    model = fastseg.SegformerForSemanticSegmentation(config).eval()
+    randomize(model)
+    path = tmp_path / "model.onnx"
+    assert fastseg.export(model, path, opset=opset, check=False).opset == opset
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad(), fastseg.plain_path():
+        expected = model.double()(pixels.double()).logits
+    assert relative(open_onnxruntime(path)(pixels)[0], expected) <= 2e-6
+
+
+@pytest.mark.parametrize("opset", [18, 20, 23])
+def test_opsets(opset, tmp_path):
+    _, model = twins(**TINY)
+    path = tmp_path / "model.onnx"
+    assert fastseg.export(model, path, opset=opset, labels=True).checked
+    assert onnx.load(path).opset_import[0].version == opset
+
+
+def test_classifier(tmp_path):
+    hf_model, model = twins("SegformerForImageClassification", **TINY)
+    path = tmp_path / "model.onnx"
+    fastseg.export(model, path)
+    pixels = torch.randn(3, 3, 75, 101)
+    assert relative(open_onnxruntime(path)(pixels)[0], reference(hf_model, pixels)) <= 2e-6
+
+
+def test_bare_encoder(tmp_path):
+    hf_model, model = twins("SegformerModel", **TINY)
+    path = tmp_path / "model.onnx"
+    fastseg.export(model, path)
+    pixels = torch.randn(2, 3, 75, 101)
+    with torch.no_grad():
+        expected = hf_model.double()(pixels.double(), output_hidden_states=True).hidden_states
+    results = open_onnxruntime(path)(pixels)
+    assert len(results) == len(expected) == 4
+    for result, wanted in zip(results, expected, strict=True):
+        assert relative(result, wanted) <= 2e-6
+    names = [output.name for output in onnx.load(path).graph.output]
+    assert names == [f"feature_map_{stage}" for stage in (1, 2, 3, 4)]
+
+
+def test_fixed_axes(tmp_path):
+    _, model = twins(**TINY)
+    path = tmp_path / "model.onnx"
+    result = fastseg.export(model, path, batch=2, height=75, width=101)
+    assert [shape for shape, _ in result.checked] == [(2, 3, 75, 101)]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == [2, 3, 75, 101]
+    assert session.get_outputs()[0].shape == [2, 5, 19, 26]
+    with pytest.raises(Exception, match="Expected"):
+        session.run(None, {"pixel_values": np.zeros((1, 3, 75, 101), np.float32)})
+
+
+def test_names_of_open_axes(tmp_path):
+    _, model = twins(**TINY)
+    path = tmp_path / "model.onnx"
+    fastseg.export(model, path, labels=True, height=96, check=False)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == ["batch", 3, 96, "width"]
+    assert session.get_outputs()[0].shape == ["batch", 96, "width"]
+    assert session.get_outputs()[0].type == "tensor(int64)"
+
+
+def test_the_graph_is_small(tmp_path):
+    """One operator for each norm, activation and convolution, and weights without padding."""
+    _, model = twins(**TINY)
+    path = tmp_path / "model.onnx"
+    result = fastseg.export(model, path)
+    graph = onnx.load(path)
+    kinds = Counter(node.op_type for node in graph.graph.node)
+    norms = sum(isinstance(module, torch.nn.LayerNorm) for module in model.modules())
+    assert kinds["LayerNormalization"] == norms
+    assert kinds["Gelu"] == kinds["Softmax"] == 4
+    assert kinds["Resize"] == 3
+    assert kinds["Shape"] == 5  # one for each stage and one of the head
+    assert {"Erf", "Expand", "Gather", "Slice", "Split", "Where"}.isdisjoint(kinds)
+    assert result.nodes == sum(kinds.values()) == len(graph.graph.node)
+    assert result.size_bytes == path.stat().st_size
+    stored = sum(np.prod(tensor.dims) for tensor in graph.graph.initializer)
+    assert stored <= model.num_parameters()  # folding takes some away
+    assert len({node.name for node in graph.graph.node}) == result.nodes
+
+
+def test_class_names_go_along(tmp_path):
+    config = fastseg.SegformerConfig(**TINY | {"num_labels": None}, id2label={0: "sky", 1: "road"})
+    model = fastseg.SegformerForSemanticSegmentation(config).eval()
+    path = tmp_path / "model.onnx"
+    fastseg.export(model, path, check=False)
+    properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert json.loads(properties["id2label"]) == {"0": "sky", "1": "road"}
+
+
+def test_weights_in_half_precision_are_taken_as_they_are(tmp_path):
+    model = fastseg.SegformerForSemanticSegmentation(fastseg.SegformerConfig(**TINY)).eval()
+    randomize(model)
+    model.half()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    path = tmp_path / "model.onnx"
+    assert fastseg.export(model, path).checked
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert model.dtype == torch.float16
+    pixels = torch.randn(1, 3, 64, 75)
+    with torch.no_grad():
+        expected = model.double()(pixels.double()).logits
+    assert relative(open_onnxruntime(path)(pixels)[0], expected) <= 2e-6
+
+
+def test_an_accelerated_model_of_transformers(tmp_path):
+    hf_model, _ = twins(**TINY)
+    accelerated = fastseg.accelerate(copy.deepcopy(hf_model))
+    path = tmp_path / "model.onnx"
+    assert len(fastseg.export(accelerated, path).checked) == 2
+    for batch, height, width in SIZES:
+        pixels = torch.randn(batch, 3, height, width)
+        expected = reference(hf_model, pixels)
+        assert relative(open_onnxruntime(path)(pixels)[0], expected) <= 2e-6
+
+
+def test_a_model_that_is_accelerated_in_part_is_not_exported(tmp_path):
+    hf_model, _ = twins(**TINY)
+    classifier = hf_model.decode_head.classifier
+    hf_model.decode_head.classifier = torch.nn.Sequential(classifier).eval()
+    with pytest.raises(TypeError, match="fastseg.accelerate has taken"):
+        fastseg.export(hf_model, tmp_path / "model.onnx")
+    fastseg.accelerate(hf_model)
+    with pytest.raises(ValueError, match="expected all of decode_head folded, but classifier"):
+        fastseg.export(hf_model, tmp_path / "model.onnx")

@@ -1,0 +1,45 @@
+"""`fastseg.warmup` on a CPU: it folds, keeps the results, and refuses what it cannot run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fastseg
+from tests.model_cases import TINY, randomize
+
+
+@pytest.fixture
+def model():
+    model = fastseg.SegformerForSemanticSegmentation(fastseg.SegformerConfig(**TINY)).eval()
+    randomize(model)
+    return model
+
+
+def test_it_folds_and_changes_nothing(model):
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(pixels).logits
+    model.repack()
+    fastseg.warmup(model, [(1, 3, 64, 64), (2, 3, 33, 70)])
+    layer = model.segformer.encoder.block[0][0]
+    assert layer.fold_cache().folded is not None
+    with torch.no_grad():
+        assert torch.equal(model(pixels).logits, expected)
+
+
+@pytest.mark.parametrize("class_name", ["SegformerModel", "SegformerForImageClassification"])
+def test_models_without_label_maps(class_name):
+    model = getattr(fastseg, class_name)(fastseg.SegformerConfig(**TINY)).eval()
+    fastseg.warmup(model, [(1, 3, 64, 64)])
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 3, 0, 64), (1, 3, 64)])
+def test_wrong_shapes(model, shape):
+    with pytest.raises(ValueError, match=r"shapes: expected \(batch, channels, height, width\)"):
+        fastseg.warmup(model, [shape])
+
+
+def test_training_mode_is_refused(model):
+    with pytest.raises(ValueError, match="model: expected a model in eval mode"):
+        fastseg.warmup(model.train(), [(1, 3, 64, 64)])

@@ -1,0 +1,225 @@
+"""Palettes, indexed label images, and overlays with their legend."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.color import deltaE_ciede2000, rgb2lab
+
+from fastseg.images.overlay import (
+    class_shares,
+    config_palette,
+    format_share,
+    label_image,
+    overlay,
+    palette,
+)
+
+CITYSCAPES = ["road", "sidewalk", "building", "wall", "fence", "pole", "traffic light"]
+CITYSCAPES += ["traffic sign", "vegetation", "terrain", "sky", "person", "rider", "car", "truck"]
+CITYSCAPES += ["bus", "train", "motorcycle", "bicycle"]
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def stripes(height: int, width: int, classes: int) -> np.ndarray:
+    """Vertical stripes of the classes 0, 1, ..., left to right."""
+    return np.tile(np.arange(width) * classes // width, (height, 1))
+
+
+@pytest.mark.parametrize("num_labels", [1, 2, 19, 150, 256, 1000])
+def test_palette_colours_are_distinct(num_labels):
+    colours = palette(num_labels)
+    assert colours.shape == (num_labels, 3)
+    assert colours.dtype == np.uint8
+    assert len(np.unique(colours, axis=0)) == num_labels
+
+
+def test_palette_is_a_prefix_of_larger_ones_and_repeats_beyond_its_end():
+    many = palette(5000)
+    assert len(many) == 5000
+    for num_labels in (1, 12, 13, 1000):
+        np.testing.assert_array_equal(palette(num_labels), many[:num_labels])
+
+
+def test_first_colours_are_well_apart():
+    lab = rgb2lab(palette(40))
+    distance = deltaE_ciede2000(lab[:, None], lab[None])
+    np.fill_diagonal(distance, np.inf)
+    assert distance.min() > 8  # about 1 is just visible
+
+
+def test_cityscapes_colours_follow_the_names():
+    names = dict(enumerate(CITYSCAPES))
+    colours = palette(19, names)
+    # As published: road, vegetation, bicycle.
+    np.testing.assert_array_equal(
+        colours[[0, 8, 18]], [(128, 64, 128), (107, 142, 35), (119, 11, 32)]
+    )
+    reverse = {18 - index: name for index, name in names.items()}
+    np.testing.assert_array_equal(palette(19, reverse), colours[::-1])
+    np.testing.assert_array_equal(palette(19, {**names, 3: "hedge"}), palette(19))
+
+
+def test_palette_of_no_classes():
+    with pytest.raises(ValueError, match="num_labels"):
+        palette(0)
+
+
+def test_config_palette():
+    config = SimpleNamespace(num_labels=2, id2label={0: "a", 1: "b"})
+    np.testing.assert_array_equal(config_palette(config), palette(2))
+    config.palette = [[1, 2, 3], [4, 5, 6]]
+    np.testing.assert_array_equal(config_palette(config), [(1, 2, 3), (4, 5, 6)])
+
+
+@pytest.mark.parametrize(
+    "own", [[[1, 2, 3]], [[1, 2], [3, 4]], [[1, 2, 256], [0, 0, 0]], [[0.5, 0, 0], [0, 0, 0]]]
+)
+def test_config_palette_of_another_form(own):
+    config = SimpleNamespace(num_labels=2, id2label={0: "a", 1: "b"}, palette=own)
+    with pytest.raises(ValueError, match=r"config\.palette"):
+        config_palette(config)
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.tensor], ids=["numpy", "torch"])
+@pytest.mark.parametrize("num_labels", [3, 256])
+def test_label_image_is_indexed(tmp_path, make, num_labels):
+    labels = [[0, 1, 2], [num_labels - 1, 0, 255]]
+    label_image(make(labels), palette(num_labels)).save(tmp_path / "labels.png")
+    with Image.open(tmp_path / "labels.png") as read:
+        assert read.mode == "P"
+        np.testing.assert_array_equal(np.asarray(read), labels)
+        rgb = np.asarray(read.convert("RGB"))
+    np.testing.assert_array_equal(rgb[0], palette(num_labels)[:3])
+    if num_labels == 3:  # 255, an ignored label, has no colour
+        assert tuple(rgb[1, 2]) == (0, 0, 0)
+
+
+def test_label_image_of_more_than_256_classes_has_16_bits(tmp_path):
+    labels = np.array([[0, 256], [299, 65535]])
+    label_image(labels, palette(300)).save(tmp_path / "labels.png")
+    with Image.open(tmp_path / "labels.png") as read:
+        assert read.mode == "I;16"
+        np.testing.assert_array_equal(np.asarray(read), labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "error"),
+    [
+        (np.zeros((2, 2)), TypeError),
+        (np.zeros((1, 2, 2), int), ValueError),
+        (np.zeros((0, 2), int), ValueError),
+        (np.array([[-1]]), ValueError),
+        (np.array([[256]]), ValueError),
+    ],
+)
+def test_label_image_of_wrong_labels(labels, error):
+    with pytest.raises(error, match="labels: expected"):
+        label_image(labels, palette(3))
+
+
+def test_overlay_blends_the_colours_and_draws_borders():
+    image, labels = noise(20, 30), stripes(20, 30, 2)
+    colours = np.array([(255, 0, 0), (0, 0, 255)], dtype=np.uint8)
+    result = np.asarray(overlay(image, labels, colours, {}, alpha=0.4, legend=False)).astype(float)
+    expected = 0.6 * image + 0.4 * colours[labels]
+    inside = np.ones(labels.shape, dtype=bool)
+    inside[:, 15] = False  # the border between the stripes
+    assert np.abs(result - expected)[inside].max() <= 1
+    assert (result[:, 15] > expected[:, 15]).mean() > 0.95  # lighter
+    untouched = overlay(image, labels, colours, {}, alpha=0.0, legend=False)
+    np.testing.assert_array_equal(np.asarray(untouched), image)
+
+
+def test_overlay_leaves_labels_beyond_the_palette_untinted():
+    image = noise(8, 8)
+    result = overlay(image, np.full((8, 8), 255), palette(2), {}, legend=False)
+    np.testing.assert_array_equal(np.asarray(result), image)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+def test_overlay_takes_any_mode_and_arrays(mode):
+    picture = Image.fromarray(noise(16, 16)).convert(mode)
+    labels = stripes(16, 16, 3)
+    result = overlay(picture, labels, palette(3), {}, legend=False)
+    plain = overlay(picture.convert("RGB"), labels, palette(3), {}, legend=False)
+    np.testing.assert_array_equal(np.asarray(result), np.asarray(plain))
+    if mode != "P":
+        result = overlay(np.asarray(picture), labels, palette(3), {}, legend=False)
+        np.testing.assert_array_equal(np.asarray(result), np.asarray(plain))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (64, 48), (512, 512), (300, 900), (1500, 1000), (9, 400)])
+@pytest.mark.parametrize("classes", [1, 7, 100])
+def test_legend_leaves_the_picture_whole(size, classes):
+    height, width = size
+    image, labels = noise(height, width), stripes(height, width, min(classes, width))
+    names = {index: f"class {index}" for index in range(classes)}
+    plain = overlay(image, labels, palette(classes), names, legend=False)
+    result = overlay(image, labels, palette(classes), names)
+    np.testing.assert_array_equal(np.asarray(result)[:height, :width], np.asarray(plain))
+    beside = width <= 1.45 * height
+    assert result.width > width if beside else result.height > height
+    paper = np.asarray(result)[:, width:] if beside else np.asarray(result)[height:]
+    assert (paper < 100).all(axis=-1).any()  # dark type on light paper
+    shown = {tuple(colour) for colour in paper.reshape(-1, 3).tolist()}
+    assert tuple(palette(classes)[0].tolist()) in shown  # a swatch
+
+
+def test_legend_is_sorted_by_share_and_sums_up_what_does_not_fit():
+    labels = np.zeros((40, 40), dtype=int)
+    labels[:30] = 1
+    colours = np.array([(255, 0, 0), (0, 0, 255)], dtype=np.uint8)
+    result = np.asarray(overlay(noise(40, 40), labels, colours, {0: "few", 1: "many"}))
+    blue, red = (
+        np.nonzero((result[:, 40:] == colour).all(axis=-1))[0].min() for colour in colours[[1, 0]]
+    )
+    assert blue < red
+    # Twelve rows and no more, though there are a hundred classes.
+    few = overlay(noise(40, 40), stripes(40, 40, 12), palette(12), {})
+    many = overlay(noise(40, 40), stripes(40, 40, 40), palette(100), {})
+    assert many.height == few.height
+
+
+def test_long_names_are_cut():
+    labels = np.zeros((600, 600), dtype=int)
+    image = noise(600, 600)
+    names = ("wall", "television receiver, television, television set, tv, tv set, idiot box")
+    short, long = (overlay(image, labels, palette(1), {0: name}) for name in names)
+    assert short.width < long.width < 2 * short.width
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
+def test_overlay_of_wrong_alpha(alpha):
+    with pytest.raises(ValueError, match="alpha: expected"):
+        overlay(noise(4, 4), np.zeros((4, 4), int), palette(2), {}, alpha=alpha)
+
+
+def test_overlay_of_another_size():
+    with pytest.raises(ValueError, match="labels: expected"):
+        overlay(noise(4, 6), np.zeros((6, 4), int), palette(2), {})
+
+
+def test_class_shares():
+    labels = np.array([[3, 3, 3, 1], [0, 0, 0, 9]])
+    shares = class_shares(labels, {0: "zero", 1: "one", 2: "two", 3: "three"})
+    assert [(item.id, item.name, item.pixels, item.share) for item in shares] == [
+        (0, "zero", 3, 0.375),
+        (3, "three", 3, 0.375),
+        (1, "one", 1, 0.125),
+        (9, "9", 1, 0.125),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.4123, "41.2%"), (1.0, "100.0%"), (0.0001, "<0.1%"), (0.0, "0.0%")]
+)
+def test_format_share(share, text):
+    assert format_share(share) == text

@@ -1,0 +1,233 @@
+"""`segment`, whole images and sliding windows, against the same done step by step."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import fastseg
+from fastseg.inference.sliding import window_starts
+from tests.model_cases import TINY, randomize
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = fastseg.SegformerForSemanticSegmentation(fastseg.SegformerConfig(**TINY)).eval()
+    randomize(model)
+    return model
+
+
+def picture(height, width, seed=0):
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def agree(labels, expected, least=0.999):
+    """Different kernels round differently: all but pixels next to a tie must agree."""
+    assert labels.shape == expected.shape
+    assert (labels == expected).float().mean() >= least
+
+
+def whole_image(model, image, processor):
+    pixel_values = processor(image, return_tensors="pt")["pixel_values"]
+    with torch.no_grad(), fastseg.plain_path():
+        logits = model(pixel_values).logits
+    size = (image.height, image.width)
+    logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    return logits.argmax(1)[0]
+
+
+SMALL = fastseg.SegformerImageProcessor(size={"height": 64, "width": 96})
+
+
+def test_labels_can_be_edited(model):
+    labels = fastseg.segment(model, picture(50, 70), processor=SMALL)[0]
+    labels[0] = 255
+    assert (labels[0] == 255).all()
+
+
+@pytest.mark.parametrize("slide", [None, (64, 40)])
+def test_one_class_is_there_or_not(slide):
+    config = fastseg.SegformerConfig(**{**TINY, "num_labels": 1})
+    model = fastseg.SegformerForSemanticSegmentation(config).eval()
+    randomize(model)
+    with torch.no_grad():
+        model.decode_head.classifier.bias.zero_()
+    processor = fastseg.SegformerImageProcessor(do_resize=False)
+    image = picture(64, 64)
+    labels = fastseg.segment(model, image, processor=processor, slide=slide)[0]
+    with torch.no_grad(), fastseg.plain_path():
+        logits = model(processor(image, return_tensors="pt")["pixel_values"]).logits
+    resized = F.interpolate(logits, size=(64, 64), mode="bilinear", align_corners=False)[0, 0]
+    agree(labels, (resized > 0).long())
+    assert labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_each_image_at_its_own_size(model, batch_size):
+    images = [picture(*size, seed) for seed, size in enumerate([(50, 70), (131, 64), (50, 70)])]
+    labels = fastseg.segment(model, images, processor=SMALL, batch_size=batch_size)
+    for result, image in zip(labels, images, strict=True):
+        agree(result, whole_image(model, image, SMALL))
+    assert not torch.equal(labels[0], labels[2])
+
+
+def test_images_that_stay_of_different_sizes(model):
+    processor = fastseg.SegformerImageProcessor(do_resize=False)
+    images = [picture(64, 64, 1), picture(96, 70, 2), picture(64, 64, 3)]
+    for result, image in zip(
+        fastseg.segment(model, images, processor=processor), images, strict=True
+    ):
+        agree(result, whole_image(model, image, processor))
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda image: image,
+        np.asarray,
+        lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1),
+        lambda image: np.asarray(image)[None],
+        lambda image: [image],
+    ],
+    ids=["PIL", "numpy", "torch", "batch", "list"],
+)
+def test_kinds_of_images(model, convert):
+    image = picture(50, 70)
+    labels = fastseg.segment(model, convert(image), processor=SMALL)
+    assert len(labels) == 1
+    agree(labels[0], whole_image(model, image, SMALL))
+
+
+def test_half_precision_model(model):
+    image = picture(50, 70)
+    expected = whole_image(model, image, SMALL)
+    labels = fastseg.segment(model.bfloat16(), image, processor=SMALL)[0]
+    model.float()
+    agree(labels, expected, least=0.9)
+
+
+def test_the_processor_saved_with_the_model_is_used(model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path / "model")
+    SMALL.save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    loaded = fastseg.from_pretrained("model")
+    monkeypatch.chdir("/")
+    image = picture(50, 70)
+    agree(fastseg.segment(loaded, image)[0], whole_image(model, image, SMALL))
+    wrapped = torch.nn.DataParallel(loaded).eval()
+    agree(fastseg.segment(wrapped, image)[0], whole_image(model, image, SMALL))
+
+
+def test_a_missing_processor_is_told(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"no preprocessor_config\.json"):
+        fastseg.segment(fastseg.from_pretrained(tmp_path), picture(50, 70))
+
+
+# Sliding windows -------------------------------------------------------------------------------
+
+
+def mmseg_slide(model, pixel_values, crop, stride):
+    """mmseg's EncoderDecoder.slide_inference, with a canvas of all classes; then argmax."""
+    height, width = pixel_values.shape[2:]
+    rows = max(height - crop[0] + stride[0] - 1, 0) // stride[0] + 1
+    columns = max(width - crop[1] + stride[1] - 1, 0) // stride[1] + 1
+    canvas = torch.zeros(1, TINY["num_labels"], height, width)
+    count = torch.zeros(1, 1, height, width)
+    for row in range(rows):
+        for column in range(columns):
+            bottom = min(row * stride[0] + crop[0], height)
+            right = min(column * stride[1] + crop[1], width)
+            top, left = max(bottom - crop[0], 0), max(right - crop[1], 0)
+            window = pixel_values[:, :, top:bottom, left:right]
+            with torch.no_grad(), fastseg.plain_path():
+                logits = model(window).logits
+            canvas[:, :, top:bottom, left:right] += F.interpolate(
+                logits, size=window.shape[2:], mode="bilinear", align_corners=False
+            )
+            count[:, :, top:bottom, left:right] += 1
+    assert (count > 0).all()
+    return (canvas / count).argmax(1)[0]
+
+
+@pytest.mark.parametrize(
+    ("size", "crop", "stride"),
+    [
+        ((150, 201), 64, 40),
+        ((150, 201), 64, 64),
+        ((128, 128), 64, 32),
+        ((150, 90), (96, 64), (50, 30)),
+        ((50, 201), 64, 40),  # lower than a window
+        ((50, 60), 64, 40),  # smaller than a window
+        ((200, 70), 64, 20),  # each row under several window rows
+    ],
+)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_slide_as_mmseg(model, size, crop, stride, batch_size):
+    image = picture(*size)
+    processor = fastseg.SegformerImageProcessor()
+    pixel_values = processor(image, return_tensors="pt", do_resize=False)["pixel_values"]
+    pair = [(value, value) if isinstance(value, int) else value for value in (crop, stride)]
+    labels = fastseg.segment(
+        model, image, processor=processor, slide=(crop, stride), batch_size=batch_size
+    )
+    agree(labels[0], mmseg_slide(model, pixel_values, *pair))
+
+
+def test_slide_in_small_stripes(model, monkeypatch):
+    monkeypatch.setattr("fastseg.kernels.blocks.bilinear.STRIPE_BYTES", 1000)
+    image = picture(150, 201)
+    pixel_values = fastseg.SegformerImageProcessor()(image, return_tensors="pt", do_resize=False)
+    expected = mmseg_slide(model, pixel_values["pixel_values"], (64, 64), (40, 40))
+    agree(fastseg.segment(model, image, slide=(64, 40))[0], expected)
+
+
+def test_windows_are_batched(model):
+    sizes = []
+    handle = model.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[0]))
+    fastseg.segment(model, picture(64, 300), slide=(64, 40), batch_size=3)
+    handle.remove()
+    assert sizes == [3, 3, 1]
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 100, 1000])
+@pytest.mark.parametrize(("crop", "stride"), [(64, 64), (64, 1), (64, 43)])
+def test_windows_cover_an_axis(size, crop, stride):
+    starts = window_starts(size, crop, stride)
+    covered = {position for start in starts for position in range(start, start + min(crop, size))}
+    assert covered == set(range(size))
+    assert len(starts) == 1 + max(0, math.ceil((size - crop) / stride))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"batch_size": 0}, "batch_size: .*0"),
+        ({"batch_size": "3"}, "batch_size: .*'3'"),
+        ({"slide": (512.0, 256)}, "slide: .*crop.*512.0"),
+        ({"slide": 64}, "slide: .*64"),
+        ({"slide": (64, 40, 3)}, "slide: .*3"),
+        ({"slide": (64, 0)}, "slide: .*stride.* 0"),
+        ({"slide": (64, 65)}, "slide: .*65"),
+        ({"slide": ((64, 2.5), 40)}, "slide: .*crop.*2.5"),
+    ],
+)
+def test_wrong_options(model, options, text):
+    with pytest.raises(ValueError, match=text):
+        fastseg.segment(model, picture(100, 100), **options)
+
+
+def test_training_mode_and_wrong_images(model):
+    with pytest.raises(ValueError, match="training mode"):
+        fastseg.segment(model.train(), picture(9, 9))
+    model.eval()
+    with pytest.raises(TypeError, match="images"):
+        fastseg.segment(model, "cat.png")

@@ -1,0 +1,387 @@
+"""Kernels of whole forwards compiled for GPUs that are not here, and the files that configure them.
+
+Nothing runs: what is tested is that every kernel compiles, what it takes, and its offsets.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import operator
+import re
+
+import pytest
+import torch
+
+from fastseg.kernels.core import configurations as configs
+from fastseg.kernels.core import optional_triton
+
+if not optional_triton.HAS_TRITON or optional_triton.interpreting():
+    pytest.skip("compiling needs Triton, not its interpreter", allow_module_level=True)
+
+from bench import ahead_of_time, compiles
+from bench.ahead_of_time import SHARED_LIMIT, Compiled, compile_launch
+from bench.launches import pretend_gpu, trace
+from fastseg.kernels import upsample_argmax
+
+# Bytes a thread may spill. Elsewhere a spill is a matter of speed that nothing has measured.
+SPILL_LIMIT = {"sm_90": 0, "sm_80": 64}
+PARTS = 8  # tests that share the launches of a target, so that processes can share them
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fresh_cache(tmp_path_factory):
+    """Nothing that an earlier run compiled may hide a failure."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
+
+
+@functools.cache
+def launches(target: str, dtype: torch.dtype, variants: tuple[str, ...], batches: tuple[int, ...]):
+    uniques = compiles.unique_launches(target, variants, batches, [dtype])
+    return [unique.launch for unique in uniques]
+
+
+def widest(target: str, dtype: torch.dtype):
+    """Of each kernel of B2 the launch with the largest constexprs."""
+    found = {}
+    for launch in launches(target, dtype, ("b2",), (1,)):
+        constants = [value for value in launch.options.values() if type(value) is int]
+        if launch.name not in found or sum(constants) > found[launch.name][0]:
+            found[launch.name] = (sum(constants), launch)
+    return [launch for _, launch in found.values()]
+
+
+def rows_of_tile(options) -> int:
+    """The rows of the matrix products of a kernel: of tokens, or of pixels."""
+    for names in (("BLOCK_M",), ("TILE_HEIGHT", "TILE_WIDTH"), ("BLOCK_Y", "BLOCK_X")):
+        if names[0] in options:
+            return functools.reduce(lambda size, name: size * options[name], names, 1)
+    raise AssertionError(f"no tile in {options}")
+
+
+def complaints(launches, target: str, half: bool) -> list[str]:
+    """What is wrong with launches compiled for `target`."""
+    return [
+        f"{launch.name} {launch.options}: {complaint}"
+        for launch in launches
+        for complaint in complaints_of(launch, target, half)
+    ]
+
+
+def complaints_of(launch, target: str, half: bool) -> list[str]:
+    compiled = compile_launch(launch, target, count=False)
+    found = []
+    if compiled.spill_bytes > SPILL_LIMIT.get(target, float("inf")):
+        found.append(f"spills {compiled.spill_bytes} bytes")
+    if compiled.shared_bytes > SHARED_LIMIT[target]:
+        found.append(f"takes {compiled.shared_bytes} bytes of shared memory")
+    multiplies = half and "PRECISION" in launch.options
+    if multiplies:
+        if compiled.tensor_core == "none":
+            found.append("uses no matrix instruction")
+        large = rows_of_tile(launch.options) >= 64
+        if target == "sm_90" and large and compiled.tensor_core != "wgmma":
+            found.append(f"uses {compiled.tensor_core}")
+    return found
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("part", range(PARTS))
+def test_all_of_sm_90_in_half(part):
+    found = launches("sm_90", torch.bfloat16, ("b0", "b1", "b2"), (1, 8))
+    assert len(found) > 60
+    assert not complaints(found[part::PARTS], "sm_90", half=True)
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_all_of_sm_90_in_float32(part):
+    found = launches("sm_90", torch.float32, ("b0", "b2"), (1, 8))
+    assert len(found) > 40
+    assert not complaints(found[part::PARTS], "sm_90", half=False)
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype"),
+    [
+        *((target, torch.float16) for target in SHARED_LIMIT if target != "sm_90"),
+        # Where shared memory is scarce.
+        *((target, torch.float32) for target in ("sm_80", "sm_120", "gfx942")),
+    ],
+    ids=str,
+)
+def test_other_targets(target, dtype):
+    found = widest(target, dtype)
+    assert len(found) > 10
+    assert not complaints(found, target, half=dtype != torch.float32)
+
+
+LOGITS = (150, 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype"),
+    [*((target, torch.bfloat16) for target in SHARED_LIMIT), ("sm_90", torch.float32)],
+    ids=str,
+)
+def test_label_maps(target, dtype):
+    """Forms and sizes that no forward asks for."""
+    with pretend_gpu(compiles.family_of(target)):
+        logits = torch.empty(1, *LOGITS, device="meta", dtype=dtype)
+        found = [
+            *trace(upsample_argmax, logits, (1024, 1024)).launches,
+            *trace(upsample_argmax, logits, (683, 512), torch.uint8).launches,
+            *trace(upsample_argmax, logits, (100, 512)).launches,
+            *trace(upsample_argmax, logits[:, :19], (128, 128)).launches,
+        ]
+    agree = {**found[0].options, "AGREE": True, "BLOCK": 32, "BLOCK_ROWS": 4, "num_warps": 1}
+    found.append(found[0]._replace(options=agree))
+    assert len({launch.name for launch in found}) == 2
+    assert not complaints(found, target, half=False)
+
+
+# Offsets
+
+
+Range = tuple[int, int]
+
+
+def launch_ranges(launch, text: str) -> dict[str, Range]:
+    """The integer parameters of a launch by their names in TTIR, and "x", "y", "z" of the grid."""
+    names = re.findall(r"(%\w+): ", re.search(r"tt\.func public @\w+\((.*)", text)[1])
+    values = [
+        value
+        for parameter, value in zip(launch.kernel.params, launch.arguments, strict=False)
+        if not (parameter.is_constexpr or value is None or (type(value) is int and value == 1))
+    ]
+    ranges = {
+        name: (value, value)
+        for name, value in zip(names, values, strict=True)
+        if type(value) is int
+    }
+    return {**ranges, **{"xyz"[axis]: (0, size - 1) for axis, size in enumerate(launch.grid)}}
+
+
+def combine(operation: str, a: Range, b: Range) -> Range | None:
+    """The range of an integer operation; None where it is not followed."""
+    if operation == "arith.remsi":
+        if a[0] >= 0 and a[1] < b[0]:
+            return a
+        return (0 if a[0] >= 0 else 1 - b[1], b[1] - 1) if b[0] > 0 else None
+    if operation == "arith.divsi" and b[0] <= 0:
+        return None
+    function = {
+        "arith.addi": operator.add,
+        "arith.subi": operator.sub,
+        "arith.muli": operator.mul,
+        "arith.divsi": lambda x, y: abs(x) // y * (1 if x >= 0 else -1),
+        "arith.minsi": min,
+        "arith.maxsi": max,
+    }.get(operation)
+    if function is None:
+        return None
+    corners = [function(x, y) for x in a for y in b]
+    return min(corners), max(corners)
+
+
+def overflows(text: str, known: dict[str, Range]) -> list[str]:
+    """Lines of TTIR whose result may pass 32 bits and is of 32 bits.
+
+    Ranges are followed through integer arithmetic; what comes from memory or from an earlier round
+    of a loop is not known, nor what is computed from it.
+    """
+    ranges, found = dict(known), []
+    for line in text.splitlines():
+        loop = re.match(r"\s*(?:%.* = )?scf\.for (%\w+) = (%\w+) to (%\w+) step", line)
+        if loop and loop[2] in ranges and loop[3] in ranges:
+            ranges[loop[1]] = (ranges[loop[2]][0], max(ranges[loop[2]][0], ranges[loop[3]][1] - 1))
+        match = re.match(r"\s*(%\w+) = ([\w.]+)(.*)", line)
+        if match is None:
+            continue
+        result, operation, rest = match.groups()
+        rest = rest.split(" loc(")[0]
+        operands = [ranges.get(name) for name in re.findall(r"%\w+", rest)]
+        value = None
+        if operation == "arith.constant":
+            number = re.match(r" (?:dense<)?(-?\d+)>? : .*i\d+", rest)
+            value = (int(number[1]),) * 2 if number else None
+        elif operation == "tt.make_range":
+            end, start = (int(re.search(rf"{name} = (\d+)", rest)[1]) for name in ("end", "start"))
+            value = (start, end - 1)
+        elif operation == "tt.get_program_id":
+            value = ranges.get(rest.split()[0], (0, 0))
+        elif operation in ("tt.splat", "tt.broadcast", "tt.expand_dims", "arith.extsi"):
+            value = operands[0]
+        elif operation == "arith.select" and None not in operands[1:]:
+            value = min(operands[1][0], operands[2][0]), max(operands[1][1], operands[2][1])
+        elif len(operands) == 2 and None not in operands:
+            value = combine(operation, *operands)
+        if value is None:
+            continue
+        ranges[result] = value
+        narrow = re.search(r"\bi32\b|xi32>", rest.rsplit(" : ", 1)[-1]) is not None
+        if narrow and operation != "arith.extsi" and not -(2**31) <= value[0] <= value[1] < 2**31:
+            found.append(line.strip())
+    return found
+
+
+@pytest.mark.parametrize("variant", ["b0", "b1"])
+def test_offsets_pass_32_bits(variant):
+    """A batch whose tensors have more than 2^31 elements each, though fewer rows."""
+    found = {}
+    for launch in launches("sm_90", torch.bfloat16, (variant,), (40_000,)):
+        found.setdefault(launch.name, launch)
+    assert len(found) > 10
+    for launch in found.values():
+        text = ahead_of_time.ttir(launch, "sm_90")
+        assert not overflows(text, launch_ranges(launch, text)), launch.name
+
+
+def test_overflows_are_found():
+    text = """
+    %c100 = arith.constant 100 : i32 loc(#loc)
+    %block = arith.constant dense<64> : tensor<64xi32> loc(#loc)
+    %row = tt.get_program_id x : i32 loc(#loc)
+    %splat = tt.splat %row : i32 -> tensor<64xi32> loc(#loc)
+    %rows = arith.muli %splat, %block : tensor<64xi32> loc(#loc)
+    %widths = tt.splat %width : i32 -> tensor<64xi32> loc(#loc)
+    %bad = arith.muli %rows, %widths : tensor<64xi32> loc(#loc)
+    %late = arith.extsi %bad : tensor<64xi32> to tensor<64xi64> loc(#loc)
+    %wide = arith.extsi %rows : tensor<64xi32> to tensor<64xi64> loc(#loc)
+    %wide_widths = arith.extsi %widths : tensor<64xi32> to tensor<64xi64> loc(#loc)
+    %good = arith.muli %wide, %wide_widths : tensor<64xi64> loc(#loc)
+    %inside = arith.remsi %rows, %block : tensor<64xi32> loc(#loc)
+    %fine = arith.muli %inside, %widths : tensor<64xi32> loc(#loc)
+    """
+    known = {"x": (0, 10**6), "%width": (512, 512)}
+    assert [line.split()[0] for line in overflows(text, known)] == ["%bad"]
+
+
+# The report
+
+
+def test_report(tmp_path, monkeypatch):
+    compiled = Compiled("x", "sm_90", {}, 100, 8, 2048, "wgmma", 500, 3)
+
+    def pretend(launch, target):
+        if launch.name == "layer_norm_kernel":
+            raise RuntimeError("out of luck")
+        return compiled
+
+    monkeypatch.setattr(compiles, "compile_launch", pretend)
+    output = tmp_path / "docs" / "compiles.md"
+    arguments = ["--target", "sm_90", "gfx942", "--variants", "b0", "b1", "--output", str(output)]
+    assert compiles.main(arguments) == 1
+    text = output.read_text()
+    assert "python -m bench.compiles --target sm_90 gfx942 --variants b0 b1" in text
+    assert "not run" in text
+    assert text.index("## sm_90") < text.index("## gfx942")
+    assert "| 100 | 8 | 2 | wgmma | 500 | 3 | B0-B1 b1 |" in text
+    assert re.search(r"\| layer_norm \| bfloat16 \| .* \| does not compile: RuntimeError \|", text)
+    assert "do not compile." in text
+
+
+def test_users_of_a_kernel():
+    names = ["B1 b1", "B2 b1", "B3 b1", "B5 b1", "B1 b8"]
+    assert compiles.users(names) == "B1-B3, B5 b1; B1 b8"
+    assert compiles.users(["B0 b8", "B0 b1"]) == "B0 b1 and b8"
+
+
+# Configurations
+
+
+FILES = ("default", *configs.FAMILIES)
+
+
+@pytest.mark.parametrize("family", FILES)
+def test_committed_files(family):
+    content = json.loads((configs.FOLDER / f"{family}.json").read_text())
+    assert content["family"] == family
+    assert content["source"]
+    default = json.loads((configs.FOLDER / "default.json").read_text())["kernels"]
+    for kernel, entries in content["kernels"].items():
+        # A family may say nothing of a dtype; a name that default lacks is a misspelt one.
+        assert kernel in default
+        for entry in entries:
+            assert set(entry) >= {"dtype", "config"}
+            assert entry["dtype"] in ("half", "float32", "any")
+            assert all(size >= 1 for size in entry.get("sizes", {}).values())
+        assert all(entries.count(entry) == 1 for entry in entries), f"{kernel}: an entry twice"
+
+
+def test_every_kernel_has_defaults_for_both_dtypes():
+    content = json.loads((configs.FOLDER / "default.json").read_text())["kernels"]
+    assert len(content) > 10
+    for kernel, entries in content.items():
+        dtypes = {entry["dtype"] for entry in entries}
+        assert "any" in dtypes or dtypes >= {"half", "float32"}, kernel
+
+
+@pytest.fixture
+def user_file(tmp_path, monkeypatch):
+    """`user_file(entries)` makes a file of the entries of kernel "k" that FASTSEG_CONFIGS names."""
+
+    def write(entries, name="configs.json"):
+        path = tmp_path / name
+        path.write_text(json.dumps({"kernels": {"k": entries}}))
+        monkeypatch.setenv("FASTSEG_CONFIGS", str(path))
+
+    return write
+
+
+def ask(sizes, dtype=torch.float16, kernel="k", divides=None):
+    return configs.look_up(kernel, torch.device("cpu"), dtype, sizes, divides)
+
+
+def entry(value, dtype="half", **sizes):
+    return {"dtype": dtype, "sizes": sizes, "config": {"BLOCK": value}}
+
+
+def test_the_nearest_size_is_chosen(user_file):
+    user_file([entry(1, rows=100), entry(2, rows=1000)])
+    assert ask({"rows": 1}) == {"BLOCK": 1}
+    assert ask({"rows": 300}) == {"BLOCK": 1}  # nearer by ratio: 3 against 3.3
+    assert ask({"rows": 320}) == {"BLOCK": 2}
+    assert ask({"rows": 10**9}) == {"BLOCK": 2}
+    user_file([entry(1, rows=100, width=32), entry(2, rows=100, width=256)], "others.json")
+    assert ask({"rows": 10**6, "width": 100}) == {"BLOCK": 2}
+    assert ask({"rows": 10**6, "width": 80}) == {"BLOCK": 1}
+
+
+def test_dtypes(user_file):
+    user_file([entry(1), entry(2, "float32")])
+    assert ask({}, torch.bfloat16) == ask({}, torch.float16) == {"BLOCK": 1}
+    assert ask({}, torch.float32) == {"BLOCK": 2}
+    user_file([entry(3, "any")], "others.json")
+    assert ask({}, torch.float32) == ask({}, torch.float16) == {"BLOCK": 3}
+
+
+def test_blocks_must_divide(user_file):
+    user_file([entry(64, rows=10), entry(32, rows=1000)])
+    assert ask({"rows": 10}, divides={"BLOCK": 160}) == {"BLOCK": 32}
+    with pytest.raises(LookupError, match="no configuration for .*'k'"):
+        ask({"rows": 10}, divides={"BLOCK": 80})
+
+
+def test_what_is_given_out_is_a_copy(user_file):
+    user_file([entry(1)])
+    ask({})["BLOCK"] = 7
+    assert ask({}) == {"BLOCK": 1}
+
+
+def test_committed_entries_serve_what_a_file_does_not_name(user_file):
+    user_file([entry(1)])
+    assert ask({"channels": 64}, kernel="layer_norm")["BLOCK_M"] >= 1
+    with pytest.raises(LookupError):
+        ask({}, kernel="no such kernel")
+
+
+def test_a_file_that_is_none(tmp_path, monkeypatch):
+    path = tmp_path / "configs.json"
+    path.write_text("[]")
+    monkeypatch.setenv("FASTSEG_CONFIGS", str(path))
+    with pytest.raises(
+        ValueError, match=r"configs.json: expected a file that `fastseg tune` wrote"
+    ):
+        ask({})

@@ -1,0 +1,296 @@
+"""What makes a CPU fast, in graphs and outside: whole ops, oneDNN's products, stripes, groups."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
+
+import fastseg
+from fastseg.kernels import mix_ffn, upsample_argmax
+from fastseg.kernels.blocks.bilinear import bilinear_source, image_stripes, row_shares, share_rows
+from fastseg.kernels.blocks.onednn import dense, dense_residual
+from tests.model_cases import relative_error, tiny_model
+
+OPS = {"patch_embed": 4, "sr_attention": 4, "mix_ffn": 4, "decode_head": 1}
+
+
+@pytest.fixture(autouse=True)
+def forget_graphs():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+class Graphs:
+    """A backend of torch.compile that keeps the names of the operators that it is given."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def __call__(self, graph, inputs):
+        for node in graph.graph.nodes:
+            if node.op in ("call_function", "call_method"):
+                self.names.append(str(node.target).removesuffix(".default"))
+        return graph.forward
+
+    def ops(self):
+        names = [name.removeprefix("fastseg.") for name in self.names if "fastseg." in name]
+        return {name: names.count(name) for name in names if name != "refresh_folds"}
+
+
+def plain(model, pixels):
+    with torch.no_grad(), fastseg.plain_path():
+        return model.double()(pixels.double()).logits
+
+
+# Whole ops in graphs
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_graph_for_a_cpu_takes_ops_whole(dynamic):
+    model, pixels = tiny_model(), torch.randn(2, 3, 64, 96)
+    graphs = Graphs()
+    compiled = torch.compile(model, fullgraph=True, backend=graphs, dynamic=dynamic)
+    with torch.no_grad():
+        result = compiled(pixels).logits
+    assert graphs.ops() == OPS
+    assert not any("conv" in name or "layer_norm" in name for name in graphs.names)
+    assert relative_error(result, plain(model, pixels)) <= 2e-6
+
+
+def test_inductor_keeps_memory_formats():
+    model, pixels = tiny_model(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(pixels).logits
+        result = torch.compile(model, fullgraph=True, dynamic=False)(pixels).logits
+    assert result.stride() == expected.stride()
+    assert torch.equal(result, expected)
+
+
+def test_ops_of_a_graph_work_in_stripes(monkeypatch):
+    module = importlib.import_module("fastseg.kernels.ffn.op")
+    counts = []
+
+    def counted(*arguments):
+        stripes = image_stripes(*arguments)
+        counts.append(len(stripes))
+        return stripes
+
+    monkeypatch.setattr(module, "image_stripes", counted)
+    monkeypatch.setattr("fastseg.kernels.blocks.bilinear.STRIPE_BYTES", 5000)
+    model, pixels = tiny_model(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        result = torch.compile(model, fullgraph=True, backend="aot_eager")(pixels).logits
+    assert max(counts) > 4
+    assert relative_error(result, plain(model, pixels)) <= 2e-6
+
+
+def test_an_exported_graph_has_operators_that_all_readers_know():
+    model = tiny_model().requires_grad_(False)
+    program = torch.export.export(model, (torch.zeros(1, 3, 64, 64),))
+    names = {str(n.target) for n in program.graph.nodes if n.op == "call_function"}
+    assert any("layer_norm" in name for name in names)
+    assert not any("fastseg" in name or "mkldnn" in name for name in names)
+
+
+def ffn_arguments(dtype=torch.float32, channels=8, hidden=32):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, dtype=dtype, generator=generator) / shape[-1] ** 0.5
+
+    return {
+        "eps": 1e-6,
+        "fc1_weight": draw(hidden, channels),
+        "fc1_bias": draw(hidden),
+        "dwconv_weight": draw(hidden, 1, 3, 3),
+        "dwconv_bias": draw(hidden),
+        "fc2_weight": draw(channels, hidden),
+        "fc2_bias": draw(channels),
+    }
+
+
+def test_a_graph_with_gradients_is_traced_into():
+    x, arguments = torch.randn(2, 12, 8, requires_grad=True), ffn_arguments()
+    arguments["fc2_weight"].requires_grad_(True)
+    sources = (x, arguments["fc2_weight"])
+    expected = torch.autograd.grad(mix_ffn(x, 3, 4, **arguments).square().sum(), sources)
+    graphs = Graphs()
+    compiled = torch.compile(mix_ffn, fullgraph=True, backend=graphs)
+    result = torch.autograd.grad(compiled(x, 3, 4, **arguments).square().sum(), sources)
+    assert graphs.ops() == {}
+    for ours, theirs in zip(result, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_graph_under_autocast_is_traced_into():
+    x, arguments = torch.randn(2, 12, 8), ffn_arguments()
+    graphs = Graphs()
+    compiled = torch.compile(mix_ffn, fullgraph=True, backend=graphs)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        result, expected = compiled(x, 3, 4, **arguments), mix_ffn(x, 3, 4, **arguments)
+    assert graphs.ops() == {}
+    assert result.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.parametrize("classes", [2, 30])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+def test_labels_of_a_compiled_graph(classes, dtype):
+    smooth = F.interpolate(torch.randn(2, classes, 3, 4), size=(12, 16), mode="bicubic")
+    compiled = torch.compile(upsample_argmax, fullgraph=True, dynamic=False)
+    result = compiled(smooth, (48, 64), dtype)
+    resized = F.interpolate(smooth.double(), size=(48, 64), mode="bilinear", align_corners=False)
+    top, second = resized.topk(2, dim=1).values.unbind(1)
+    clear = top - second > 1e-5
+    assert result.dtype == dtype
+    assert clear.float().mean() > 0.99
+    assert torch.equal(result.long()[clear], resized.argmax(1)[clear])
+
+
+# oneDNN's matrix products
+
+
+def linear_case(rows=(3, 5), inputs=24, outputs=20):
+    return torch.randn(*rows, inputs), torch.randn(outputs, inputs), torch.randn(outputs)
+
+
+@pytest.mark.parametrize("rows", [(7,), (2, 5), (2, 3, 4), (0, 5)])
+def test_products(rows):
+    x, weight, bias = linear_case(rows)
+    residual = torch.randn(*rows, 20)
+    kept = residual.clone()
+    expected = F.linear(x.double(), weight.double(), bias.double())
+    torch.testing.assert_close(dense(x, weight, bias).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        dense(x, weight).double(), expected - bias.double(), rtol=1e-5, atol=1e-5
+    )
+    total = dense_residual(x, weight, bias, residual)
+    torch.testing.assert_close(total.double(), expected + kept.double(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(residual, kept)
+
+
+def test_products_of_slices_and_transposes():
+    x, weight, bias = linear_case(inputs=48, outputs=40)
+    residual = torch.randn(5, 3, 20).transpose(0, 1)
+    for rows in (x[..., ::2], x[..., :24], torch.randn(5, 24, 3).permute(2, 0, 1)):
+        for matrix in (weight[:20, :24], weight[::2, ::2], torch.randn(24, 20).t()):
+            for vector in (bias[::2], bias[:20], None):
+                wide = None if vector is None else vector.double()
+                expected = F.linear(rows.double(), matrix.double(), wide)
+                result = dense(rows, matrix, vector).double()
+                torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+                result = dense_residual(rows, matrix, vector, residual).double()
+                expected = expected + residual.double()
+                torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_products_keep_gradients_tangents_and_transforms():
+    x, weight, bias = linear_case()
+    residual, tangent = torch.randn(3, 5, 20), torch.randn(3, 5, 24)
+    weight.requires_grad_(True)
+    dense_residual(x, weight, bias, residual).sum().backward()
+    torch.testing.assert_close(weight.grad, x.sum((0, 1)).expand(20, -1))
+    weight = weight.detach()
+    with forward_ad.dual_level():
+        dual = dense(forward_ad.make_dual(x, tangent), weight, bias)
+        torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, F.linear(tangent, weight))
+    per_row = torch.func.vmap(dense, in_dims=(0, None, None))(x, weight, bias)
+    torch.testing.assert_close(per_row, F.linear(x, weight, bias))
+    _, result = torch.func.jvp(lambda t: dense(t, weight, bias), (x,), (tangent,))
+    torch.testing.assert_close(result, F.linear(tangent, weight))
+
+
+def test_products_in_other_dtypes_and_under_autocast():
+    x, weight, bias = linear_case()
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+        arguments = [tensor.to(dtype) for tensor in (x, weight, bias)]
+        assert torch.equal(dense(*arguments), F.linear(*arguments))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert dense(x, weight, bias).dtype == torch.bfloat16
+        total = dense_residual(x, weight, bias, torch.zeros(3, 5, 20))
+    assert total.dtype == torch.float32
+
+
+def test_products_of_fake_tensors():
+    x, weight, bias = linear_case()
+    with FakeTensorMode() as mode, torch.no_grad():
+        x, weight, bias, residual = map(mode.from_tensor, (x, weight, bias, torch.zeros(3, 5, 20)))
+        assert dense(x, weight, bias).shape == (3, 5, 20)
+        assert dense_residual(x, weight, bias, residual).shape == (3, 5, 20)
+
+
+def test_products_are_counted_by_counters_and_left_to_aten_on_request(monkeypatch):
+    x, weight, bias = linear_case()
+    with FlopCounterMode(display=False) as counter:
+        dense(x, weight, bias)
+    assert counter.get_total_flops() == 2 * 15 * 24 * 20
+    called = []
+    monkeypatch.setattr(
+        "fastseg.kernels.blocks.onednn.F.linear", lambda *tensors: called.append(1) or tensors[0]
+    )
+    dense(x, weight, bias)
+    module = importlib.import_module("fastseg.kernels.blocks.onednn")
+    assert bool(called) != module._FAST
+    called.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of TF32, which is not touched
+        with torch.backends.mkldnn.flags(enabled=False):
+            dense(x, weight, bias)
+    assert called
+
+
+# Stripes and groups
+
+
+@pytest.mark.parametrize("batch", [0, 1, 5])
+@pytest.mark.parametrize("row_bytes", [1, 100, 700, 5000])
+def test_stripes_cover_all_rows_once(batch, row_bytes, monkeypatch):
+    monkeypatch.setattr("fastseg.kernels.blocks.bilinear.STRIPE_BYTES", 3000)
+    seen = torch.zeros(batch, 9, 4, dtype=torch.int64)
+    for images, top, bottom in image_stripes(batch, 9, row_bytes, seen.device):
+        part = seen[images, top:bottom]
+        assert part.is_contiguous()
+        assert part.shape[0] * part.shape[1] * row_bytes <= 3000 or bottom - top == 1
+        part += 1
+    assert (seen == 1).all()
+    rows = image_stripes(batch, 9, row_bytes, seen.device, 4)
+    assert all(bottom - top >= 4 for _, top, bottom in rows)
+
+
+@pytest.mark.parametrize("sizes", [((12, 10), (6, 5)), ((9, 13), (5, 4)), ((4, 5), (7, 3))])
+def test_shared_rows_are_those_of_interpolate(sizes):
+    (height, width), source = sizes
+    grid = torch.randn(2, *source, 3, dtype=torch.float64)
+    expected = F.interpolate(
+        grid.permute(0, 3, 1, 2), size=(height, width), mode="bilinear", align_corners=False
+    ).permute(0, 2, 3, 1)
+    rows = row_shares(bilinear_source(height, source[0], grid.device, grid.dtype), source[0])
+    assert torch.equal(rows.sum(1), torch.ones(height, dtype=torch.float64))
+    for top, bottom in ((0, height), (0, 3), (1, 2), (2, height)):
+        shares, widened = share_rows(grid, rows, top, bottom, width)
+        result = (shares @ widened).view(2, bottom - top, width, 3)
+        torch.testing.assert_close(result, expected[:, top:bottom])
+
+
+@pytest.mark.parametrize("hidden", [64, 100, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_groups_of_hidden_channels(hidden, dtype):
+    """Against the formula, in float64; half precision is not rounded between groups."""
+    x, arguments = torch.randn(2, 30, 16).to(dtype), ffn_arguments(dtype, 16, hidden)
+    result = mix_ffn(x, 5, 6, **arguments)
+    x = x.double()
+    wide = {n: v.double() for n, v in arguments.items() if isinstance(v, torch.Tensor)}
+    grid = F.linear(F.layer_norm(x, (16,), eps=1e-6), wide["fc1_weight"], wide["fc1_bias"])
+    grid = grid.transpose(1, 2).unflatten(2, (5, 6))
+    grid = F.conv2d(grid, wide["dwconv_weight"], wide["dwconv_bias"], padding=1, groups=hidden)
+    active = F.gelu(grid).flatten(2).transpose(1, 2)
+    expected = x + F.linear(active, wide["fc2_weight"], wide["fc2_bias"])
+    assert relative_error(result, expected) < (2e-6 if dtype == torch.float32 else 4e-3)

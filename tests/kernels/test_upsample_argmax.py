@@ -1,0 +1,146 @@
+"""Label maps against interpolate + argmax in float64, and how much is computed for them."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastseg.kernels import upsample_argmax
+
+GRIDS = [(1, 1), (1, 7), (16, 16), (33, 9)]
+
+
+def check(logits, size, tie):
+    """All pixels equal those of a float64 run, but where its two best classes are a tie."""
+    labels = upsample_argmax(logits, size)
+    resized = F.interpolate(logits.double(), size=size, mode="bilinear", align_corners=False)
+    assert labels.dtype == torch.int64
+    assert labels.shape == (logits.shape[0], *size)
+    if logits.shape[1] == 1:
+        assert not labels.any()
+        return
+    best = resized.topk(2, dim=1).values
+    clear = best[:, 0] - best[:, 1] > tie
+    assert clear.float().mean() > 0.9
+    assert torch.equal(labels[clear], resized.argmax(1)[clear])
+
+
+def smooth(batch, classes, height, width):
+    """Logits with regions, as a network gives them."""
+    coarse = torch.randn(batch, classes, 3, 3)
+    return F.interpolate(coarse, size=(height, width), mode="bicubic")
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("classes", [1, 2, 19, 150])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("make", [torch.randn, smooth])
+def test_equals_interpolate_and_argmax(grid, classes, batch, make):
+    height, width = grid
+    logits = make(batch, classes, height, width)
+    for size in [(4 * height, 4 * width), grid, (131, 77), (1, 1), (max(height // 3, 1), width)]:
+        check(logits, size, tie=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtypes(dtype):
+    check(smooth(2, 19, 16, 24).to(dtype), (64, 96), tie=1e-5)
+    check(torch.randn(1, 5, 9, 9, dtype=dtype), (35, 36), tie=1e-5)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda logits: logits.contiguous(memory_format=torch.channels_last),
+        lambda logits: logits[:, 1:, ::2],
+        lambda logits: logits[:1].expand(2, -1, -1, -1),
+        lambda logits: logits.transpose(2, 3),
+    ],
+)
+def test_memory_layouts(view):
+    check(view(smooth(2, 7, 20, 12)), (50, 61), tie=1e-5)
+
+
+def test_masked_classes_never_win():
+    logits = smooth(1, 9, 12, 12)
+    logits[:, [2, 7]] = -torch.inf
+    labels = upsample_argmax(logits, (48, 48))
+    kept = [0, 1, 3, 4, 5, 6, 8]
+    assert torch.equal(labels, torch.tensor(kept)[upsample_argmax(logits[:, kept], (48, 48))])
+
+
+@pytest.mark.parametrize("classes", [4, 30])  # blended whole, and along borders alone
+def test_lowest_class_wins_ties(classes):
+    logits = torch.zeros(1, classes, 5, 5)
+    logits[:, 1:3] = 1.0  # classes 1 and 2 are equal everywhere
+    assert (upsample_argmax(logits, (20, 20)) == 1).all()
+    logits[:, 0, 2, 2] = 2.0
+    labels = upsample_argmax(logits, (20, 20))
+    resized = F.interpolate(logits, size=(20, 20), mode="bilinear", align_corners=False)
+    assert torch.equal(labels, resized.argmax(1))
+
+
+@pytest.mark.parametrize("size", [(40, 40), (37, 41), (12, 8)])
+def test_border_pixels_alone_are_blended(size, monkeypatch):
+    """Two half planes: the classes of every pixel are asked for along one column of cells only."""
+    logits = torch.zeros(1, 30, 10, 10)
+    logits[:, 3, :, :5] = 5
+    logits[:, 7, :, 5:] = 5
+    blended = []
+    original = F.embedding_bag
+    monkeypatch.setattr(
+        F,
+        "embedding_bag",
+        lambda corners, *args, **kwargs: (
+            blended.append(len(corners)) or original(corners, *args, **kwargs)
+        ),
+    )
+    check(logits, size, tie=1e-5)
+    columns = sum(4 <= max((x + 0.5) * 10 / size[1] - 0.5, 0) < 5 for x in range(size[1]))
+    assert sum(blended) == columns * size[0]
+
+
+def test_chunks_and_stripes(monkeypatch):
+    module = importlib.import_module("fastseg.kernels.labels.op")  # not the function in it
+    monkeypatch.setattr(module, "_PIXELS_PER_CHUNK", 7)
+    monkeypatch.setattr("fastseg.kernels.blocks.bilinear.STRIPE_BYTES", 100)
+    calls = []
+    for name in ("embedding_bag", "interpolate"):
+        original = getattr(F, name)
+        monkeypatch.setattr(
+            F, name, lambda *a, n=name, f=original, **k: calls.append(n) or f(*a, **k)
+        )
+    halves = 0.1 * torch.randn(2, 30, 9, 11)  # borders alone are blended: in chunks
+    halves[:, 3, :, :5] += 5
+    halves[:, 7, :, 5:] += 5
+    check(halves, (36, 44), tie=1e-5)
+    assert calls.count("embedding_bag") > 10
+    calls.clear()
+    check(torch.randn(2, 9, 9, 11), (36, 44), tie=1e-5)  # everything is blended: in stripes
+    assert calls.count("interpolate") > 10
+
+
+def test_in_a_graph():
+    compiled = torch.compile(upsample_argmax, fullgraph=True, backend="eager")
+    logits = smooth(1, 9, 8, 8)
+    assert torch.equal(compiled(logits, (32, 32)), upsample_argmax(logits, (32, 32)))
+
+
+@pytest.mark.parametrize(
+    ("logits", "size", "error", "text"),
+    [
+        (torch.zeros(1, 2, 3, 3, dtype=torch.int64), (4, 4), TypeError, "logits: .*int64"),
+        ([[0.0]], (4, 4), TypeError, "logits: .*list"),
+        (torch.zeros(2, 3, 3), (4, 4), ValueError, r"logits: .*\(2, 3, 3\)"),
+        (torch.zeros(1, 0, 3, 3), (4, 4), ValueError, r"logits: .*\(1, 0, 3, 3\)"),
+        (torch.zeros(1, 2, 3, 3), (0, 4), ValueError, r"size: .*\(0, 4\)"),
+        (torch.zeros(1, 2, 3, 3), 7, ValueError, "size: .*7"),
+        (torch.zeros(1, 2, 3, 3), (1, 2, 3), ValueError, r"size: .*\(1, 2, 3\)"),
+    ],
+)
+def test_wrong_arguments(logits, size, error, text):
+    with pytest.raises(error, match=text):
+        upsample_argmax(logits, size)
