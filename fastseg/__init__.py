@@ -1,11 +1,12 @@
 """fastseg: SegFormer semantic segmentation, as fast as the hardware allows."""
 
 from fastseg._version import __version__ as __version__
-from fastseg.acceleration import accelerate, repack, restore
+from fastseg.acceleration import accelerate, restore
 from fastseg.checkpoints.load import CheckpointError, CheckpointWarning
 from fastseg.cuda_graphs.runner import graphed
 from fastseg.exporting.export import ExportError, ExportResult, ExportWarning, export
 from fastseg.folding.conditions import plain_path
+from fastseg.folding.modules import repack
 from fastseg.folding.warmup import warmup
 from fastseg.images.processor import SegformerImageProcessor
 from fastseg.inference.segment import segment

@@ -1,4 +1,4 @@
-"""`accelerate`, `restore` and `repack`: other libraries' SegFormers, made fast in place."""
+"""`accelerate` and `restore`: other libraries' SegFormers, made fast in place."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from fastseg.folding.conditions import PackedOwner, drop_packed
+from fastseg.folding.modules import PackedOwner
 from fastseg.folding.swap import Accelerated, accelerated_class
-from fastseg.folding.trial import (
-    encoder_refusal,
-    head_refusal,
-    kind_of,
-    layer_refusal,
-)
-from fastseg.models.segformer.hosts.encoders import EncoderHost, find_encoder
-from fastseg.models.segformer.hosts.heads import HeadHost, find_head
+from fastseg.folding.trial import kind_of
+from fastseg.models.segformer.encoder_plan import EncoderHost
+from fastseg.models.segformer.head_plan import HeadHost
+from fastseg.models.segformer.hosts.encoders import find_encoder
+from fastseg.models.segformer.hosts.heads import find_head
+from fastseg.models.segformer.trial import encoder_refusal, head_refusal, layer_refusal
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -136,22 +134,6 @@ def restore(model: Model) -> Model:
             _restore(module)
         module.__dict__.pop("_fastseg_refusal", None)
     return model
-
-
-def repack(model: nn.Module) -> None:
-    """Forget all that is folded in `model`; the next forward folds anew.
-
-    Needed only after an edit that PyTorch does not count, in eval mode and without gradients: one
-    through `parameter.data`, or from outside of this process.
-
-    Raises:
-        TypeError: `model` is not a module.
-    """
-    _check(model)
-    drop_packed(model)
-    for module in model.modules():
-        if isinstance(module, Accelerated):
-            module.drop_folds()
 
 
 def _check(model: Any) -> None:

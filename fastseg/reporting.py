@@ -18,7 +18,6 @@ from fastseg.kernels.ffn.op import supports as mix_ffn_supports
 from fastseg.kernels.head.op import supports as decode_head_supports
 from fastseg.models.segformer.decode_head import SegformerDecodeHead
 from fastseg.models.segformer.encoder import SegformerEncoder
-from fastseg.models.segformer.encoder_plan import EncoderPlan
 from fastseg.models.segformer.layers import SegformerLayer, SegformerOverlapPatchEmbeddings
 
 
@@ -70,7 +69,7 @@ def _host_lines(label: str, part: Any) -> Iterator[str]:
         yield f"{label} ({library}): the host's own: {reason}"
         return
     plan = part.fastseg_plan()
-    yield f"{label} ({library}): {_folded_path(part, _host_arguments(plan))}"
+    yield f"{label} ({library}): {_folded_path(part, plan.arguments())}"
     for name, why in plan.reasons():
         yield f"{label}.{name}: the host's own: {why}"
 
@@ -101,22 +100,6 @@ def _own_arguments(part: nn.Module) -> Iterator[tuple[str, Packed]]:
             yield "mix_ffn", module.packed()["mix_ffn"]
         elif isinstance(module, SegformerDecodeHead):
             yield "decode_head", module.packed()
-
-
-def _host_arguments(plan: Any) -> Iterator[tuple[str, Packed]]:
-    """Each op that an accelerated module runs, with its folded arguments."""
-    if not isinstance(plan, EncoderPlan):
-        classifier = plan.classifier.packed() if plan.classifier.reason is None else {}
-        yield "decode_head", {**plan.neck.packed(), **classifier}
-        return
-    for stage in plan.stages:
-        if stage.embed.reason is None:
-            yield "patch_embed", stage.embed.packed()
-        for layer in stage.layers:
-            if layer.reason is None and layer.attention.reason is None:
-                yield "sr_attention", layer.attention.packed()
-            if layer.reason is None and layer.ffn.reason is None:
-                yield "mix_ffn", layer.ffn.packed()
 
 
 def _declined(op: str, packed: Packed) -> str | None:

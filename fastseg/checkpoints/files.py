@@ -1,7 +1,7 @@
 """Reading the files of a checkpoint: JSON, and weights in one file or in shards.
 
 PyTorch's weights come as tensors in memory-mapped files: nothing is read until it is copied into a
-model. What code a pickled file asks for is never run (`formats.pickles`).
+model. What code a pickled file asks for is never run (`pickles.py`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-
-from fastseg.models.segformer.names.keras import TASK_PREFIX
 
 from .hdf5 import read_h5
 from .pickles import read_pickled
@@ -32,6 +30,8 @@ PICKLED_INDEX_NAME = PICKLED_NAME + ".index.json"
 TENSORFLOW_NAME = "tf_model.h5"
 KERAS_NAME = "model.weights.h5"
 KERAS_TASK_NAME = "task.weights.h5"
+# Put before the names of that second file of a preset, which repeats names of the first.
+TASK_PREFIX = "task/"
 # Where weights are looked for, in this order.
 WEIGHTS_NAMES = (
     WEIGHTS_NAME,
@@ -46,10 +46,16 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass
 class Weights:
-    """What the files of a checkpoint hold: tensors by name, and class names, if they are there."""
+    """What the files of a checkpoint hold.
+
+    tensors: by name.
+    class_names: of the classes, if they are there.
+    groups: the paths of an HDF5 file's groups.
+    """
 
     tensors: Tensors
     class_names: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -97,9 +103,9 @@ def read_weights(resolve: Callable[[str], Path]) -> tuple[Path, Weights]:
 def read_preset_weights(resolve: Callable[[str], Path]) -> tuple[Path, Weights]:
     """The same of a KerasHub preset, whose head, if it has one, is in a file of its own."""
     path = resolve(KERAS_NAME)
-    tensors = read_h5(path, keras_hub=True)
+    tensors, _ = read_h5(path)
     with contextlib.suppress(FileNotFoundError):
-        task = read_h5(resolve(KERAS_TASK_NAME), keras_hub=True)
+        task, _ = read_h5(resolve(KERAS_TASK_NAME))
         tensors.update({TASK_PREFIX + name: tensor for name, tensor in task.items()})
     return path, Weights(tensors)
 
@@ -109,7 +115,8 @@ def read_file(path: Path) -> Weights:
     if path.suffix == ".safetensors":
         return Weights(_read_safetensors(path))
     if path.suffix in (".h5", ".hdf5"):
-        return Weights(read_h5(path))
+        tensors, groups = read_h5(path)
+        return Weights(tensors, groups=groups)
     return Weights(*read_pickled(path))
 
 

@@ -8,22 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastseg.models.segformer.names.keras import is_keras
-
 from .report import CheckpointError
 
-# KerasHub's layers; they have no variables, and KerasCV's SegFormer has none of them.
-_OF_KERAS_HUB = ("/padding", "/attn/dropout")
 
-
-def read_h5(path: Path, keras_hub: bool = False) -> dict[str, torch.Tensor]:
-    """All arrays of a file by their paths in it.
-
-    Args:
-        keras_hub: a configuration beside the file says that KerasHub made it.
+def read_h5(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """Read all arrays of a file by their paths in it, and the paths of its groups.
 
     Raises:
-        CheckpointError: the file is corrupt, holds something else than numbers, or is of KerasCV.
+        CheckpointError: the file is corrupt, or holds something else than numbers.
         ImportError: h5py is not installed.
     """
     try:
@@ -51,11 +43,4 @@ def read_h5(path: Path, keras_hub: bool = False) -> dict[str, torch.Tensor]:
         raise CheckpointError(
             f"{path}: expected an HDF5 file of numbers, got one that fails: {error}"
         ) from error
-    if is_keras(tensors) and not keras_hub and not any(g.endswith(_OF_KERAS_HUB) for g in groups):
-        raise CheckpointError(
-            f"{path}: expected KerasHub's SegFormer or MiT, got weights of KerasCV, whose "
-            "SegFormer is another network (it pads unevenly and mixes tokens with channels before "
-            "the spatial reduction), or of an early KerasHub: load the preset's folder, whose "
-            "config.json tells which, or save the weights again with a present KerasHub"
-        )
-    return tensors
+    return tensors, tuple(groups)

@@ -26,7 +26,6 @@ from .match import FLOATS, fill, make_plan
 from .report import CheckpointError, CheckpointWarning, LoadReport, Mismatch
 from .save import save_pretrained
 from .source import Source, beside, local_file, read_source
-from .translation import BASE
 
 __all__ = [
     "CheckpointError",
@@ -109,7 +108,7 @@ def load_pretrained(
         TypeError, ValueError: an argument is wrong.
     """
     classes = [model_class] if isinstance(model_class, type) else list(model_class)
-    config_class = classes[0].config_class
+    config_class, family = classes[0].config_class, classes[0].checkpoint_names
     # The name of `dtype` in transformers before 4.56.
     torch_dtype = config_overrides.pop("torch_dtype", None)
     dtype = torch_dtype if dtype is None else dtype
@@ -126,7 +125,7 @@ def load_pretrained(
     if file is not None:
         resolve = beside(file)
     try:
-        source = read_source(path, resolve, config_class.model_type, config_overrides)
+        source = read_source(path, resolve, config_class.model_type, family, config_overrides)
     except FileNotFoundError as error:
         if Path(path).exists():
             raise CheckpointError(str(error)) from error
@@ -135,7 +134,7 @@ def load_pretrained(
     tensors, names = translation.tensors, translation.names
     stored_dtype = fields.pop("dtype", None) or fields.get("torch_dtype")
     fields.pop("torch_dtype", None)
-    chosen = _choose_class(classes, fields, translation.class_name)
+    chosen = _choose_class(classes, fields, family.class_name(names.values()))
     target_dtype = _target_dtype(dtype, stored_dtype, tensors, source.config_path or source.path)
     config = _make_config(config_class, source, fields, num_labels, id2label, config_overrides)
 
@@ -144,11 +143,12 @@ def load_pretrained(
     if translation.foreign_head and hasattr(model, "decode_head"):
         raise CheckpointError(f"{source.path}: {translation.foreign_head}")
     if not hasattr(model, model.base_model_prefix):
-        names = {name: full.removeprefix(BASE) for name, full in names.items()}
+        names = {name: full.removeprefix(family.base) for name, full in names.items()}
     plan = make_plan(
         model,
         names,
         tensors,
+        family,
         new_classifier=num_labels is not None or id2label is not None,
         new_mismatched=ignore_mismatched_sizes,
     )

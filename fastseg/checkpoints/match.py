@@ -11,7 +11,7 @@ from torch import nn
 
 from .files import Tensors
 from .report import LoadReport, Mismatch, section
-from .translation import HEADS, TRAINING_HEADS
+from .translation import CheckpointNames
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -31,6 +31,7 @@ def make_plan(
     model: nn.Module,
     names: Mapping[str, str],
     tensors: Tensors,
+    family: CheckpointNames,
     *,
     new_classifier: bool,
     new_mismatched: bool,
@@ -42,10 +43,14 @@ def make_plan(
         new_classifier: a classifier that is missing or of another shape is initialised.
         new_mismatched: so is every tensor of another shape.
     """
+
+    def is_classifier(name: str) -> bool:
+        return name.rpartition(".")[0] in family.classifiers
+
     expected = model.state_dict()
     parts = {name.partition(".")[0] for name in names.values()}
-    other_heads = HEADS - {name.partition(".")[0] for name, _ in model.named_children()}
-    absent_heads = HEADS - parts
+    other_heads = family.heads - {name.partition(".")[0] for name, _ in model.named_children()}
+    absent_heads = family.heads - parts
     plan = Plan()
     missing, unexpected, unused, mismatched, misfits = [], [], [], [], []
 
@@ -54,7 +59,7 @@ def make_plan(
             if name in plan.copied:
                 unexpected.append(f"{file_name}: the same tensor as {plan.copied[name]}")
             plan.copied[name] = file_name
-        elif name.partition(".")[0] in other_heads | TRAINING_HEADS:
+        elif name.partition(".")[0] in other_heads | family.training_heads:
             unused.append(file_name)
         else:
             unexpected.append(f"{file_name}: got {_describe(tensors[file_name])}")
@@ -63,9 +68,7 @@ def make_plan(
         if name not in plan.copied:
             if name.endswith(".num_batches_tracked"):  # absent in files of old PyTorch versions
                 plan.counters.append(name)
-            elif name.partition(".")[0] in absent_heads or (
-                new_classifier and _is_classifier(name)
-            ):
+            elif name.partition(".")[0] in absent_heads or (new_classifier and is_classifier(name)):
                 plan.new.append(name)
             else:
                 missing.append(f"{name}: expected {_describe(target)}")
@@ -76,7 +79,7 @@ def make_plan(
         if tensor.shape == target.shape and same_kind:
             continue
         mismatch = Mismatch(name, _describe(target), _describe(tensor))
-        if same_kind and (new_mismatched or (new_classifier and _is_classifier(name))):
+        if same_kind and (new_mismatched or (new_classifier and is_classifier(name))):
             mismatched.append(mismatch)
             plan.new.append(name)
             del plan.copied[name]

@@ -13,10 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastseg.models.segformer.names import translate
-from fastseg.models.segformer.names.infer import infer_fields
-from fastseg.models.segformer.names.keras import read_preset
-
 from .files import (
     CONFIG_NAME,
     KERAS_NAME,
@@ -28,7 +24,7 @@ from .files import (
     read_weights,
 )
 from .report import CheckpointError
-from .translation import Translation
+from .translation import CheckpointNames, Translation
 
 _TASK_NAME = "task.json"
 
@@ -75,7 +71,11 @@ def beside(file: Path) -> Callable[[str], Path]:
 
 
 def read_source(
-    path: object, resolve: Callable[[str], Path], model_type: str, overrides: Mapping[str, Any]
+    path: object,
+    resolve: Callable[[str], Path],
+    model_type: str,
+    names: CheckpointNames,
+    overrides: Mapping[str, Any],
 ) -> Source:
     """Read the checkpoint at `path`.
 
@@ -83,6 +83,7 @@ def read_source(
         resolve: gives the path of a file of the checkpoint by its name, or raises
             FileNotFoundError.
         model_type: that a config.json of transformers must have.
+        names: of the family.
         overrides: fields of the configuration that the caller knows.
 
     Raises:
@@ -105,9 +106,9 @@ def read_source(
         _check_model_type(config, config_path, model_type)
         fields = config
     elif config_path is not None and library == "smp":
-        _check_smp(config, config_path)
+        fields = _smp_fields(config, config_path, names)
     elif config_path is not None:
-        fields = _preset_fields(config, config_path, resolve)
+        fields = _preset_fields(config, config_path, resolve, names)
 
     if library == "KerasHub":
         weights_path, weights = read_preset_weights(resolve)
@@ -118,9 +119,13 @@ def read_source(
     if library != "transformers":
         config_path = None
     try:
-        translation = translate(weights.tensors, {**fields, **overrides}.get("depths"))
+        if library != "KerasHub":
+            foreign = names.foreign(weights.tensors, weights.groups)
+            if foreign is not None:
+                raise CheckpointError(foreign)
+        translation = names.translate(weights.tensors, {**fields, **overrides}.get("depths"))
         if config_path is None:
-            fields = _inferred(translation, weights, fields, overrides)
+            fields = _inferred(translation, weights, names, {**fields, **overrides})
     except CheckpointError as error:
         raise CheckpointError(f"{weights_path}: {error}") from error
     return Source(weights_path, config_path, {**translation.fields, **fields}, translation)
@@ -144,11 +149,11 @@ def _has_weights(path: object) -> bool:
 def _inferred(
     translation: Translation,
     weights: Weights,
-    fields: Mapping[str, Any],
-    overrides: Mapping[str, Any],
+    names: CheckpointNames,
+    known: Mapping[str, Any],
 ) -> dict[str, Any]:
     named = {name: translation.tensors[label] for label, name in translation.names.items()}
-    inferred = infer_fields(named, {**fields, **overrides})
+    inferred = names.infer_fields(named, known)
     if weights.class_names and len(weights.class_names) == inferred.get("num_labels"):
         inferred["id2label"] = dict(enumerate(weights.class_names))
     return inferred
@@ -160,20 +165,24 @@ def _check_model_type(config: Mapping[str, Any], path: Path, model_type: str) ->
         raise CheckpointError(f"{path}: expected model_type {model_type!r}, got {found!r}")
 
 
-def _check_smp(config: Mapping[str, Any], path: Path) -> None:
-    encoder = str(config["encoder_name"])
-    if not encoder.startswith("mit_b"):
-        raise CheckpointError(f"{path}: expected the encoder mit_b0 to mit_b5, got {encoder!r}")
+def _smp_fields(config: Mapping[str, Any], path: Path, names: CheckpointNames) -> dict[str, Any]:
+    try:
+        return names.read_smp(config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _preset_fields(
-    config: Mapping[str, Any], path: Path, resolve: Callable[[str], Path]
+    config: Mapping[str, Any],
+    path: Path,
+    resolve: Callable[[str], Path],
+    names: CheckpointNames,
 ) -> dict[str, Any]:
     try:
         task = read_json(resolve(_TASK_NAME))
     except FileNotFoundError:
         task = None
     try:
-        return read_preset(config, task)
+        return names.read_preset(config, task)
     except CheckpointError as error:
         raise CheckpointError(f"{path.parent / str(error)}") from error

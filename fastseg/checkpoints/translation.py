@@ -1,19 +1,13 @@
-"""What the tables of all formats give: a file's tensors under the names of fastseg's modules."""
+"""A file's tensors under the names of a family's modules, and what a family tells for that."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-BASE = "segformer."
-ENCODER = BASE + "encoder."
-# The top-level modules that a class of the family may have besides the encoder.
-HEADS = frozenset(("decode_head", "classifier"))
-# Heads that other libraries train beside the real one; no class of ours has them.
-TRAINING_HEADS = frozenset(("auxiliary_head", "classification_head"))
 # A prefix in a file -> prefixes in the model, among which the tensor is split evenly along its
 # first dimension. No prefixes: a tensor that its own network does not use.
 Table = Mapping[str, Sequence[str]]
@@ -47,15 +41,36 @@ class Translation:
             self.tensors[label] = part
             self.names[label] = target
 
-    @property
-    def class_name(self) -> str:
-        """The model class that the file was saved from."""
-        parts = {name.partition(".")[0] for name in self.names.values()}
-        if "decode_head" in parts:
-            return "SegformerForSemanticSegmentation"
-        if "classifier" in parts:
-            return "SegformerForImageClassification"
-        return "SegformerModel"
+
+@dataclass(frozen=True)
+class CheckpointNames:
+    """What a family tells of its checkpoints: a model class has it as `checkpoint_names`.
+
+    base: the prefix of the encoder's tensors in models with a head.
+    heads: the top-level modules that a class of the family may have besides the encoder.
+    training_heads: heads that other libraries train beside the real one; no class of ours has them.
+    classifiers: the layers that have a row for each class.
+    translate: (a file's tensors, blocks in each stage or None) -> these in the family's terms.
+    class_name: names in the model -> the model class that the file was saved from.
+    infer_fields: (tensors by their names in the model, known fields) -> fields of the configuration
+        that shapes tell.
+    read_preset: (config.json, task.json or None) of KerasHub -> fields of the configuration.
+    read_smp: config.json of segmentation_models_pytorch -> fields of the configuration.
+    foreign: (names of tensors, of groups) of an HDF5 file -> why it is of another network, or None.
+
+    Those that read a file raise CheckpointError where it is of no model of the family.
+    """
+
+    base: str
+    heads: frozenset[str]
+    training_heads: frozenset[str]
+    classifiers: frozenset[str]
+    translate: Callable[[Mapping[str, torch.Tensor], Sequence[int] | None], Translation]
+    class_name: Callable[[Iterable[str]], str]
+    infer_fields: Callable[[Mapping[str, torch.Tensor], Mapping[str, Any]], dict[str, Any]]
+    read_preset: Callable[[Mapping[str, Any], Mapping[str, Any] | None], dict[str, Any]]
+    read_smp: Callable[[Mapping[str, Any]], dict[str, Any]]
+    foreign: Callable[[Iterable[str], Iterable[str]], str | None]
 
 
 def look_up(table: Table, name: str) -> list[str] | None:

@@ -19,9 +19,8 @@ from torch import nn
 
 from . import check as export_check
 from . import torch_program as export_torch
-from .accelerated import fold_accelerated
 from .check import Checked, ExportError, Run
-from .folded import FoldedModel, fold_model
+from .folded import Foldable, FoldedModel, fold_accelerated
 
 __all__ = ["FORMATS", "ExportError", "ExportResult", "ExportWarning", "export"]
 
@@ -134,7 +133,7 @@ def export(
         checked: list[Checked] = []
         if run is not None:
             shapes = export_check.check_shapes(folded, **sizes, reduced=reduced)
-            checked = export_check.check(model, run, shapes, label_size)
+            checked = export_check.check(model, run, shapes, label_size, folded.gives_maps)
         size_bytes = temporary.stat().st_size
     if check and unchecked is not None:
         warnings.warn(f"{target} was not checked: {unchecked}", ExportWarning, stacklevel=2)
@@ -146,9 +145,15 @@ def _folded(model: nn.Module) -> FoldedModel:
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if model.training:
         raise ValueError("model: expected eval mode, got training mode; call model.eval() first")
+    if isinstance(model, Foldable):
+        with torch.no_grad():
+            return model.folded_model()
     folded = fold_accelerated(model)
     if folded is None:
-        return fold_model(model)
+        raise TypeError(
+            "model: expected a model of fastseg, or one that fastseg.accelerate has taken, got a "
+            f"{type(model).__module__}.{type(model).__name__}; call fastseg.accelerate(model) first"
+        )
     _check_around(model, folded)
     return folded
 

@@ -1,7 +1,7 @@
 """What of a model goes into an exported graph: the arguments of its ops, folded.
 
-Exporters read nothing but these, so whatever runs on fastseg's ops can be exported: a model needs a
-way to its `FoldedModel`, and no class of its own.
+Exporters read nothing but these, so whatever runs on fastseg's ops can be exported. A model of a
+family of fastseg gives its `FoldedModel`; of accelerated ones it is put together from their plans.
 """
 
 from __future__ import annotations
@@ -9,19 +9,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import nn
 
 from fastseg.folding.cache import Packed
-from fastseg.folding.conditions import structure_reason
+from fastseg.folding.swap import Accelerated, Plan
 from fastseg.kernels.embed.op import output_size
-from fastseg.models.segformer.modeling import (
-    SegformerForImageClassification,
-    SegformerForSemanticSegmentation,
-    SegformerModel,
-)
 
 
 @dataclass(frozen=True)
@@ -84,6 +79,11 @@ class FoldedModel:
         return 0 if self.classifier is None else int(self.classifier["weight"].shape[0])
 
     @property
+    def gives_maps(self) -> bool:
+        """Whether it is an encoder, whose result is the maps of all stages."""
+        return self.head is None and self.classifier is None
+
+    @property
     def dtype(self) -> torch.dtype:
         dtype: torch.dtype = self.stages[0].embed["weight"].dtype
         return dtype
@@ -108,45 +108,59 @@ class FoldedModel:
         )
 
 
-def fold_model(model: nn.Module) -> FoldedModel:
-    """The folded arguments of all ops of `model`, in eval mode.
+@runtime_checkable
+class Foldable(Protocol):
+    """A model of one of fastseg's families."""
+
+    def folded_model(self) -> FoldedModel:
+        """The folded arguments of all its ops.
+
+        Raises:
+            ValueError: it has parts that folding would leave out: hooks, replaced layers.
+        """
+
+
+class ExportedPlan(Plan, Protocol):
+    """A `Plan` of a part that exporters can write."""
+
+    def folded_stages(self) -> tuple[FoldedStage, ...]:
+        """Its stages, where the part is an encoder; of others none."""
+
+    def folded_head(self) -> Packed | None:
+        """Arguments of its decode head, where its logits are the result; of others None."""
+
+
+@torch.no_grad()
+def fold_accelerated(model: nn.Module) -> FoldedModel | None:
+    """The folded arguments of an accelerated encoder and decode head; None where there is none.
+
+    What the model does around them is not in it.
 
     Raises:
-        TypeError: not a model of this library.
-        ValueError: it has parts that folding would leave out: hooks, replaced layers.
+        ValueError: parts of it run on the host's own code, or it has no head that can be exported.
     """
-    kinds = (SegformerForSemanticSegmentation, SegformerForImageClassification, SegformerModel)
-    if not isinstance(model, kinds):
-        raise TypeError(
-            "model: expected a model of fastseg, or one that fastseg.accelerate has taken, got a "
-            f"{type(model).__module__}.{type(model).__name__}; call fastseg.accelerate(model) first"
+    parts = {n: m for n, m in model.named_modules() if isinstance(m, Accelerated)}
+    if not parts:
+        return None
+    stages: list[FoldedStage] = []
+    heads: list[Packed | None] = []
+    names: list[str] = []
+    for name, part in parts.items():
+        whole = part.fastseg_reason()
+        plan = cast(ExportedPlan, part.fastseg_plan())
+        reasons = [f"{inner}: {reason}" for inner, reason in plan.reasons()]
+        for reason in [whole] if whole is not None else reasons:
+            raise ValueError(f"model: expected all of {name or 'it'} folded, but {reason}")
+        of_part = plan.folded_stages()
+        stages += of_part
+        if not of_part:
+            heads.append(plan.folded_head())
+            names.append(part._fastseg_host.name)
+    head = heads[0] if len(heads) == 1 else None
+    if head is None or not stages:
+        raise ValueError(
+            "model: expected an encoder and one decode head whose logits are the result, as of "
+            f"transformers or NVlabs, got the heads: {', '.join(names) or 'none'}"
         )
-    reason = structure_reason(model)
-    if reason is not None:
-        raise ValueError(f"model: expected parts that can be folded, but {reason}")
-    own: Any = model
-    encoder: Any = model._encoder
-    with torch.no_grad():
-        stages = tuple(
-            FoldedStage(
-                embed.packed(),
-                tuple(
-                    FoldedLayer(
-                        layer.packed()["attention"],
-                        {"activation": layer.mlp.hidden_act, **layer.packed()["mix_ffn"]},
-                    )
-                    for layer in layers
-                ),
-                {"weight": norm.weight, "bias": norm.bias, "eps": norm.eps},
-            )
-            for embed, layers, norm in zip(
-                encoder.patch_embeddings, encoder.block, encoder.layer_norm, strict=True
-            )
-        )
-        names = dict(own.config.id2label)
-        if isinstance(model, SegformerForSemanticSegmentation):
-            return FoldedModel(stages, head=own.decode_head.packed(), id2label=names)
-        if isinstance(model, SegformerForImageClassification):
-            classifier = {"weight": own.classifier.weight, "bias": own.classifier.bias}
-            return FoldedModel(stages, classifier=classifier, id2label=names)
-    return FoldedModel(stages)
+    id2label: Any = getattr(getattr(model, "config", None), "id2label", None)
+    return FoldedModel(tuple(stages), head=head, id2label=dict(id2label or {}))

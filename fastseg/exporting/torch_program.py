@@ -10,7 +10,7 @@ from torch import nn
 
 from fastseg import kernels
 from fastseg.folding.cache import Packed
-from fastseg.models.segformer.layers import tokens_to_map
+from fastseg.kernels.blocks.tokens import tokens_to_map
 
 from .folded import FoldedModel
 

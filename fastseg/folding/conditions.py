@@ -1,24 +1,18 @@
-"""When a forward may run on folded ("packed") weights, and the modules that have them.
-
-A `PackedModule` keeps its folded tensors beside its parameters, outside `state_dict`, `buffers()`
-and pickles. They are made on the first eval forward without gradients; `fastseg.folding.cache` says
-how they are kept fresh. What nothing notices, an edit in place through `parameter.data` between two
-such forwards, needs `model.repack()`.
-"""
+"""When a forward may run on folded weights, and when it has to take the plain path."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import Proxy
 from torch.nn.modules import module as _module
 
-from .cache import Fold, FoldOwner, Packed, all_parts
+from .cache import all_parts
 
 # What may be inside a folded module beside fastseg's own classes.
 _FOLDED_KINDS = {
@@ -154,73 +148,3 @@ def tensor_problem(part: nn.Module) -> str | None:
         if tensor.is_inference():
             return "was made in inference mode, where edits are not counted"
     return None
-
-
-class PackedModule(nn.Module):
-    """A module with a second forward, on tensors folded from its parameters."""
-
-    _fold_cache: Fold | None = None
-
-    def fold(self) -> Packed:
-        """The folded tensors, in the parameters' dtype and on their device."""
-        raise NotImplementedError
-
-    def fold_cache(self) -> Fold:
-        if self._fold_cache is None:
-            self._fold_cache = Fold((self,), lambda: self.fold())
-        return self._fold_cache
-
-    def packed(self) -> Packed:
-        """The folded tensors, made anew where a parameter has changed."""
-        # A replica of DataParallel shares the cache of its original, on another device.
-        return self.fold() if "_is_replica" in self.__dict__ else self.fold_cache().get()
-
-    def train(self, mode: bool = True) -> PackedModule:
-        self._drop()  # on eval() too: what comes before may have edited `parameter.data`
-        super().train(mode)
-        return self
-
-    def _drop(self, graph: bool = False) -> None:
-        if self._fold_cache is not None:
-            self._fold_cache.drop(graph)
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> PackedModule:
-        self._drop(graph=True)
-        super()._apply(fn, recurse)
-        return self
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._drop()
-        super()._load_from_state_dict(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles, which fold for themselves."""
-        return without_folds(self.__dict__)
-
-
-class PackedOwner(FoldOwner):
-    """Mixin of a module whose forward runs `PackedModule`s in it on folded tensors."""
-
-    def folds(self) -> list[Fold]:
-        return [part.fold_cache() for part in _packed_modules(self)]
-
-    def graph_problem(self) -> str | None:
-        return structure_reason(cast(nn.Module, self))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return without_folds(self.__dict__)
-
-
-def without_folds(state: dict[str, Any]) -> dict[str, Any]:
-    """`state` of a module without what is derived."""
-    return {n: v for n, v in state.items() if n not in ("_fold_cache", "_fold_set")}
-
-
-def _packed_modules(model: Any) -> list[PackedModule]:
-    return [module for module in model.modules() if isinstance(module, PackedModule)]
-
-
-def drop_packed(model: nn.Module) -> None:
-    """Forget the folded tensors of `model` and of all modules in it."""
-    for module in _packed_modules(model):
-        module._drop(graph=True)

@@ -3,29 +3,96 @@
 Setting `__class__` keeps the object, its tree, parameters, hooks and `isinstance`; the subclass has
 the name of the host's class. Unlike a `forward` bound to the instance it also holds in a replica of
 DataParallel, which copies attributes, and in copies and pickles.
+
+What the fast forward runs is a `Plan`, which the module's `Host` makes: a description of a kind of
+module of another library, by a family of `fastseg.models`.
 """
 
 from __future__ import annotations
 
 import copyreg
 import functools
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
 
-from fastseg.models.segformer.encoder_plan import EncoderPlan
-from fastseg.models.segformer.head_plan import HeadPlan
-from fastseg.models.segformer.hosts.encoders import ENCODERS, HOST, EncoderHost
-from fastseg.models.segformer.hosts.heads import HEADS, HeadHost
-
-from .cache import Fold, FoldOwner
+from .cache import Fold, FoldOwner, Packed
 from .conditions import mode_reason
+from .parts import Part
 
-Host = EncoderHost | HeadHost
-Plan = EncoderPlan | HeadPlan
 
-_HOSTS: list[Any] = [*ENCODERS, *HEADS]
+class _HostAnswers:
+    def __repr__(self) -> str:
+        return "HOST"
+
+
+HOST = _HostAnswers()  # "let the host's own forward answer"
+
+
+class Plan(Protocol):
+    """What runs of a module, part by part: folded, or by the host's own code."""
+
+    def is_current(self) -> bool:
+        """Whether the module still holds the modules that this was made for."""
+
+    def settle(self, any_mode: bool = False) -> str | None:
+        """Fold what can be folded; a reason where the module as a whole stays the host's.
+
+        Args:
+            any_mode: leave aside that parts may be in training mode.
+        """
+
+    def may_run(self) -> bool:
+        """Whether it may run, as settled before, or as it is now in an export."""
+
+    def parts(self) -> list[Part]:
+        """All parts."""
+
+    def folded_parts(self) -> list[Part]:
+        """The parts that run folded, as settled."""
+
+    def modes(self) -> list[str | None]:
+        """Why each part stays the host's, None for those that do not: what graphs are traced by."""
+
+    def reasons(self) -> Iterator[tuple[str, str]]:
+        """(module's name, reason) of what stays the host's."""
+
+    def arguments(self) -> Iterator[tuple[str, Packed]]:
+        """Each op that runs folded, by name, with its folded arguments."""
+
+
+class Host(Protocol):
+    """A kind of module of another library."""
+
+    @property
+    def name(self) -> str:
+        """The library's, for reports."""
+
+    @property
+    def method(self) -> str:
+        """The method that is replaced."""
+
+    def plan(self, module: Any, refused: Mapping[str, str], /) -> Plan:
+        """What runs of `module`, where modules with the names in `refused` stay the host's."""
+
+    def answer(self, module: Any, plan: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """What the method returns, by `plan`; or HOST, where only the host's own can answer."""
+
+
+_hosts: dict[tuple[str, str], Host] = {}
+
+
+def register_host(host: Host) -> None:
+    """Make `host` known to pickles of accelerated modules, which name it."""
+    _hosts[_key(host)] = host
+
+
+def _key(host: Host) -> tuple[str, str]:
+    return type(host).__name__, host.name
+
+
 _DERIVED = ("_fastseg_plan", "_fastseg_kind", "_fold_set")
 
 
@@ -47,13 +114,7 @@ class Accelerated(FoldOwner):
         """What runs how; made anew where modules were exchanged."""
         plan = self._fastseg_plan
         if plan is None or not plan.is_current():
-            module = cast(nn.Module, self)
-            if isinstance(self._fastseg_host, EncoderHost):
-                refused = self._fastseg_refused
-                ids = {id(m): refused[n] for n, m in module.named_modules() if n in refused}
-                plan = EncoderPlan(module, self._fastseg_host, ids)
-            else:
-                plan = HeadPlan(module, self._fastseg_host)
+            plan = self._fastseg_host.plan(self, self._fastseg_refused)
             self._fastseg_plan = plan
         return plan
 
@@ -118,13 +179,13 @@ class Accelerated(FoldOwner):
         reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
         rebuild, arguments, *rest = reduced
         if rebuild is copyreg.__newobj__ and arguments[0] is type(self):  # type: ignore[attr-defined]
-            host = _HOSTS.index(self._fastseg_host)
+            host = _key(self._fastseg_host)
             return (_rebuild, (self._fastseg_class, host, *arguments[1:]), *rest)
         return (rebuild, arguments, *rest)
 
 
-def _rebuild(host_class: type[nn.Module], host: int, *arguments: Any) -> nn.Module:
-    accelerated = accelerated_class(host_class, _HOSTS[host])
+def _rebuild(host_class: type[nn.Module], host: tuple[str, str], *arguments: Any) -> nn.Module:
+    accelerated = accelerated_class(host_class, _hosts[host])
     return accelerated.__new__(accelerated, *arguments)
 
 
@@ -144,17 +205,17 @@ def _settle(module: Accelerated) -> str | None:
 
 def accelerated_class(host_class: Any, host: Host) -> Any:
     """The subclass of `host_class`, made once for a process."""
-    known = _classes.get((host_class, host.name))
-    if known is None:
-        known = _classes[host_class, host.name] = _make_class(host_class, host)
-    return known
+    key = (host_class, _key(host))
+    if key not in _classes:
+        _classes[key] = _make_class(host_class, host)
+    return _classes[key]
 
 
-_classes: dict[tuple[type, str], Any] = {}
+_classes: dict[tuple[type, tuple[str, str]], Any] = {}
 
 
 def _make_class(host_class: Any, host: Host) -> Any:
-    method = host.method if isinstance(host, EncoderHost) else "forward"
+    method = host.method
     host_method = getattr(host_class, method)
 
     @functools.wraps(host_method)
@@ -167,11 +228,7 @@ def _make_class(host_class: Any, host: Host) -> Any:
             return host_method(self, *args, **kwargs)
         if not self.refresh_in_graph():
             return host_method(self, *args, **kwargs)
-        plan: Any = self._fastseg_plan
-        if isinstance(plan, EncoderPlan):
-            output = plan.host.forward(self, plan.run, *args, **kwargs)
-        else:
-            output = plan.run(plan.host.maps(self, *args, **kwargs))
+        output = host.answer(self, self._fastseg_plan, *args, **kwargs)
         return host_method(self, *args, **kwargs) if output is HOST else output
 
     names = {

@@ -1,16 +1,15 @@
-"""Whether a host computes what the names of its parts say: tried out on copies.
+"""Trying out whether a module computes what the names of its parts say, on a copy.
 
-Names alone do not tell a layer with a scale of its own, or another order of norms, from a
-SegFormer's. So one copy of each kind of layer, and of the whole with one layer a stage, gets random
-weights in float32 on the CPU, where convolutions in float64 are slow, and runs both ways. Neither
-the model nor the global random state is touched, and the weights need not be loaded yet.
+The copy gets random weights in float32 on the CPU, where convolutions in float64 are slow, and runs
+both ways. Neither the module nor the global random state is touched, and the weights need not be
+loaded yet. What is copied and compared is a family's to say.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FunctionType
 from typing import Any
 
@@ -18,24 +17,16 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from fastseg.models.segformer.encoder_plan import EncoderPlan, LayerPlan
-from fastseg.models.segformer.head_plan import HeadPlan
-from fastseg.models.segformer.hosts.encoders import HOST, EncoderHost, find_encoder
-from fastseg.models.segformer.hosts.heads import HeadHost
-from fastseg.models.segformer.hosts.names import LayerNames
-
 from .cache import all_parts
 
 # Rounding makes 1e-6; of what could be mistaken, the two forms of GELU differ least, by 2e-4.
 TOLERANCE = 2e-5
 _PLAIN = (bool, int, float, str, tuple, list, FunctionType)  # attributes that tell kinds apart
-_GRID = (4, 5)  # of tokens, at least
-_PIXELS = (64, 96)
 
 
 @contextlib.contextmanager
-def _apart() -> Iterator[None]:
-    """Without what the caller has set for tensors to come: defaults, autocast, modes."""
+def apart() -> Iterator[None]:
+    """Run without what the caller has set for tensors to come: defaults, autocast, modes."""
     dtype = torch.get_default_dtype()
     with contextlib.ExitStack() as stack:
         stack.callback(torch.set_default_dtype, dtype)
@@ -68,104 +59,24 @@ def kind_of(module: nn.Module) -> tuple[Any, ...]:
     )
 
 
-@_apart()
-def layer_refusal(layer: nn.Module, names: LayerNames) -> str | None:
-    """Why this layer has to stay the host's; None where it computes what it seems to."""
-    try:
-        twin: Any = _trial_copy(layer)
-        plan = LayerPlan(twin, names, None)
-        plan.settle(any_mode=False)
-        halves = [half for half in plan.parts() if plan.reason is None and half.reason is None]
-        if not halves:
-            return None  # nothing of it would be replaced
-        channels = next(iter(halves[0].roots[0].parameters())).shape[0]
-        height, width = _grid(twin)
-        x = torch.randn(2, height * width, channels, generator=_generator())
-        return _difference(names.call(twin, x, height, width), plan.run(x, height, width, None))
-    except Exception as error:  # of the host's code, which may be anything
-        return _failed(error)
-
-
-@_apart()
-def encoder_refusal(encoder: Any, host: EncoderHost, refused: dict[str, str]) -> str | None:
-    """Why the encoder has to stay the host's, run with its first layer of each stage.
-
-    Args:
-        refused: names of layers that stay the host's, and why.
-    """
-    try:
-        twin: Any = _trial_copy(encoder)
-        ids = {id(m): refused[n] for n, m in twin.named_modules() if n in refused}
-        plan = EncoderPlan(twin, host, ids)
-        if plan.settle() is not None:
-            return None  # nothing of it would be replaced
-        embed = plan.stages[0].stage.embed
-        conv = next(m for m in embed.modules() if isinstance(m, nn.Conv2d))
-        size = _PIXELS
-        if len(plan.stages) == 1:  # as transformers has them, wide ones too
-            height, width = _grid(twin)
-            size = (height * conv.stride[0], width * conv.stride[1])
-        x = torch.randn(1, conv.in_channels, *size, generator=_generator())
-        output = host.forward(twin, plan.run, x)
-        expected = getattr(type(twin), host.method)(twin, x)
-        return None if output is HOST else _difference(expected, output)
-    except Exception as error:  # of the host's code, which may be anything
-        return _failed(error)
-
-
-@_apart()
-def head_refusal(head: Any, host: HeadHost) -> str | None:
-    """Why the head has to stay the host's; None where it computes what it seems to."""
-    try:
-        twin: Any = _trial_copy(head)
-        plan = HeadPlan(twin, host)
-        if plan.settle() is not None:
-            return None  # nothing of it would be replaced
-        generator = _generator()
-        if host.name == "segmentation_models_pytorch":
-            inputs: Any = torch.randn(1, 3, *_PIXELS, generator=generator)
-        else:
-            weights = plan.neck.packed()
-            widths = [w.shape[1] for w in weights.get("weights", [])]
-            if "projections" in weights:
-                widths = [weight.shape[1] for weight, _ in weights["projections"]]
-            inputs = [
-                torch.randn(
-                    *(2, channels, -(-8 // 2**stage), -(-12 // 2**stage)),
-                    generator=generator,
-                )
-                for stage, channels in enumerate(widths)
-            ]
-        output = plan.run(host.maps(twin, inputs))
-        return _difference(type(twin).forward(twin, inputs), output)
-    except Exception as error:  # of the host's code, which may be anything
-        return _failed(error)
-
-
-def _grid(module: nn.Module) -> tuple[int, int]:
-    """Height and width in tokens: enough for 2 x 3 keys after the reduction.
-
-    A softmax over one key would hide the queries and their scale.
-    """
-    kernel = max((p.shape[-1] for p in module.parameters() if p.ndim == 4), default=1)
-    return max(_GRID[0], 2 * kernel), max(_GRID[1], 3 * kernel)
-
-
-def _failed(error: Exception) -> str:
+def failed(error: Exception) -> str:
+    """What is said of a trial that ended with `error`."""
     text = str(error).strip().split("\n")[0]
     return f"it could not be tried out: {type(error).__name__}: {text}"
 
 
-def _trial_copy(module: nn.Module) -> nn.Module:
+def trial_copy(
+    module: nn.Module, repeated: Callable[[nn.Module], Iterable[Any]] = lambda part: ()
+) -> nn.Module:
     """A copy in eval mode, in float32 on the CPU, with random weights and without hooks.
 
-    Of encoders in it the first layer of each stage is copied.
+    Args:
+        repeated: lists of layers in a module, such as `nn.ModuleList`; the first layer is copied.
     """
     memo: dict[int, Any] = {}
     for part in module.modules():
-        if (host := find_encoder(part)) is not None:
-            for stage in host.stages(part):
-                memo.update((id(layer), nn.Identity()) for layer in list(stage.layers)[1:])
+        for layers in repeated(part):
+            memo.update((id(layer), nn.Identity()) for layer in list(layers)[1:])
         # In the place of tensors, which may be on any device, or without memory.
         for name, tensor in (*part._parameters.items(), *part._buffers.items()):
             if tensor is None or id(tensor) in memo:
@@ -177,9 +88,8 @@ def _trial_copy(module: nn.Module) -> nn.Module:
             memo[id(tensor)] = nn.Parameter(made, requires_grad=False) if is_parameter else made
     twin = copy.deepcopy(module, memo)
     for part in list(twin.modules()):
-        if (host := find_encoder(part)) is not None:
-            for stage in host.stages(part):
-                del stage.layers[1:]
+        for layers in repeated(part):
+            del layers[1:]
     for part in all_parts(twin):
         part.__dict__.pop("forward", None)
         for hooks in (part._forward_hooks, part._forward_pre_hooks):
@@ -193,7 +103,7 @@ def _is_float(tensor: torch.Tensor) -> bool:
 
 def _randomize(tensor: torch.Tensor, name: str) -> None:
     """Of order one after each layer; statistics and gains are positive."""
-    generator = _generator(tensor.numel())
+    generator = seeded(tensor.numel())
     if tensor.ndim > 1:
         tensor.normal_(std=tensor[0].numel() ** -0.5, generator=generator)
     elif name == "bias" or name.endswith(("mean", "_bias")):
@@ -202,11 +112,12 @@ def _randomize(tensor: torch.Tensor, name: str) -> None:
         tensor.uniform_(0.5, 1.5, generator=generator)
 
 
-def _generator(seed: int = 0) -> torch.Generator:
+def seeded(seed: int = 0) -> torch.Generator:
+    """A generator apart from the global one."""
     return torch.Generator().manual_seed(seed)
 
 
-def _difference(expected: Any, result: Any) -> str | None:
+def difference(expected: Any, result: Any) -> str | None:
     """What is said of outputs that are not the same; None for the same."""
     wanted, got = _flat(expected), _flat(result)
     if [one.shape for one in wanted] != [one.shape for one in got]:

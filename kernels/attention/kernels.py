@@ -18,14 +18,13 @@ import torch
 from ..blocks.linear import linear
 from ..blocks.primitives import (
     LOG2_E,
-    ceil_div,
     matmul_precision,
     normalize_rows,
     row_moments,
     update_moments,
 )
 from ..core.configurations import Config, look_up
-from ..core.launch import launch
+from ..core.launch import ceil_div, launch
 from ..core.optional_triton import tl, triton
 
 

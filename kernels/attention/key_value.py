@@ -10,9 +10,9 @@ the tokens themselves are the one part.
 
 import torch
 
-from ..blocks.primitives import LOG2_E, ceil_div, matmul_precision
+from ..blocks.primitives import LOG2_E, matmul_precision
 from ..core.configurations import look_up
-from ..core.launch import launch
+from ..core.launch import ceil_div, launch
 from ..core.optional_triton import tl, triton
 
 

@@ -21,8 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from ..blocks.linear import linear
-from ..blocks.onednn import dense, dense_residual
-from ..blocks.residual import add_residual
+from ..blocks.onednn import add_residual, dense, dense_residual
 from ..core.checks import check_parameter, check_sums, check_tokens, common_reason, whole_in_graph
 from ..core.configurations import look_up
 from ..core.dispatch import use_triton

@@ -17,14 +17,13 @@ import torch
 
 from ..blocks.primitives import (
     LOG2_E,
-    ceil_div,
     matmul_precision,
     normalize_rows,
     row_moments,
     update_moments,
 )
 from ..core.configurations import look_up
-from ..core.launch import launch
+from ..core.launch import ceil_div, launch
 from ..core.optional_triton import tl, triton
 from ..core.semaphores import semaphores
 from .key_value import empty_key_value, project_key_value

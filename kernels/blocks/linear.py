@@ -16,9 +16,9 @@ of their own.
 import torch
 
 from ..core.configurations import look_up
-from ..core.launch import launch
+from ..core.launch import ceil_div, launch
 from ..core.optional_triton import tl, triton
-from .primitives import ceil_div, matmul_precision, row_moments, update_moments
+from .primitives import matmul_precision, row_moments, update_moments
 
 
 @triton.jit

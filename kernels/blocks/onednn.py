@@ -13,13 +13,20 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from ..core.checks import autocasts
-from .residual import add_residual
 
 _AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 # Without AVX512 nothing was measured.
 _FAST = _AVAILABLE and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 # Others, fake tensors among them, have rules for aten's operators alone.
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def add_residual(branch: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """`x + branch`, in the memory of `branch` where it can hold the sum.
+
+    Under autocast a branch may be in half precision beside tokens in float32, which stay so.
+    """
+    return branch.add_(x) if branch.dtype == x.dtype else x + branch
 
 
 def dense(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

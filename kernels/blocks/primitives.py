@@ -16,11 +16,6 @@ def matmul_precision(dtype: torch.dtype) -> str:
     return "tf32" if precision == "tf32" else "ieee"
 
 
-def ceil_div(size: int, block: int) -> int:
-    """How many blocks cover `size`."""
-    return -(-size // block)
-
-
 @triton.jit
 def update_moments(mean, square_sum, count, tile, WIDTH: tl.constexpr):
     """Take `WIDTH` further columns into the mean and the sum of squared deviations of rows.

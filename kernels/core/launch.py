@@ -9,6 +9,11 @@ from typing import Any, NamedTuple
 import torch
 
 
+def ceil_div(size: int, block: int) -> int:
+    """How many blocks cover `size`."""
+    return -(-size // block)
+
+
 class Launch(NamedTuple):
     """A recorded launch."""
 

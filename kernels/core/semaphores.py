@@ -25,7 +25,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..blocks.primitives import ceil_div
+from .launch import ceil_div
 
 ARENA_SIZE = 1 << 18  # counters, 1 MiB: a captured forward takes some hundreds
 _BUFFER_SIZE = 1 << 12  # counters of the first buffer of a stream; a later one is twice as large

@@ -17,11 +17,11 @@ in multiples of 32) have kernels of their own; the latter in two forms:
 import torch
 import torch.nn.functional as F
 
-from ..blocks.primitives import ceil_div, matmul_precision
+from ..blocks.primitives import matmul_precision
 from ..core.checks import KERNEL_DTYPES, check_parameter, common_reason, whole_in_graph
 from ..core.configurations import look_up
 from ..core.dispatch import use_triton
-from ..core.launch import launch
+from ..core.launch import ceil_div, launch
 from ..core.optional_triton import triton
 from ..core.registry import register
 from .kernels import (

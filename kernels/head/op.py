@@ -29,11 +29,11 @@ from ..blocks.bilinear import (
     upsample_rows,
 )
 from ..blocks.onednn import dense, dense_residual
-from ..blocks.primitives import ceil_div, matmul_precision
+from ..blocks.primitives import matmul_precision
 from ..core.checks import autocasts, check_parameter, common_reason, whole_in_graph
 from ..core.configurations import look_up
 from ..core.dispatch import use_triton
-from ..core.launch import launch
+from ..core.launch import ceil_div, launch
 from ..core.optional_triton import interpreting, triton
 from ..core.registry import register
 from .kernels import decode_head_kernel, decode_head_project_kernel

@@ -19,11 +19,10 @@ import torch
 import torch.nn.functional as F
 
 from ..blocks.bilinear import Source, bilinear_source, row_stripes, upsample_rows
-from ..blocks.primitives import ceil_div
 from ..core.checks import KERNEL_DTYPES, whole_in_graph
 from ..core.configurations import look_up
 from ..core.dispatch import use_triton
-from ..core.launch import launch
+from ..core.launch import ceil_div, launch
 from ..core.registry import register
 from .kernels import upsample_argmax_gather_kernel, upsample_argmax_kernel
 

@@ -10,11 +10,10 @@ written too, as pre-norm blocks need both.
 import torch
 import torch.nn.functional as F
 
-from ..blocks.primitives import ceil_div
 from ..core.checks import check_parameter, common_reason
 from ..core.configurations import look_up
 from ..core.dispatch import use_triton
-from ..core.launch import launch
+from ..core.launch import ceil_div, launch
 from ..core.optional_triton import tl, triton
 from ..core.registry import register
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastseg
-from fastseg.folding.conditions import PackedModule
+from fastseg.folding.modules import PackedModule
 from tests.model_cases import tiny_model
 
 

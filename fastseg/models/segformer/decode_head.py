@@ -11,16 +11,12 @@ from torch import nn
 
 from fastseg import kernels
 from fastseg.folding.cache import Packed
-from fastseg.folding.conditions import (
-    ASKED_FOR,
-    PackedModule,
-    PackedOwner,
-    plain_reason,
-)
+from fastseg.folding.conditions import ASKED_FOR, plain_reason
+from fastseg.folding.modules import PackedModule, PackedOwner
+from fastseg.kernels.blocks.tokens import map_to_tokens
 
 from .config import SegformerConfig
 from .fold import fold_decode_head
-from .layers import map_to_tokens
 
 
 class SegformerMLP(nn.Module):

@@ -8,11 +8,14 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fastseg.folding.conditions import ASKED_FOR, PackedOwner, plain_reason
+from fastseg.exporting.folded import FoldedLayer, FoldedStage
+from fastseg.folding.conditions import ASKED_FOR, plain_reason
+from fastseg.folding.modules import PackedOwner
 from fastseg.kernels import select_backend
+from fastseg.kernels.blocks.tokens import tokens_to_map
 
 from .config import SegformerConfig
-from .layers import SegformerLayer, SegformerOverlapPatchEmbeddings, tokens_to_map
+from .layers import SegformerLayer, SegformerOverlapPatchEmbeddings
 
 
 class SegformerEncoder(PackedOwner, nn.Module):
@@ -101,6 +104,24 @@ class SegformerEncoder(PackedOwner, nn.Module):
             feature_map = tokens_to_map(tokens, height, width)
             maps.append(feature_map)
         return tuple(maps), tuple(attentions)
+
+    def folded_stages(self) -> tuple[FoldedStage, ...]:
+        """The folded arguments of all ops, stage by stage, as `fastseg.export` writes them."""
+        stages: Any = zip(self.patch_embeddings, self.block, self.layer_norm, strict=True)
+        return tuple(
+            FoldedStage(
+                embed.packed(),
+                tuple(
+                    FoldedLayer(
+                        layer.packed()["attention"],
+                        {"activation": layer.mlp.hidden_act, **layer.packed()["mix_ffn"]},
+                    )
+                    for layer in layers
+                ),
+                {"weight": norm.weight, "bias": norm.bias, "eps": norm.eps},
+            )
+            for embed, layers, norm in stages
+        )
 
     def _check(self, pixel_values: torch.Tensor) -> None:
         if not isinstance(pixel_values, torch.Tensor) or not pixel_values.is_floating_point():

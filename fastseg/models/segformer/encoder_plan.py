@@ -2,25 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fastseg import kernels
-from fastseg.folding.parts import (
-    Part,
-    attention_part,
-    embed_part,
-    ffn_part,
-    part_problem,
-)
+from fastseg.exporting.folded import FoldedLayer, FoldedStage
+from fastseg.folding.cache import Packed
+from fastseg.folding.parts import Part, part_problem
+from fastseg.kernels.blocks.tokens import tokens_to_map
 
-from .hosts.encoders import EncoderHost, Maps, Stage
 from .hosts.names import EmbedNames, LayerNames
-from .layers import tokens_to_map
+from .parts import attention_part, embed_part, ffn_part
+
+Maps = list[torch.Tensor]
+RunStages = Callable[..., Maps]  # (pixels, number of stages or None) -> their maps
+
+
+class Stage(NamedTuple):
+    """The host's modules of one stage, as it holds them."""
+
+    embed: nn.Module
+    layers: nn.ModuleList | nn.Sequential
+    norm: nn.Module
+    # Containers that the host calls, and whose hooks would be left out.
+    called: tuple[nn.Module, ...] = ()
+
+
+@dataclass(frozen=True)
+class EncoderHost:
+    """A kind of encoder.
+
+    Args:
+        name: of the library, for reports.
+        method: the method of the encoder that is replaced.
+        matches: whether a module is of this kind, by the names of its parts.
+        stages: its stages, finest first.
+        forward: (encoder, run, *arguments of the method) -> what the method returns, or HOST where
+            only the host's own can answer.
+    """
+
+    name: str
+    method: str
+    layer: LayerNames
+    embed: EmbedNames
+    matches: Callable[[nn.Module], bool]
+    stages: Callable[[Any], list[Stage]]
+    forward: Callable[..., Any]
+
+    def plan(self, encoder: nn.Module, refused: Mapping[str, str]) -> EncoderPlan:
+        """What runs of `encoder`, whose layers with the names in `refused` stay the host's."""
+        reasons = {id(m): refused[n] for n, m in encoder.named_modules() if n in refused}
+        return EncoderPlan(encoder, self, reasons)
+
+    def answer(self, encoder: nn.Module, plan: Any, *args: Any, **kwargs: Any) -> Any:
+        """What the method returns, or HOST."""
+        return self.forward(encoder, plan.run, *args, **kwargs)
 
 
 class LayerPlan:
@@ -203,6 +244,30 @@ class EncoderPlan:
                         yield f"{name}, {kind}", half.reason
             if stage.norm_reason is not None:
                 yield names.get(id(stage.stage.norm), "?"), stage.norm_reason
+
+    def arguments(self) -> Iterator[tuple[str, Packed]]:
+        """Each op that runs folded, by name, with its folded arguments."""
+        for stage in self.stages:
+            if stage.embed.reason is None:
+                yield "patch_embed", stage.embed.packed()
+            for layer in stage.layers:
+                if layer.reason is None and layer.attention.reason is None:
+                    yield "sr_attention", layer.attention.packed()
+                if layer.reason is None and layer.ffn.reason is None:
+                    yield "mix_ffn", layer.ffn.packed()
+
+    def folded_stages(self) -> tuple[FoldedStage, ...]:
+        """The stages, all of them folded, as exporters take them."""
+        stages = []
+        for plan in self.stages:
+            layers = (FoldedLayer(x.attention.packed(), x.ffn.packed()) for x in plan.layers)
+            norm: Any = plan.stage.norm
+            arguments = {"weight": norm.weight, "bias": norm.bias, "eps": norm.eps}
+            stages.append(FoldedStage(plan.embed.packed(), tuple(layers), arguments))
+        return tuple(stages)
+
+    def folded_head(self) -> None:
+        """An encoder has none."""
 
     def run(self, pixels: torch.Tensor, count: int | None = None) -> Maps:
         """Maps (B, C, H, W) of the first `count` stages, or all, in channels-last memory."""

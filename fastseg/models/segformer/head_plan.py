@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,11 +11,48 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastseg import kernels
-from fastseg.folding.parts import Declined, Part, conv2d, part_problem
+from fastseg.folding.cache import Packed
+from fastseg.folding.parts import Declined, Part, conv2d, find, part_problem
 
+from .encoder_plan import Maps
 from .fold import fold_classifier
-from .hosts.heads import HeadHost, Maps
-from .hosts.names import find
+
+
+@dataclass(frozen=True)
+class HeadHost:
+    """A kind of decode head.
+
+    Args:
+        name: of the library, for reports.
+        matches: whether a module is of this kind, by the names of its parts.
+        roots: the modules that the fused map comes from.
+        fold: arguments of `HeadPlan`'s neck: "weights" and "bias" of `kernels.decode_head`, and
+            perhaps "projections", (weight, bias) pairs that are applied, with a ReLU, to each map.
+        classifier: path of the 1x1 convolution from the fused map to logits.
+        maps: (head, *arguments of forward) -> the stages' maps, finest first.
+        called: containers that the host calls, and whose hooks would be left out.
+        finish: (head, logits, maps) -> what forward returns.
+        exports: whether the logits are the result, and exporters can write all of the head.
+    """
+
+    name: str
+    matches: Callable[[nn.Module], bool]
+    roots: Callable[[Any], list[nn.Module]]
+    fold: Callable[[Any], Packed]
+    classifier: str
+    maps: Callable[..., Maps]
+    called: Callable[[Any], list[nn.Module]] = lambda head: []
+    finish: Callable[[Any, torch.Tensor, Maps], Any] = lambda head, logits, maps: logits
+    exports: bool = False
+    method: str = "forward"
+
+    def plan(self, head: nn.Module, refused: Mapping[str, str]) -> HeadPlan:
+        """What runs of `head`; there are no layers in it to refuse."""
+        return HeadPlan(head, self)
+
+    def answer(self, head: nn.Module, plan: Any, *args: Any, **kwargs: Any) -> Any:
+        """What forward returns."""
+        return plan.run(self.maps(head, *args, **kwargs))
 
 
 class HeadPlan:
@@ -71,6 +109,19 @@ class HeadPlan:
         """(module's name, reason) of what stays the host's."""
         if self.classifier.reason is not None:
             yield self.host.classifier, self.classifier.reason
+
+    def arguments(self) -> Iterator[tuple[str, Packed]]:
+        """The op that runs folded, by name, with its folded arguments."""
+        classifier = self.classifier.packed() if self.classifier.reason is None else {}
+        yield "decode_head", {**self.neck.packed(), **classifier}
+
+    def folded_stages(self) -> tuple[()]:
+        """A head has none."""
+        return ()
+
+    def folded_head(self) -> Packed | None:
+        """All of it folded, as exporters take it; None where they cannot."""
+        return {**self.neck.packed(), **self.classifier.packed()} if self.host.exports else None
 
     def run(self, maps: Maps) -> Any:
         """What the host's forward returns for the stages' maps, finest first."""

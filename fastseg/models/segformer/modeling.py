@@ -16,19 +16,23 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastseg.checkpoints.load import load_pretrained, save_pretrained
-from fastseg.folding.conditions import drop_packed
+from fastseg.exporting.folded import FoldedModel
+from fastseg.folding.conditions import structure_reason
+from fastseg.folding.modules import drop_packed
+from fastseg.kernels.blocks.tokens import tokens_to_map
 
 from ..outputs import BaseModelOutput, ImageClassifierOutput, SemanticSegmenterOutput
 from .config import SegformerConfig
 from .decode_head import SegformerDecodeHead
 from .encoder import SegformerEncoder
-from .layers import tokens_to_map
+from .names import SEGFORMER_NAMES
 
 
 class SegformerPreTrainedModel(nn.Module):
     """What the three models share: initialisation, loading, saving and gradient checkpointing."""
 
     config_class = SegformerConfig
+    checkpoint_names = SEGFORMER_NAMES
     base_model_prefix = "segformer"
     main_input_name = "pixel_values"
     name_or_path = ""  # where the weights were loaded from
@@ -55,6 +59,21 @@ class SegformerPreTrainedModel(nn.Module):
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Write `config.json` and `model.safetensors`, which transformers loads too."""
         save_pretrained(self, save_directory, **kwargs)
+
+    def folded_model(self) -> FoldedModel:
+        """The folded arguments of all ops, as `fastseg.export` writes them.
+
+        Raises:
+            ValueError: it has parts that folding would leave out: hooks, replaced layers.
+        """
+        reason = structure_reason(self)
+        if reason is not None:
+            raise ValueError(f"model: expected parts that can be folded, but {reason}")
+        return FoldedModel(self._encoder.folded_stages(), **self._folded_head())
+
+    def _folded_head(self) -> dict[str, Any]:
+        """What `FoldedModel` holds beside the stages."""
+        return {}
 
     def repack(self) -> None:
         """Drop the folded weights; the next forward folds them anew.
@@ -190,6 +209,9 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
         )
         return output if self._return_dict(return_dict) else output.to_tuple()
 
+    def _folded_head(self) -> dict[str, Any]:
+        return {"head": self.decode_head.packed(), "id2label": dict(self.config.id2label)}
+
     def _stage_maps(self, hidden_states: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """Maps of all stages, the last one too where `reshape_last_stage` leaves it as tokens."""
         last = hidden_states[-1]
@@ -258,6 +280,10 @@ class SegformerForImageClassification(SegformerPreTrainedModel):
             attentions=encoded.attentions,
         )
         return output if self._return_dict(return_dict) else output.to_tuple()
+
+    def _folded_head(self) -> dict[str, Any]:
+        classifier = {"weight": self.classifier.weight, "bias": self.classifier.bias}
+        return {"classifier": classifier, "id2label": dict(self.config.id2label)}
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         num_labels = self.config.num_labels

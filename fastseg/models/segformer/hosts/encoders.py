@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from fastseg.folding.parts import find
+from fastseg.folding.swap import HOST, register_host
+
+from ..encoder_plan import EncoderHost, RunStages, Stage
 from .names import (
     MMSEG,
     MMSEG_EMBED,
@@ -20,53 +23,7 @@ from .names import (
     TRANSFORMERS_EMBED,
     TRANSFORMERS_NEW,
     TRANSFORMERS_OLD,
-    EmbedNames,
-    LayerNames,
-    find,
 )
-
-Maps = list[torch.Tensor]
-RunStages = Callable[..., Maps]  # (pixels, number of stages or None) -> their maps
-
-
-class Stage(NamedTuple):
-    """The host's modules of one stage, as it holds them."""
-
-    embed: nn.Module
-    layers: nn.ModuleList | nn.Sequential
-    norm: nn.Module
-    # Containers that the host calls, and whose hooks would be left out.
-    called: tuple[nn.Module, ...] = ()
-
-
-@dataclass(frozen=True)
-class EncoderHost:
-    """A kind of encoder.
-
-    Args:
-        name: of the library, for reports.
-        method: the method of the encoder that is replaced.
-        matches: whether a module is of this kind, by the names of its parts.
-        stages: its stages, finest first.
-        forward: (encoder, run, *arguments of the method) -> what the method returns, or HOST where
-            only the host's own can answer.
-    """
-
-    name: str
-    method: str
-    layer: LayerNames
-    embed: EmbedNames
-    matches: Callable[[nn.Module], bool]
-    stages: Callable[[Any], list[Stage]]
-    forward: Callable[..., Any]
-
-
-class _HostAnswers:
-    def __repr__(self) -> str:
-        return "HOST"
-
-
-HOST = _HostAnswers()  # "let the host's own forward answer"
 
 
 def has(module: nn.Module, *paths: str) -> bool:
@@ -257,6 +214,8 @@ ENCODERS: Sequence[EncoderHost] = (
         _mmseg,
     ),
 )
+for _host in ENCODERS:
+    register_host(_host)
 
 
 def find_encoder(module: nn.Module) -> EncoderHost | None:

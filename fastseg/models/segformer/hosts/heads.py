@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from fastseg.folding.algebra import batch_norm_affine, narrow, wide_affine
 from fastseg.folding.cache import Packed
-from fastseg.folding.parts import Declined, conv2d, leaf
+from fastseg.folding.parts import Declined, conv2d, find, leaf
+from fastseg.folding.swap import register_host
 
-from ..fold import batch_norm_affine, fold_fuse, narrow, wide_affine
-from .encoders import Maps, has
-from .names import find
-
-
-@dataclass(frozen=True)
-class HeadHost:
-    """A kind of decode head.
-
-    Args:
-        name: of the library, for reports.
-        matches: whether a module is of this kind, by the names of its parts.
-        roots: the modules that the fused map comes from.
-        fold: arguments of `HeadPlan`'s neck: "weights" and "bias" of `kernels.decode_head`, and
-            perhaps "projections", (weight, bias) pairs that are applied, with a ReLU, to each map.
-        classifier: path of the 1x1 convolution from the fused map to logits.
-        maps: (head, *arguments of forward) -> the stages' maps, finest first.
-        called: containers that the host calls, and whose hooks would be left out.
-        finish: (head, logits, maps) -> what forward returns.
-    """
-
-    name: str
-    matches: Callable[[nn.Module], bool]
-    roots: Callable[[Any], list[nn.Module]]
-    fold: Callable[[Any], Packed]
-    classifier: str
-    maps: Callable[..., Maps]
-    called: Callable[[Any], list[nn.Module]] = lambda head: []
-    finish: Callable[[Any, torch.Tensor, Maps], Any] = lambda head, logits, maps: logits
+from ..encoder_plan import Maps
+from ..fold import fold_fuse
+from ..head_plan import HeadHost
+from .encoders import has
 
 
 def _batch_norm(head: nn.Module, path: str) -> nn.BatchNorm2d:
@@ -195,6 +171,7 @@ HEADS: Sequence[HeadHost] = (
         "classifier",
         _transformers_maps,
         finish=_transformers_logits,
+        exports=True,
     ),
     HeadHost(
         "NVlabs",
@@ -203,6 +180,7 @@ HEADS: Sequence[HeadHost] = (
         _fold_nvlabs,
         "linear_pred",
         _mmseg_maps,
+        exports=True,
     ),
     HeadHost(
         "mmseg",
@@ -223,6 +201,8 @@ HEADS: Sequence[HeadHost] = (
         _smp_masks,
     ),
 )
+for _host in HEADS:
+    register_host(_host)
 
 
 def find_head(module: nn.Module) -> HeadHost | None:

@@ -62,15 +62,6 @@ class EmbedNames:
     call: Callable[[Any, torch.Tensor], tuple[Tokens, int, int]]
 
 
-def find(module: Any, path: str) -> Any:
-    """What `path` leads to from `module`; None where it leads to nothing."""
-    for name in path.split("."):
-        module = getattr(module, name, None)  # a list's modules are attributes "0", "1", ...
-        if module is None:
-            return None
-    return module
-
-
 def tokens_of(feature_map: torch.Tensor) -> tuple[Tokens, int, int]:
     """(B, C, H, W) as tokens, H and W."""
     height, width = feature_map.shape[2:]

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from fastseg.checkpoints.report import CheckpointError
-from fastseg.checkpoints.translation import ENCODER
+
+from .tree import ENCODER
 
 _EMBEDDING = re.compile(re.escape(ENCODER) + r"patch_embeddings\.(\d+)\.proj\.weight")
 _BLOCK = re.compile(re.escape(ENCODER) + r"block\.(\d+)\.(\d+)\..+")

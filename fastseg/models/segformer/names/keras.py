@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
+from fastseg.checkpoints.files import TASK_PREFIX
 from fastseg.checkpoints.report import CheckpointError
-from fastseg.checkpoints.translation import ENCODER, Table, Translation, look_up
+from fastseg.checkpoints.translation import Table, Translation, look_up
+
+from .tree import ENCODER
 
 CONVERTER_NAME = "image_converter.json"
-# Put before the names of a preset's second file, which repeats names of the first.
-TASK_PREFIX = "task/"
 
 FIELDS = {"hidden_act": "gelu_pytorch_tanh", "block_norm_eps": 1e-6}
 
@@ -46,6 +47,8 @@ _IN_BLOCK: Table = {
     "mlp/dwconv/": ["mlp.dwconv.dwconv."],
     "mlp/fc2/": ["mlp.dense2."],
 }
+# KerasHub's layers; they have no variables, and KerasCV's SegFormer has none of them.
+_OF_KERAS_HUB = ("/padding", "/attn/dropout")
 _VARIABLES = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -53,6 +56,23 @@ def is_keras(names: Iterable[str]) -> bool:
     """Whether these are paths of variables in Keras 3's files."""
     names = list(names)
     return bool(names) and all("/vars/" in name for name in names)
+
+
+def foreign(names: Iterable[str], groups: Iterable[str]) -> str | None:
+    """Why an HDF5 file is of another network than KerasHub's; None where it may be of that.
+
+    Args:
+        names: of its tensors.
+        groups: paths of all groups in it.
+    """
+    if not is_keras(names) or any(group.endswith(_OF_KERAS_HUB) for group in groups):
+        return None
+    return (
+        "expected KerasHub's SegFormer or MiT, got weights of KerasCV, whose "
+        "SegFormer is another network (it pads unevenly and mixes tokens with channels before "
+        "the spatial reduction), or of an early KerasHub: load the preset's folder, whose "
+        "config.json tells which, or save the weights again with a present KerasHub"
+    )
 
 
 def read_preset(config: Mapping[str, Any], task: Mapping[str, Any] | None) -> dict[str, Any]:

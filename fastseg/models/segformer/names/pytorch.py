@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
-from fastseg.checkpoints.translation import BASE, ENCODER, Table, Translation, look_up
+from fastseg.checkpoints.translation import Table, Translation, look_up
+
+from .tree import BASE, ENCODER
 
 # Before all names: DistributedDataParallel, torch.compile, Lightning.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")

@@ -1,0 +1,112 @@
+"""Whether a host's encoder, layers and head compute what a SegFormer's do: tried out on copies.
+
+Names alone do not tell a layer with a scale of its own, or another order of norms, from a
+SegFormer's. So one copy of each kind of layer, and of the whole with one layer a stage, runs both
+ways before anything is replaced.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastseg.folding.swap import HOST
+from fastseg.folding.trial import apart, difference, failed, seeded, trial_copy
+
+from .encoder_plan import EncoderHost, LayerPlan
+from .head_plan import HeadHost
+from .hosts.encoders import find_encoder
+from .hosts.names import LayerNames
+
+_GRID = (4, 5)  # of tokens, at least
+_PIXELS = (64, 96)
+
+
+@apart()
+def layer_refusal(layer: nn.Module, names: LayerNames) -> str | None:
+    """Why this layer has to stay the host's; None where it computes what it seems to."""
+    try:
+        twin: Any = trial_copy(layer)
+        plan = LayerPlan(twin, names, None)
+        plan.settle(any_mode=False)
+        halves = [half for half in plan.parts() if plan.reason is None and half.reason is None]
+        if not halves:
+            return None  # nothing of it would be replaced
+        channels = next(iter(halves[0].roots[0].parameters())).shape[0]
+        height, width = _grid(twin)
+        x = torch.randn(2, height * width, channels, generator=seeded())
+        return difference(names.call(twin, x, height, width), plan.run(x, height, width, None))
+    except Exception as error:  # of the host's code, which may be anything
+        return failed(error)
+
+
+@apart()
+def encoder_refusal(encoder: Any, host: EncoderHost, refused: dict[str, str]) -> str | None:
+    """Why the encoder has to stay the host's, run with its first layer of each stage.
+
+    Args:
+        refused: names of layers that stay the host's, and why.
+    """
+    try:
+        twin: Any = trial_copy(encoder, _stage_layers)
+        plan = host.plan(twin, refused)
+        if plan.settle() is not None:
+            return None  # nothing of it would be replaced
+        embed = plan.stages[0].stage.embed
+        conv = next(m for m in embed.modules() if isinstance(m, nn.Conv2d))
+        size = _PIXELS
+        if len(plan.stages) == 1:  # as transformers has them, wide ones too
+            height, width = _grid(twin)
+            size = (height * conv.stride[0], width * conv.stride[1])
+        x = torch.randn(1, conv.in_channels, *size, generator=seeded())
+        output = host.forward(twin, plan.run, x)
+        expected = getattr(type(twin), host.method)(twin, x)
+        return None if output is HOST else difference(expected, output)
+    except Exception as error:  # of the host's code, which may be anything
+        return failed(error)
+
+
+@apart()
+def head_refusal(head: Any, host: HeadHost) -> str | None:
+    """Why the head has to stay the host's; None where it computes what it seems to."""
+    try:
+        twin: Any = trial_copy(head, _stage_layers)
+        plan = host.plan(twin, {})
+        if plan.settle() is not None:
+            return None  # nothing of it would be replaced
+        generator = seeded()
+        if host.name == "segmentation_models_pytorch":
+            inputs: Any = torch.randn(1, 3, *_PIXELS, generator=generator)
+        else:
+            weights = plan.neck.packed()
+            widths = [w.shape[1] for w in weights.get("weights", [])]
+            if "projections" in weights:
+                widths = [weight.shape[1] for weight, _ in weights["projections"]]
+            inputs = [
+                torch.randn(
+                    *(2, channels, -(-8 // 2**stage), -(-12 // 2**stage)),
+                    generator=generator,
+                )
+                for stage, channels in enumerate(widths)
+            ]
+        output = plan.run(host.maps(twin, inputs))
+        return difference(type(twin).forward(twin, inputs), output)
+    except Exception as error:  # of the host's code, which may be anything
+        return failed(error)
+
+
+def _grid(module: nn.Module) -> tuple[int, int]:
+    """Height and width in tokens: enough for 2 x 3 keys after the reduction.
+
+    A softmax over one key would hide the queries and their scale.
+    """
+    kernel = max((p.shape[-1] for p in module.parameters() if p.ndim == 4), default=1)
+    return max(_GRID[0], 2 * kernel), max(_GRID[1], 3 * kernel)
+
+
+def _stage_layers(module: nn.Module) -> list[Any]:
+    """The layers of each stage, where `module` is an encoder."""
+    host = find_encoder(module)
+    return [] if host is None else [stage.layers for stage in host.stages(module)]
