@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 import fastseg
-from fastseg.kernels.core import registry as library
+from fastseg.kernels.core import registry
 from fastseg.kernels.core.launch import record_launches
 from fastseg.kernels.tune.calls import OpCall, OpRecorder
 
@@ -79,7 +79,7 @@ def count_forward(
     with (
         pretend_gpu(family),
         record_launches(dry=True) as launches,
-        OpRecorder(calls.append, run=library.FUSED),
+        OpRecorder(calls.append, run=registry.FUSED),
     ):
         model, pixels = _meta_model(variant, size, batch, dtype, CLASSES)
         fastseg.kernels.upsample_argmax(model(pixels).logits, size)

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from . import shown
 from .rows import PARTS, WHOLE, Row
-from .shown import BASELINE, Case, Setting
+from .shown import BASELINE, Case, RowGroup
 from .table_cells import MISSING, commands_of, head, line, median, times
 
 NO_ROWS = "Not measured yet: there are no such rows."
 
 Cases = Mapping[str, Case]
-Settings = Mapping[Setting, Cases]
+Settings = Mapping[RowGroup, Cases]
 
 
 def forward(rows: Sequence[Row]) -> str:
@@ -34,7 +34,7 @@ def end_to_end(rows: Sequence[Row], short: bool = False) -> str:
     """
     parts = {part: shown.newest_cases(rows, "end to end", part) for part in PARTS}
 
-    def table(setting: Setting, cases: Cases) -> list[str]:
+    def table(setting: RowGroup, cases: Cases) -> list[str]:
         found = head("", "", "pre", "forward", "post", "whole", "", left=2)
         for variant, case in cases.items():
             best = shown.best_of_ours(case)
@@ -59,7 +59,7 @@ def end_to_end(rows: Sequence[Row], short: bool = False) -> str:
 def labels(rows: Sequence[Row]) -> str:
     """A line for each kind of logits, a column a provider, and what fastseg gains over each."""
 
-    def table(setting: Setting, cases: Cases) -> list[str]:
+    def table(setting: RowGroup, cases: Cases) -> list[str]:
         names = shown.providers(cases.values())
         found = head("logits", *names)
         for title, case in cases.items():
@@ -88,7 +88,7 @@ def memory(rows: Sequence[Row]) -> str:
 _METHOD = "Parity was checked first, and providers of a case ran in turn in one process. "
 
 
-def _by_provider(setting: Setting, cases: Cases) -> list[str]:
+def _by_provider(setting: RowGroup, cases: Cases) -> list[str]:
     """A line a provider, a column a variant, and the mean over the variants of the ratio."""
     several = len(cases) > 1
     title = "times as fast"
@@ -127,11 +127,11 @@ def _variant(case: str) -> str:
     return case.upper()
 
 
-def _tables(settings: Settings, table: Callable[[Setting, Cases], list[str]], text: str) -> str:
+def _tables(settings: Settings, table: Callable[[RowGroup, Cases], list[str]], text: str) -> str:
     """A title and a table for each setting; behind those of a machine what they have in common."""
     if not settings:
         return NO_ROWS
-    machines: dict[tuple[str, int], list[Setting]] = {}
+    machines: dict[tuple[str, int], list[RowGroup]] = {}
     for setting in settings:
         machines.setdefault((setting.device, setting.threads), []).append(setting)
     found: list[str] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
@@ -12,11 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastseg
-from fastseg.kernels.core import configurations as configs
-from fastseg.kernels.core import registry as library
+from fastseg.kernels.core import configurations, dispatch, registry
 from fastseg.kernels.core.launch import Launch, record_launches
-
-_BACKEND = importlib.import_module("fastseg.kernels.core.dispatch")  # not the function of that name
 
 # Operators of torch that start no kernel: they give memory, or no tensor at all. Views are known by
 # their schema.
@@ -49,7 +45,7 @@ class _Launchers(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "fastseg":
             with self:
-                return library.FUSED[func._opname](*args, **kwargs)
+                return registry.FUSED[func._opname](*args, **kwargs)
         name = func._opname
         if not func.is_view and name not in _NO_KERNEL:
             self.torch_operators.append(name)
@@ -60,8 +56,8 @@ class _Launchers(TorchDispatchMode):
 def pretend_gpu(family: str) -> Iterator[None]:
     """Meta tensors inside the block dispatch to kernels, configured for `family`."""
     with (
-        mock.patch.object(_BACKEND, "_device_reason", return_value=None),
-        mock.patch.object(configs, "device_family", return_value=family),
+        mock.patch.object(dispatch, "_device_reason", return_value=None),
+        mock.patch.object(configurations, "device_family", return_value=family),
         torch.no_grad(),
     ):
         yield

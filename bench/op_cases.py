@@ -7,7 +7,6 @@ the inputs of the calls after it.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 import operator
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from unittest import mock
 import torch
 
 import fastseg
-from fastseg.kernels.core import registry as library
+from fastseg.kernels.core import dispatch, registry
 from fastseg.kernels.tune.calls import OpCall, OpRecorder
 
 from .context import SkippedCase
@@ -37,8 +36,6 @@ BATCHED = ("x", "feature_map", "feature_maps", "logits")
 _STAGE_BEGINS = "patch_embed"
 _AFTER_STAGES = {"decode_head": "head", "upsample_argmax": "labels"}
 
-_BACKEND = importlib.import_module("fastseg.kernels.core.dispatch")  # not the function of that name
-
 
 @dataclass(frozen=True)
 class CountedCall(OpCall):
@@ -50,7 +47,7 @@ class CountedCall(OpCall):
     def reference(self) -> Iterator[torch.Tensor]:
         """The eager twin's result in float64, image by image: scores of a batch are large."""
         for image in self.images():
-            yield image.wide().bind(library.EAGER[self.op])()
+            yield image.wide().bind(registry.EAGER[self.op])()
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> CountedCall:
         """The call with `change` applied to each tensor."""
@@ -130,9 +127,9 @@ def record(model: torch.nn.Module, pixels: torch.Tensor) -> list[CountedCall]:
         counter = _Counter()
         # On a CPU the ops would call their twins past torch's dispatcher.
         with (
-            mock.patch.object(_BACKEND, "_device_reason", return_value=None),
+            mock.patch.object(dispatch, "_device_reason", return_value=None),
             fastseg.backend("auto"),
-            OpRecorder(counter.note, run=library.EAGER),
+            OpRecorder(counter.note, run=registry.EAGER),
         ):
             fastseg.kernels.upsample_argmax(model(pixels).logits, pixels.shape[2:])
     return list(counter.calls.values())
@@ -142,7 +139,7 @@ def missing(calls: list[CountedCall]) -> dict[str, str]:
     """Why an op in OPS is not among `calls`: a reason by op."""
     reasons = {}
     for op in OPS:
-        if op not in library.FUSED:
+        if op not in registry.FUSED:
             reasons[op] = "it is no op of torch.ops.fastseg"
         elif all(call.op != op for call in calls):
             declined = [why for name, why in fastseg.kernels.fallbacks() if name == op]
@@ -171,14 +168,14 @@ def provider(name: str, call: CountedCall) -> Callable[..., torch.Tensor]:
         SkippedCase: there is no such thing for this device.
     """
     if name == "eager":
-        return library.EAGER[call.op]
+        return registry.EAGER[call.op]
     if name == "compiled":
         # One graph for these very shapes; beyond a few in a process, dynamo runs eagerly.
         torch._dynamo.reset()
-        return torch.compile(library.EAGER[call.op], dynamic=False)
+        return torch.compile(registry.EAGER[call.op], dynamic=False)
     if call.device.type != "cuda":
         raise SkippedCase("kernels run on a GPU")
-    return library.FUSED[call.op]
+    return registry.FUSED[call.op]
 
 
 def gate(call: CountedCall, eager: torch.Tensor) -> Gate:

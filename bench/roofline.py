@@ -42,7 +42,7 @@ class Step(NamedTuple):
         return self.forward_ms + self.post_ms
 
 
-class Case(NamedTuple):
+class RooflineGroup(NamedTuple):
     """What rows have to share to be compared."""
 
     device: str
@@ -161,7 +161,7 @@ def _variant_of(row: Row) -> tuple[str, tuple[int, ...], int, str]:
 
 def markdown(rows: Sequence[Row]) -> str:
     """Shares of the floors and waterfalls of the newest rows, a section for each setting."""
-    cases: dict[Case, dict[str, list[Row]]] = {}
+    cases: dict[RooflineGroup, dict[str, list[Row]]] = {}
     for group in newest(rows):
         if group[0]["kind"] in ("forward", "end to end"):
             by_kind = cases.setdefault(_case_of(group[0]), {})
@@ -173,7 +173,7 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n\n".join(sections) or "No rows of forwards."
 
 
-def _section(case: Case, by_kind: dict[str, list[Row]]) -> list[str]:
+def _section(case: RooflineGroup, by_kind: dict[str, list[Row]]) -> list[str]:
     forwards, ends = (by_kind.get(kind, []) for kind in ("forward", "end to end"))
     parts = [_shares(case, forwards)] if forwards else []
     for variant in sorted({row["case"] for row in ends}):
@@ -187,7 +187,7 @@ def _section(case: Case, by_kind: dict[str, list[Row]]) -> list[str]:
     return parts
 
 
-def _shares(case: Case, rows: list[Row]) -> str:
+def _shares(case: RooflineGroup, rows: list[Row]) -> str:
     measured = [row for row in rows if share(row) is not None]
     by_variant: dict[str, shown.Case] = {}
     for row in sorted(measured, key=lambda row: str(row["case"])):
@@ -219,7 +219,7 @@ def _shares(case: Case, rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _ceilings_line(case: Case, rows: list[Row]) -> str:
+def _ceilings_line(case: RooflineGroup, rows: list[Row]) -> str:
     """What the floors are made of. Runs differ a little in what they measure as ceilings."""
     least = []
     for name in sorted({row["case"] for row in rows}):
@@ -259,13 +259,13 @@ def _waterfall_table(variant: str, steps: list[Step]) -> str:
     return "\n".join(lines)
 
 
-def _case_of(row: Row) -> Case:
+def _case_of(row: Row) -> RooflineGroup:
     _, size, batch, dtype = _variant_of(row)
     height, width = size
-    return Case(row["device"], row["threads"], row["cache"], dtype, (height, width), batch)
+    return RooflineGroup(row["device"], row["threads"], row["cache"], dtype, (height, width), batch)
 
 
-def _title(case: Case) -> str:
+def _title(case: RooflineGroup) -> str:
     return (
         f"{case.device}, threads {case.threads}, {case.cache}, {case.dtype}, "
         f"{case.size[0]}x{case.size[1]}, batch {case.batch}"

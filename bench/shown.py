@@ -41,7 +41,7 @@ _WIDER_GATE = 2.0
 Case = dict[str, Row]  # by provider, the rows of one run of one case
 
 
-class Setting(NamedTuple):
+class RowGroup(NamedTuple):
     """What rows that may be read side by side have in common."""
 
     device: str
@@ -57,10 +57,10 @@ class Setting(NamedTuple):
         return said if self.cache == "warm" else f"{said}, {self.cache} cache"
 
 
-def setting_of(row: Row) -> Setting:
+def group_of(row: Row) -> RowGroup:
     """The setting of one row."""
     height, width = row["size"]
-    return Setting(
+    return RowGroup(
         row["device"], row["threads"], (height, width), row["batch"], row["dtype"], row["cache"]
     )
 
@@ -72,21 +72,21 @@ def on_cpu(row: Row) -> bool:
 
 def newest_cases(
     rows: Iterable[Row], kind: str, part: str = WHOLE
-) -> dict[Setting, dict[str, Case]]:
+) -> dict[RowGroup, dict[str, Case]]:
     """The newest runs of `kind` by setting and by case, in order of size, batch, dtype and case.
 
     A case is what rows call so: "b0", or the name of the logits.
     """
     of_kind = [row for row in rows if row["kind"] == kind]
-    found: dict[Setting, dict[str, Case]] = {}
+    found: dict[RowGroup, dict[str, Case]] = {}
     for group in newest(_of_last_cpu(of_kind)):
         case = {row["provider"]: row for row in group if row["part"] == part}
         if case:
-            found.setdefault(setting_of(group[0]), {})[group[0]["case"]] = case
+            found.setdefault(group_of(group[0]), {})[group[0]["case"]] = case
     return {setting: dict(sorted(found[setting].items())) for setting in sorted(found, key=_rank)}
 
 
-def _rank(setting: Setting) -> tuple[str, str, int, int, int, bool]:
+def _rank(setting: RowGroup) -> tuple[str, str, int, int, int, bool]:
     height, width = setting.size
     # float32 before bfloat16 and float16.
     precision = setting.dtype.replace("float32", "")

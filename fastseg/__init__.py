@@ -6,7 +6,7 @@ from fastseg.checkpoints.load import CheckpointError, CheckpointWarning
 from fastseg.cuda_graphs.runner import graphed
 from fastseg.exporting.export import ExportError, ExportResult, ExportWarning, export
 from fastseg.folding.conditions import plain_path
-from fastseg.folding.modules import repack
+from fastseg.folding.modules import refold, repack
 from fastseg.folding.warmup import warmup
 from fastseg.images.processor import SegformerImageProcessor
 from fastseg.inference.segment import segment
@@ -42,9 +42,16 @@ __all__ = [
     "from_pretrained",
     "graphed",
     "plain_path",
+    "refold",
     "repack",
     "report",
     "restore",
     "segment",
     "warmup",
 ]
+
+# Pickles and documents name public classes by where users import them, which no move changes.
+for _name in __all__:
+    if isinstance(globals()[_name], type):
+        globals()[_name].__module__ = __name__
+del _name

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from fastseg.folding.modules import PackedOwner
+from fastseg.folding.modules import FoldedForward
 from fastseg.folding.swap import Accelerated, accelerated_class
 from fastseg.folding.trial import kind_of
 from fastseg.models.segformer.encoder_plan import EncoderHost
@@ -51,13 +51,13 @@ def accelerate(model: Model, *, strict: bool = False) -> Model:
     _check(model)
     if not isinstance(strict, bool):
         raise TypeError(f"strict: expected a bool, got {strict!r}")
-    found = False
+    has_segformer = False
     refusals: list[str] = []
     changed: list[Any] = []
     modules: list[tuple[str, Any]] = list(model.named_modules())
     for name, module in modules:
-        if isinstance(module, PackedOwner):
-            found = True
+        if isinstance(module, FoldedForward):
+            has_segformer = True
             continue
         was_fast = isinstance(module, Accelerated)
         if was_fast and module._fastseg_kind != kind_of(module):
@@ -65,7 +65,7 @@ def accelerate(model: Model, *, strict: bool = False) -> Model:
         host = find_encoder(module) or find_head(module)
         if host is None:
             continue
-        found = True
+        has_segformer = True
         if not isinstance(module, Accelerated):
             reason = _take(module, host)
             if reason is not None:
@@ -75,7 +75,7 @@ def accelerate(model: Model, *, strict: bool = False) -> Model:
                 changed.append(module)
         if strict:
             refusals += _open_reasons(name, module)
-    if not found:
+    if not has_segformer:
         raise ValueError(
             f"model: expected one with a SegFormer in it, got a {type(model).__name__} in which "
             "nothing has the names of one"
@@ -164,7 +164,7 @@ def _refused_layers(encoder: nn.Module, host: EncoderHost) -> dict[str, str]:
 
 
 def _open_reasons(name: str, module: Any) -> list[str]:
-    """What of an accelerated module stays the host's, whatever mode it is in now."""
+    """Reasons why parts of an accelerated module stay the host's, whatever its mode now."""
     plan = module.fastseg_plan()
     whole = plan.settle(any_mode=True)
     if whole is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastseg.folding.cache import Packed
+from fastseg.folding.cache import Folded
 from fastseg.folding.conditions import plain_reason
 from fastseg.folding.swap import Accelerated
 from fastseg.kernels import fallbacks, select_backend
@@ -62,7 +62,7 @@ def report(model: nn.Module) -> str:
 
 
 def _host_lines(label: str, part: Any) -> Iterator[str]:
-    """Of an accelerated module, and of what stays the host's in it."""
+    """Lines of an accelerated module, and of what stays the host's in it."""
     library = part._fastseg_host.name
     reason = part.fastseg_reason()
     if reason is not None:
@@ -74,7 +74,7 @@ def _host_lines(label: str, part: Any) -> Iterator[str]:
         yield f"{label}.{name}: the host's own: {why}"
 
 
-def _folded_path(part: nn.Module, arguments: Iterator[tuple[str, Packed]]) -> str:
+def _folded_path(part: nn.Module, arguments: Iterator[tuple[str, Folded]]) -> str:
     try:
         backend, why = select_backend(next(part.parameters()).device)
     except (RuntimeError, ValueError) as error:  # what FASTSEG_BACKEND asks for is not there
@@ -84,37 +84,37 @@ def _folded_path(part: nn.Module, arguments: Iterator[tuple[str, Packed]]) -> st
     with torch.no_grad():
         declined = dict.fromkeys(
             f"{op} runs eagerly, {reason}"
-            for op, packed in arguments
-            if (reason := _declined(op, packed)) is not None
+            for op, folded in arguments
+            if (reason := _declined(op, folded)) is not None
         )
     return "; ".join(["folded, Triton kernels", *declined])
 
 
-def _own_arguments(part: nn.Module) -> Iterator[tuple[str, Packed]]:
+def _own_arguments(part: nn.Module) -> Iterator[tuple[str, Folded]]:
     """Each op that fastseg's own module runs, with its folded arguments."""
     for module in part.modules():
         if isinstance(module, SegformerOverlapPatchEmbeddings):
-            yield "patch_embed", module.packed()
+            yield "patch_embed", module.folded()
         elif isinstance(module, SegformerLayer):
-            yield "sr_attention", module.packed()["attention"]
-            yield "mix_ffn", module.packed()["mix_ffn"]
+            yield "sr_attention", module.folded()["attention"]
+            yield "mix_ffn", module.folded()["mix_ffn"]
         elif isinstance(module, SegformerDecodeHead):
-            yield "decode_head", module.packed()
+            yield "decode_head", module.folded()
 
 
-def _declined(op: str, packed: Packed) -> str | None:
-    """Why the op's kernels would not take these weights, whatever the input."""
+def _declined(op: str, folded: Folded) -> str | None:
+    """Reason why the op's kernels would not take these weights, whatever the input."""
     if op == "patch_embed":
-        weight = packed["weight"]
-        tensors = (weight, packed["bias"], packed["norm_weight"], packed["norm_bias"])
+        weight = folded["weight"]
+        tensors = (weight, folded["bias"], folded["norm_weight"], folded["norm_bias"])
         return patch_embed_supports(weight.new_empty(1, *weight.shape[1:]), *tensors)
     if op == "sr_attention":
-        bias = packed["output_bias"]
-        return sr_attention_supports(bias.new_empty(1, 1, len(bias)), packed["num_heads"])
+        bias = folded["output_bias"]
+        return sr_attention_supports(bias.new_empty(1, 1, len(bias)), folded["num_heads"])
     if op == "mix_ffn":
-        bias = packed["fc2_bias"]
-        return mix_ffn_supports(bias.new_empty(1, 1, len(bias)), packed["fc1_weight"])
-    weights = packed["weights"]
+        bias = folded["fc2_bias"]
+        return mix_ffn_supports(bias.new_empty(1, 1, len(bias)), folded["fc1_weight"])
+    weights = folded["weights"]
     maps = [weight.new_empty(1, weight.shape[1], 1, 1) for weight in weights]
-    classifier = (packed.get("classifier_weight"), packed.get("classifier_bias"))
-    return decode_head_supports(maps, weights, packed["bias"], *classifier)
+    classifier = (folded.get("classifier_weight"), folded.get("classifier_bias"))
+    return decode_head_supports(maps, weights, folded["bias"], *classifier)

@@ -6,10 +6,15 @@ A change here is a change for users: it goes into CHANGELOG.md as well. After on
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pickle
+import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 import fastseg
 import fastseg.kernels
@@ -67,6 +72,33 @@ def test_names_and_signatures():
         "the public API has changed; where it is meant, say so in CHANGELOG.md and run "
         "`python tests/test_public_api.py`"
     )
+
+
+def test_classes_are_named_by_where_users_import_them():
+    classes = [value for value in vars(fastseg).values() if inspect.isclass(value)]
+    assert len(classes) >= 11
+    for kind in classes:
+        assert kind.__module__ == "fastseg"
+        assert pickle.loads(pickle.dumps(kind)) is kind
+
+
+def test_no_module_shares_a_name_with_what_is_in_its_package():
+    """`fastseg.kernels.sr_attention` was the module or the function, as imports had it."""
+    modules = [m.name for m in pkgutil.walk_packages(fastseg.__path__, "fastseg.")]
+    assert len(modules) > 100
+    for name in modules:
+        if name.endswith("__main__"):
+            continue
+        package, _, last = name.rpartition(".")
+        module = importlib.import_module(name)
+        assert getattr(importlib.import_module(package), last) is module, name
+
+
+def test_repack_is_the_old_name_of_refold():
+    model = fastseg.SegformerModel(fastseg.SegformerConfig())
+    for call in (model.repack, lambda: fastseg.repack(model)):
+        with pytest.warns(DeprecationWarning, match="refold"):
+            call()
 
 
 if __name__ == "__main__":

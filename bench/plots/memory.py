@@ -40,7 +40,7 @@ def _with_peak(case: shown.Case) -> shown.Case:
     }
 
 
-def _picture(setting: shown.Setting, cases: dict[str, shown.Case], text: str) -> Picture:
+def _picture(setting: shown.RowGroup, cases: dict[str, shown.Case], text: str) -> Picture:
     of_setting = [row for case in cases.values() for row in case.values()]
     panels = tuple(
         Panel(

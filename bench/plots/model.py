@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import shown
 from ..rows import Row
-from ..shown import Setting
+from ..shown import RowGroup
 
 # More of them nobody sees on a screen.
 _DIGITS = 6
@@ -93,7 +93,7 @@ def _rounded(value: Any) -> Any:
     return value
 
 
-def file_name(plot: str, setting: Setting, row: Row, batch: bool = True) -> str:
+def file_name(plot: str, setting: RowGroup, row: Row, batch: bool = True) -> str:
     """Of CPUs only one machine is shown, and its name is in the picture."""
     device = "cpu" if shown.on_cpu(row) else re.sub(r"\W+", "-", setting.device.lower()).strip("-")
     height, width = setting.size

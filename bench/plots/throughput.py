@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .. import shown
 from ..rows import Row
-from ..shown import Case, Setting
+from ..shown import Case, RowGroup
 from .model import (
     Bar,
     Found,
@@ -21,7 +21,7 @@ from .model import (
 
 def pictures(rows: Sequence[Row]) -> Found:
     """One for each device, dtype and size that was measured with several batches."""
-    groups: dict[Setting, dict[str, list[Case]]] = {}
+    groups: dict[RowGroup, dict[str, list[Case]]] = {}
     for setting, cases in shown.newest_cases(rows, "forward").items():
         for variant, case in cases.items():
             group = groups.setdefault(setting._replace(batch=1), {})

@@ -43,7 +43,7 @@ def pictures(rows: Sequence[Row]) -> Found:
     return found or [Skipped("waterfall", "there are no rows of end to end")]
 
 
-def _steps(rows: Sequence[Row], variant: str, setting: shown.Setting) -> list[roofline.Step]:
+def _steps(rows: Sequence[Row], variant: str, setting: shown.RowGroup) -> list[roofline.Step]:
     return roofline.waterfall(
         rows,
         variant,

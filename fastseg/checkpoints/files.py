@@ -74,7 +74,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_weights(resolve: Callable[[str], Path]) -> tuple[Path, Weights]:
-    """All tensors of a checkpoint by their names in it, and the file they were found through.
+    """Read all tensors of a checkpoint by their names in it; and the file that names them.
 
     Args:
         resolve: gives the path of a file of the checkpoint by its name, or raises
@@ -111,7 +111,7 @@ def read_preset_weights(resolve: Callable[[str], Path]) -> tuple[Path, Weights]:
 
 
 def read_file(path: Path) -> Weights:
-    """All tensors of one file: safetensors, HDF5, or else pickled by PyTorch."""
+    """Read all tensors of one file: safetensors, HDF5, or else pickled by PyTorch."""
     if path.suffix == ".safetensors":
         return Weights(_read_safetensors(path))
     if path.suffix in (".h5", ".hdf5"):

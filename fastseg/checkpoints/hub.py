@@ -1,4 +1,4 @@
-"""Where the files of a checkpoint are: in a local directory, or on the Hugging Face hub.
+"""Paths of a checkpoint's files: in a local directory, or on the Hugging Face hub.
 
 huggingface_hub is optional and imported only for a name that is no local directory; its cache, its
 login and its offline mode (`HF_HUB_OFFLINE=1`) apply.
@@ -61,7 +61,7 @@ def find_file(
     token: str | bool | None = None,
     local_files_only: bool = False,
 ) -> Path | None:
-    """Like `resolve_file`, but None where the file is not there or cannot be reached."""
+    """Return what `resolve_file` gives; None where a file is not there or cannot be reached."""
     try:
         return resolve_file(
             repo_or_dir,

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from .files import PREPROCESSOR_NAME, Tensors
 from .hub import resolve_file
-from .match import FLOATS, fill, make_plan
+from .match import FLOATS, fill, match_tensors
 from .report import CheckpointError, CheckpointWarning, LoadReport, Mismatch
 from .save import save_pretrained
 from .source import Source, beside, local_file, read_source
@@ -38,7 +38,7 @@ __all__ = [
 
 
 class _NoRandomNumbers(TorchFunctionMode):
-    """Leaves random initialisation out.
+    """Mode that leaves random initialisation out.
 
     On the meta device it does nothing, but its first call imports 900 modules of PyTorch (1.6 s).
     """
@@ -144,7 +144,7 @@ def load_pretrained(
         raise CheckpointError(f"{source.path}: {translation.foreign_head}")
     if not hasattr(model, model.base_model_prefix):
         names = {name: full.removeprefix(family.base) for name, full in names.items()}
-    plan = make_plan(
+    assignment = match_tensors(
         model,
         names,
         tensors,
@@ -152,10 +152,10 @@ def load_pretrained(
         new_classifier=num_labels is not None or id2label is not None,
         new_mismatched=ignore_mismatched_sizes,
     )
-    if plan.errors:
+    if assignment.errors:
         raise CheckpointError(
             f"{source.path}: the tensors do not fit {chosen.__name__} as {source.described_by} it\n"
-            + "\n".join(plan.errors)
+            + "\n".join(assignment.errors)
         )
     if device is None:
         device = torch.get_default_device()
@@ -166,15 +166,15 @@ def load_pretrained(
 
     # What to() and to_empty() do one after the other, without an import of sympy by the latter.
     model._apply(allocate)
-    fill(model, plan, tensors)
-    model.load_report = plan.report
+    fill(model, assignment, tensors)
+    model.load_report = assignment.report
     model.name_or_path = os.fspath(path)
     # For `fastseg.segment`. Absolute, for the working directory may change.
     with contextlib.suppress(FileNotFoundError):
         model.preprocessor_file = resolve(PREPROCESSOR_NAME).absolute()
-    if plan.report:
+    if assignment.report:
         warnings.warn(
-            f"{source.path}, loaded into {chosen.__name__}:\n{plan.report}",
+            f"{source.path}, loaded into {chosen.__name__}:\n{assignment.report}",
             CheckpointWarning,
             stacklevel=3,  # the caller of from_pretrained
         )

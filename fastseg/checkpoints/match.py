@@ -1,4 +1,4 @@
-"""Where each tensor of a file goes in a model, all of it compared before anything is copied."""
+"""Matching a file's tensors to a model's, all of it compared before anything is copied."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass
-class Plan:
-    """What to do with each tensor of a model."""
+class Assignment:
+    """Origin of each tensor of a model: a file's tensor, or new values."""
 
     copied: dict[str, str] = field(default_factory=dict)  # name in the model -> name in the file
     new: list[str] = field(default_factory=list)
@@ -27,7 +27,7 @@ class Plan:
     errors: list[str] = field(default_factory=list)
 
 
-def make_plan(
+def match_tensors(
     model: nn.Module,
     names: Mapping[str, str],
     tensors: Tensors,
@@ -35,7 +35,7 @@ def make_plan(
     *,
     new_classifier: bool,
     new_mismatched: bool,
-) -> Plan:
+) -> Assignment:
     """Compare a file with a model on the meta device.
 
     Args:
@@ -51,29 +51,29 @@ def make_plan(
     parts = {name.partition(".")[0] for name in names.values()}
     other_heads = family.heads - {name.partition(".")[0] for name, _ in model.named_children()}
     absent_heads = family.heads - parts
-    plan = Plan()
+    assignment = Assignment()
     missing, unexpected, unused, mismatched, misfits = [], [], [], [], []
 
     for file_name, name in names.items():
         if name in expected:
-            if name in plan.copied:
-                unexpected.append(f"{file_name}: the same tensor as {plan.copied[name]}")
-            plan.copied[name] = file_name
+            if name in assignment.copied:
+                unexpected.append(f"{file_name}: the same tensor as {assignment.copied[name]}")
+            assignment.copied[name] = file_name
         elif name.partition(".")[0] in other_heads | family.training_heads:
             unused.append(file_name)
         else:
             unexpected.append(f"{file_name}: got {_describe(tensors[file_name])}")
 
     for name, target in expected.items():
-        if name not in plan.copied:
+        if name not in assignment.copied:
             if name.endswith(".num_batches_tracked"):  # absent in files of old PyTorch versions
-                plan.counters.append(name)
+                assignment.counters.append(name)
             elif name.partition(".")[0] in absent_heads or (new_classifier and is_classifier(name)):
-                plan.new.append(name)
+                assignment.new.append(name)
             else:
                 missing.append(f"{name}: expected {_describe(target)}")
             continue
-        tensor = tensors[plan.copied[name]]
+        tensor = tensors[assignment.copied[name]]
         # An int8 or fp8 tensor holds codes of its numbers, not the numbers.
         same_kind = tensor.dtype in FLOATS or not target.is_floating_point()
         if tensor.shape == target.shape and same_kind:
@@ -81,23 +81,23 @@ def make_plan(
         mismatch = Mismatch(name, _describe(target), _describe(tensor))
         if same_kind and (new_mismatched or (new_classifier and is_classifier(name))):
             mismatched.append(mismatch)
-            plan.new.append(name)
-            del plan.copied[name]
+            assignment.new.append(name)
+            del assignment.copied[name]
         else:
             misfits.append(mismatch)
 
-    plan.errors = [
+    assignment.errors = [
         *section("missing", missing),
         *section("unexpected", unexpected),
         *section("of another shape (ignore_mismatched_sizes=True initialises them anew)", misfits),
     ]
-    plan.report = LoadReport(
-        missing=tuple(name for name in plan.new if name not in {m.name for m in mismatched}),
+    assignment.report = LoadReport(
+        missing=tuple(name for name in assignment.new if name not in {m.name for m in mismatched}),
         unexpected=tuple(unused),
         mismatched=tuple(mismatched),
-        reinitialized=tuple(plan.new),
+        reinitialized=tuple(assignment.new),
     )
-    return plan
+    return assignment
 
 
 def _is_classifier(name: str) -> bool:
@@ -109,16 +109,16 @@ def _describe(tensor: torch.Tensor) -> str:
     return f"{tuple(tensor.shape)}{kind}"
 
 
-def fill(model: Any, plan: Plan, tensors: Tensors) -> None:
+def fill(model: Any, assignment: Assignment, tensors: Tensors) -> None:
     """Put the file's tensors into `model`, emptying `tensors`, and initialise the new ones."""
     # Whole layers are initialised, as the model's constructor does it; what the file has of them
     # is copied over that.
-    for layer in dict.fromkeys(name.rpartition(".")[0] for name in plan.new):
+    for layer in dict.fromkeys(name.rpartition(".")[0] for name in assignment.new):
         module = model.get_submodule(layer)
         module.reset_parameters()
         model._init_weights(module)
     state = model.state_dict()
-    for name in plan.counters:
+    for name in assignment.counters:
         state[name].zero_()
-    for name, file_name in plan.copied.items():
+    for name, file_name in assignment.copied.items():
         state[name].copy_(tensors.pop(file_name))

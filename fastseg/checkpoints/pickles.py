@@ -72,8 +72,8 @@ def read_pickled(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
 
 
 def _corrupt(path: Path, error: Exception) -> CheckpointError:
-    found = _REASON.search(str(error))
-    reason = found[1] if found else str(error).partition(". ")[0] or type(error).__name__
+    match = _REASON.search(str(error))
+    reason = match[1] if match else str(error).partition(". ")[0] or type(error).__name__
     return CheckpointError(
         f"{path}: expected a PyTorch file, got one that is truncated or corrupt: {reason}"
     )
@@ -88,7 +88,7 @@ def _unsafe(path: Path, refused: str) -> CheckpointError:
 
 
 def _class_names(content: Mapping[str, Any]) -> tuple[str, ...]:
-    """What mmseg 0.x and 1.x store of the data set's classes."""
+    """Names of the data set's classes, as mmseg 0.x and 1.x store them."""
     meta = content.get("meta")
     if not isinstance(meta, dict):
         return ()
@@ -100,7 +100,7 @@ def _class_names(content: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 class _Inert:
-    """Stands for a class or function that a file names, and for what would come of calling it."""
+    """Stand-in for a class or function that a file names, and for what would come of calling it."""
 
     __slots__ = ()
 
@@ -126,7 +126,7 @@ class _Inert:
 
 
 def _name(thing: _Inert) -> str:
-    """Of the class or function that it stands for."""
+    """Name of the class or function that a stand-in stands for."""
     return f"{type(thing).__module__}.{type(thing).__name__}"
 
 
@@ -175,7 +175,7 @@ _CALLABLE: dict[tuple[str, str], Any] = {
 
 class _InertUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """Never imports: what a file may call, or else a stand-in class."""
+        """Return what a file may call, or else a stand-in class; never import anything."""
         allowed = _CALLABLE.get((module, name))
         if allowed is not None:
             return allowed

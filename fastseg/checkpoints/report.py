@@ -1,4 +1,4 @@
-"""What a load did with each tensor, as a report and as an error."""
+"""Report of what a load did with each tensor; and the error of one that failed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Where file and model differ; on the model as `model.load_report`.
+    """Differences of file and model; on the model as `model.load_report`.
 
     missing: tensors of the model that the file does not have.
     unexpected: tensors of the file that the model has no use for.
@@ -43,7 +43,7 @@ class LoadReport:
     reinitialized: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        """Whether there is anything to report."""
+        """Return whether there is anything to report."""
         return bool(self.missing or self.unexpected or self.mismatched or self.reinitialized)
 
     def __str__(self) -> str:

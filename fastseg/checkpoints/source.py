@@ -1,4 +1,4 @@
-"""What a path says: the tensors there under fastseg's names, and the configuration, or what of it.
+"""Reading a path: the tensors there under fastseg's names, and the configuration, or parts of it.
 
 A path is a directory, a hub id or a single file. Beside the weights there may be a config.json of
 transformers, of segmentation_models_pytorch or of KerasHub; what it leaves open is told by the
@@ -33,7 +33,7 @@ _TASK_NAME = "task.json"
 class Source:
     """A checkpoint that was read.
 
-    path: the file that the weights were found through.
+    path: the file that the weights were reached through.
     config_path: the config.json that describes the model; None where the tensors do.
     fields: of the configuration.
     """
@@ -45,14 +45,14 @@ class Source:
 
     @property
     def described_by(self) -> str:
-        """What the model's sizes come from, with its verb."""
+        """Subject and verb of where the model's sizes come from, for messages."""
         return f"{self.config_path.name} describes" if self.config_path else "their shapes describe"
 
 
 def local_file(path: object) -> Path | None:
     """`path` where it is a single file of weights, rather than a directory or a hub id."""
-    found = Path(path) if isinstance(path, str | os.PathLike) else None
-    return found if found is not None and found.is_file() else None
+    file = Path(path) if isinstance(path, str | os.PathLike) else None
+    return file if file is not None and file.is_file() else None
 
 
 def beside(file: Path) -> Callable[[str], Path]:
@@ -62,10 +62,10 @@ def beside(file: Path) -> Callable[[str], Path]:
     """
 
     def resolve(name: str) -> Path:
-        found = file.parent / name
-        if file.name not in (*WEIGHTS_NAMES, KERAS_NAME) or not found.is_file():
+        neighbour = file.parent / name
+        if file.name not in (*WEIGHTS_NAMES, KERAS_NAME) or not neighbour.is_file():
             raise FileNotFoundError(f"{file.parent}: expected a file {name}")
-        return found
+        return neighbour
 
     return resolve
 
@@ -132,7 +132,7 @@ def read_source(
 
 
 def _library(config: Mapping[str, Any]) -> str:
-    """Whose config.json it is: only transformers' describes a model in our terms."""
+    """Name the library of a config.json: only transformers' describes a model in our terms."""
     if "model_type" not in config and "registered_name" in config:
         return "KerasHub"
     if "model_type" not in config and "encoder_name" in config:
@@ -141,7 +141,7 @@ def _library(config: Mapping[str, Any]) -> str:
 
 
 def _has_weights(path: object) -> bool:
-    """Whether it is a directory of weights without a config.json."""
+    """Return whether it is a directory of weights without a config.json."""
     directory = Path(path) if isinstance(path, str | os.PathLike) else None
     return directory is not None and any((directory / name).is_file() for name in WEIGHTS_NAMES)
 
@@ -160,9 +160,9 @@ def _inferred(
 
 
 def _check_model_type(config: Mapping[str, Any], path: Path, model_type: str) -> None:
-    found = config.get("model_type", model_type)
-    if found != model_type:
-        raise CheckpointError(f"{path}: expected model_type {model_type!r}, got {found!r}")
+    stated = config.get("model_type", model_type)
+    if stated != model_type:
+        raise CheckpointError(f"{path}: expected model_type {model_type!r}, got {stated!r}")
 
 
 def _smp_fields(config: Mapping[str, Any], path: Path, names: CheckpointNames) -> dict[str, Any]:

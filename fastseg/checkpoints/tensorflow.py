@@ -23,7 +23,7 @@ _VARIABLES = {
 
 
 def is_tensorflow(names: Iterable[str]) -> bool:
-    """Whether these are names of TensorFlow's variables, such as `…/proj/kernel:0`."""
+    """Return whether these are names of TensorFlow's variables, such as `…/proj/kernel:0`."""
     names = list(names)
     return bool(names) and all("/" in name and name.endswith(":0") for name in names)
 

@@ -73,7 +73,7 @@ class CheckpointNames:
     foreign: Callable[[Iterable[str], Iterable[str]], str | None]
 
 
-def look_up(table: Table, name: str) -> list[str] | None:
+def translate_name(table: Table, name: str) -> list[str] | None:
     """The names that `table` gives for `name`; None where it has no prefix of it."""
     for prefix, targets in table.items():
         if name.startswith(prefix):

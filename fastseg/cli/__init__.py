@@ -18,7 +18,7 @@ INTERRUPTED = 130  # as shells report a process ended by Ctrl-C
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line `argv` (default: the process's own) and returns the exit status."""
+    """Run the command line `argv` (default: the process's own) and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="fastseg", description="SegFormer semantic segmentation, fast."
     )

@@ -90,13 +90,13 @@ def _load(arguments: argparse.Namespace) -> Any:
     load: Any = fastseg.from_pretrained
     if arguments.encoder:
         load = fastseg.SegformerModel.from_pretrained
-    given = {} if arguments.heads is None else {"num_attention_heads": arguments.heads}
+    fields = {} if arguments.heads is None else {"num_attention_heads": arguments.heads}
     dtype = None if arguments.dtype is None else options.DTYPES[arguments.dtype]
     try:
         with warnings.catch_warnings():
             # What it warns of is in `load_report`, told below.
             warnings.simplefilter("ignore", fastseg.CheckpointWarning)
-            model = load(arguments.source, dtype=dtype, device="cpu", **given)
+            model = load(arguments.source, dtype=dtype, device="cpu", **fields)
     except (OSError, ValueError, ImportError) as error:
         text = str(error).replace("pass num_attention_heads=", "pass --heads")
         raise CommandError(f"IN {arguments.source}: {text}") from error

@@ -19,7 +19,7 @@ from fastseg.demo.scenes import draw_scene
 from fastseg.images.overlay import class_shares, format_share
 
 from .files import plan_outputs
-from .images import read_image
+from .images import open_image
 from .options import EMBEDDED_NAME, CommandError, add_device_options, first_line, load_model
 from .results import ResultWriter
 
@@ -91,7 +91,7 @@ def _picture(arguments: argparse.Namespace) -> tuple[Path, Image.Image, np.ndarr
         return Path(f"scene-{arguments.seed}.png"), Image.fromarray(scene.image), scene.labels
     path = arguments.image or SCENE
     try:
-        return path, read_image(path), None
+        return path, open_image(path), None
     except ValueError as error:
         raise CommandError(f"{path}: {error}") from error
 
@@ -100,8 +100,8 @@ def _compare(labels: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     """Share of equal pixels, and the mean IoU over the classes that are in either map."""
     ious = []
     for index in np.union1d(labels, truth):
-        found, true = labels == index, truth == index
-        ious.append((found & true).sum() / (found | true).sum())
+        predicted, true = labels == index, truth == index
+        ious.append((predicted & true).sum() / (predicted | true).sum())
     return float((labels == truth).mean()), float(np.mean(ious))
 
 

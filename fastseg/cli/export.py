@@ -117,9 +117,9 @@ def _tell(result: ExportResult, labels: bool) -> None:
     opset = "" if result.opset is None else f"opset {result.opset}, "
     print(f"{result.path}: {result.size_bytes / 1e6:.1f} MB, {opset}{result.nodes} nodes")
     for shape, error in result.checked:
-        found = (
+        measure = (
             f"{error:.2%} of labels differ, near-ties" if labels else f"relative error {error:.1e}"
         )
-        print(f"checked against the model at {'x'.join(map(str, shape))}: {found}")
+        print(f"checked against the model at {'x'.join(map(str, shape))}: {measure}")
     if result.unchecked is not None:
         say(f"note: NOT CHECKED against the model: {result.unchecked}")

@@ -1,4 +1,4 @@
-"""Which pictures to read, and where to write: never over a file that fastseg did not write.
+"""Pictures to read, and files to write: never over one that fastseg did not write.
 
 Outputs carry a mark, so that a later run neither takes them for inputs nor replaces anything else.
 """
@@ -30,14 +30,14 @@ IMAGE_SUFFIXES |= {".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tif
 
 
 @dataclass
-class Found:
-    """Pictures in the order given; `root` is the folder that contains all of them.
+class ImageFiles:
+    """Pictures in the order of the arguments; `root` is the folder that contains all of them.
 
     `missing` lists arguments that led to nothing, with the reason; `skipped` counts files in
     folders by a suffix that is no image's; `own` counts outputs of earlier runs, left out.
     """
 
-    images: list[Path] = field(default_factory=list)
+    paths: list[Path] = field(default_factory=list)
     root: Path = field(default_factory=Path)
     missing: list[tuple[str, str]] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
@@ -46,7 +46,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Target:
-    """Where the outputs of one picture go: `stem` and an ending each."""
+    """Place of the outputs of one picture: `stem` and an ending each."""
 
     stem: Path
 
@@ -54,13 +54,13 @@ class Target:
         return self.stem.with_name(self.stem.name + ending)
 
 
-def find_images(arguments: Sequence[str], output: Path) -> Found:
+def find_images(arguments: Sequence[str], output: Path) -> ImageFiles:
     """Files as named, whatever their suffix; images in folders and below them; matches of globs.
 
     Folders are searched without hidden files and folders, without following links to folders, and
     without `output` where it lies inside. A picture reached twice is listed once.
     """
-    found = Found()
+    images = ImageFiles()
     bases: dict[Path, Path] = {}  # picture: the folder its output path is relative to
     for argument in arguments:
         if os.path.lexists(argument):
@@ -76,21 +76,21 @@ def find_images(arguments: Sequence[str], output: Path) -> Found:
                 candidates, base, filtered = iter([match]), match.parent, not named
             for path in candidates:
                 if filtered and path.suffix.lower() not in IMAGE_SUFFIXES:
-                    found.skipped[path.suffix.lower() or "no suffix"] += 1
+                    images.skipped[path.suffix.lower() or "no suffix"] += 1
                     continue
                 reached += 1
                 if path.name.endswith((LABELS, OVERLAY)) and is_own(path):
-                    found.own += 1
+                    images.own += 1
                 else:
                     bases.setdefault(Path(os.path.abspath(path)), Path(os.path.abspath(base)))
         if not matches:
-            found.missing.append((argument, "no such file or folder, and no match as a glob"))
+            images.missing.append((argument, "no such file or folder, and no match as a glob"))
         elif not reached:
-            found.missing.append((argument, "no images there"))
-    found.images = list(bases)
+            images.missing.append((argument, "no images there"))
+    images.paths = list(bases)
     if bases:
-        found.root = Path(os.path.commonpath([str(base) for base in bases.values()]))
-    return found
+        images.root = Path(os.path.commonpath([str(base) for base in bases.values()]))
+    return images
 
 
 def _files_below(folder: Path, output: Path) -> Iterator[Path]:
@@ -135,7 +135,7 @@ def plan_outputs(
 
 
 def _key(path: Path) -> str:
-    """Equal for paths that some file systems, blind to case, hold for the same."""
+    """Key that is equal for paths that some file systems, blind to case, hold for the same."""
     return str(path).casefold()
 
 
@@ -144,7 +144,7 @@ def _is_free(path: Path) -> bool:
 
 
 def is_own(path: Path) -> bool:
-    """Whether fastseg wrote this file: PNGs say so in a text chunk, JSON files in a field."""
+    """Return whether fastseg wrote a file: PNGs say so in a text chunk, JSON files in a field."""
     if path.suffix == JSON:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -159,14 +159,14 @@ def is_own(path: Path) -> bool:
 
 
 def write_png(path: Path, image: Image.Image) -> None:
-    """Writes a marked PNG, whole or not at all."""
+    """Write a marked PNG, whole or not at all."""
     mark = PngInfo()
     mark.add_text("Software", f"{SOFTWARE} {fastseg.__version__}")
     _write(path, lambda file: image.save(file, format="PNG", pnginfo=mark))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a marked JSON file, whole or not at all."""
+    """Write a marked JSON file, whole or not at all."""
     marked = {"software": SOFTWARE, "version": fastseg.__version__, **content}
     text = json.dumps(marked, indent=2, ensure_ascii=False) + "\n"
     _write(path, lambda file: file.write(text.encode("utf-8")))

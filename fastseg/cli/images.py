@@ -16,7 +16,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def read_image(path: Path) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
     """The picture in a file, turned as its EXIF orientation says; the first frame of many.
 
     16-bit grey is scaled to 8 bits; other modes, alpha included, stay for the image processor.

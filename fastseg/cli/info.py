@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def collect() -> dict[str, Any]:
-    """What `fastseg info --json` prints. Packages that are not installed have version None."""
+    """Collect what `fastseg info --json` prints; packages that are absent have version None."""
     return {
         "versions": {
             "fastseg": fastseg.__version__,
@@ -115,7 +115,7 @@ def _cpu_name() -> str:
 
 
 def _embedded_model() -> dict[str, Any] | None:
-    """Its name and what metrics.json says of it; None where it is not installed."""
+    """Name of the embedded model, and its metrics.json; None where it is not installed."""
     try:
         metrics = json.loads((EMBEDDED_MODEL / "metrics.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -143,10 +143,10 @@ def _text(info: dict[str, Any]) -> str:
     lines.append("\nmodels")
     for what, (extra, packages) in _EXTRAS.items():
         absent = [name for name in packages if info["versions"][name] is None]
-        found = "yes"
+        status = "yes"
         if absent:
-            found = f'need {", ".join(absent)}: pip install "fastseg-segformer[{extra}]"'
-        lines.append(f"  {what:<16} {found}")
+            status = f'need {", ".join(absent)}: pip install "fastseg-segformer[{extra}]"'
+        lines.append(f"  {what:<16} {status}")
     model = info["embedded_model"]
     if model is None:
         lines.append(f"  {'embedded':<16} not in this installation")

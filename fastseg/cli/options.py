@@ -1,4 +1,4 @@
-"""What commands share: the error they end with, option types, and loading a model."""
+"""Helpers that commands share: the error they end with, option types, and loading a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 class CommandError(Exception):
-    """Ends a command with a message. `status` is 2 where its arguments are wrong, else 1."""
+    """Error that ends a command with a message; `status` is 2 where arguments are wrong, else 1."""
 
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
@@ -93,8 +93,8 @@ def load_model(
     except (OSError, ValueError, ImportError) as error:
         raise CommandError(f"--model {name}: {error}") from error
     if not isinstance(model, fastseg.SegformerForSemanticSegmentation):
-        found = type(model).__name__
-        raise CommandError(f"--model {name}: expected a segmentation model, got a {found}")
+        kind = type(model).__name__
+        raise CommandError(f"--model {name}: expected a segmentation model, got a {kind}")
     report: Any = model.load_report
     if report.reinitialized:
         raise CommandError(f"--model {name}: weights are missing\n{report}")

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 import fastseg
 
-from .files import JSON, LABELS, OVERLAY, Found, Target, find_images, plan_outputs
-from .images import read_ahead, read_image
+from .files import JSON, LABELS, OVERLAY, ImageFiles, Target, find_images, plan_outputs
+from .images import open_image, read_ahead
 from .options import (
     EMBEDDED_NAME,
     CommandError,
@@ -114,9 +114,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output.exists() and not arguments.output.is_dir():
         raise CommandError(f"--output {arguments.output}: not a folder", 2)
 
-    found = find_images(arguments.paths, arguments.output)
-    _report(found)
-    if not found.images:
+    images = find_images(arguments.paths, arguments.output)
+    _report(images)
+    if not images.paths:
         raise CommandError("no images to segment")
     if arguments.model is None:
         say(
@@ -128,8 +128,8 @@ def run(arguments: argparse.Namespace) -> int:
     endings += [] if arguments.no_overlay else [OVERLAY]
     endings += [JSON] if arguments.json else []
     writer = ResultWriter(model.config, arguments.model or EMBEDDED_NAME, endings, arguments.alpha)
-    targets = plan_outputs(found.images, found.root, arguments.output, endings)
-    jobs = [_Job(path, target) for path, target in zip(found.images, targets, strict=True)]
+    targets = plan_outputs(images.paths, images.root, arguments.output, endings)
+    jobs = [_Job(path, target) for path, target in zip(images.paths, targets, strict=True)]
 
     def segment(images: list[Image.Image]) -> list[torch.Tensor]:
         return fastseg.segment(
@@ -145,22 +145,22 @@ def run(arguments: argparse.Namespace) -> int:
                     progress.write(f"{path}: {reason}", file=sys.stderr)
                 progress.update()
     print(f"{len(jobs) - failures} of {len(jobs)} images segmented, in {arguments.output}")
-    return 1 if failures or found.missing else 0
+    return 1 if failures or images.missing else 0
 
 
-def _report(found: Found) -> None:
-    for argument, reason in found.missing:
+def _report(images: ImageFiles) -> None:
+    for argument, reason in images.missing:
         say(f"{argument}: {reason}")
-    if found.own:
-        say(f"note: {found.own} outputs of earlier runs left out")
-    if found.skipped:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.skipped.items()))
+    if images.own:
+        say(f"note: {images.own} outputs of earlier runs left out")
+    if images.skipped:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(images.skipped.items()))
         say(f"note: files that are no images left out: {kinds}")
 
 
 def _read(job: _Job) -> _Picture:
     try:
-        return _Picture(job, image=read_image(job.path))
+        return _Picture(job, image=open_image(job.path))
     except ValueError as error:
         return _Picture(job, reason=str(error))
 
@@ -170,7 +170,7 @@ def _finish(
     segment: Callable[[list[Image.Image]], list[torch.Tensor]],
     writer: ResultWriter,
 ) -> Iterator[tuple[Path, str]]:
-    """Segments and writes a batch: each path, with the reason where it failed, else ""."""
+    """Segment and write a batch; return each path, with the reason where it failed, else ""."""
     readable = [(picture.job, picture.image) for picture in batch if picture.image is not None]
     yield from ((picture.job.path, picture.reason) for picture in batch if picture.image is None)
     try:

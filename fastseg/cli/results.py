@@ -18,7 +18,7 @@ from .options import CommandError
 
 @dataclass
 class ResultWriter:
-    """Writes the files that `endings` lists. `model` is how JSON files name the model."""
+    """Writer of the files that `endings` lists; `model` is how JSON files name the model."""
 
     config: Any
     model: str

@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _calls(
     variant: str, size: tuple[int, int], batch: int, dtype: torch.dtype, device: torch.device
 ) -> list[Any]:
-    """What a forward of `variant` to its label map asks of the ops."""
+    """Calls of ops that a forward of `variant` to its label map makes."""
     from fastseg.kernels.tune.tuner import record_calls
 
     model = fastseg.from_preset(f"segformer_{variant}").eval()

@@ -44,10 +44,10 @@ class Capture(Protocol):
 
 
 class Capturer(Protocol):
-    """Captures the functions of one runner."""
+    """Object that captures the functions of one runner."""
 
     def declines(self, device: torch.device) -> str | None:
-        """Why nothing can be captured or replayed on `device` now; None where it can."""
+        """Reason why nothing can be captured or replayed on `device` now; None where it can."""
 
     def turn(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
         """Let what is queued inside the block run after all that earlier blocks queued."""
@@ -59,7 +59,7 @@ class Capturer(Protocol):
 
 
 class ReadTensors(TorchDispatchMode):
-    """Notes the tensors that operators inside the block read and did not make themselves."""
+    """Mode that notes the tensors that operators inside the block read and did not make."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class ReadTensors(TorchDispatchMode):
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """One for each storage."""
+        """The tensors, one for each storage."""
         return list(self._read.values())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -87,7 +87,7 @@ class ReadTensors(TorchDispatchMode):
 
 @contextlib.contextmanager
 def operators_seen() -> Iterator[None]:
-    """For a TorchDispatchMode: what torch.compile made runs as it was written."""
+    """Run what torch.compile made as it was written, so that a TorchDispatchMode sees it."""
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes seconds
         yield
         return
@@ -110,13 +110,13 @@ _WITH_STORAGE = (torch.Tensor, torch.nn.Parameter)
 
 
 def in_capture() -> bool:
-    """Whether this thread is between the first and the last run of a capture."""
+    """Return whether this thread is between the first and the last run of a capture."""
     return getattr(_thread, "in_capture", False)
 
 
 @contextlib.contextmanager
 def capture_conditions() -> Iterator[None]:
-    """How a function runs to be captured: alone, without gradients, on tensors of any mode."""
+    """Run a function as a capture needs it: alone, without gradients, on tensors of any mode."""
     cached = torch.is_autocast_cache_enabled()
     with _one_capture, torch.inference_mode(False), torch.no_grad():
         _thread.in_capture = True
@@ -129,7 +129,7 @@ def capture_conditions() -> Iterator[None]:
 
 
 class CudaCapturer:
-    """Captures CUDA graphs, into a memory pool and on a stream of its own."""
+    """Capturer of CUDA graphs, into a memory pool and on a stream of its own."""
 
     def __init__(self) -> None:
         self._pool: Any = None

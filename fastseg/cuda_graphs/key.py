@@ -1,4 +1,4 @@
-"""When one captured graph serves two calls of a model: the key of a call."""
+"""The key of a call: equal for calls that one captured graph serves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TENSOR_TYPES = (torch.Tensor, nn.Parameter)
 
 
 class NoGraph(Exception):
-    """Why a call runs without a graph."""
+    """Reason why a call runs without a graph."""
 
 
 class Call(NamedTuple):
@@ -59,12 +59,12 @@ def read_call(names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -
     positional = [
         names[index] if index < len(names) else f"argument {index}" for index in range(len(args))
     ]
-    given = dict(zip(positional, args, strict=True))
-    twice = given.keys() & kwargs.keys()
+    by_name = dict(zip(positional, args, strict=True))
+    twice = by_name.keys() & kwargs.keys()
     if twice:
         raise NoGraph(f"{', '.join(sorted(twice))} is given twice")
-    given.update(kwargs)
-    arguments = {name: given[name] for name in sorted(given)}
+    by_name.update(kwargs)
+    arguments = {name: by_name[name] for name in sorted(by_name)}
     tensors: list[torch.Tensor] = []
     described = tuple((name, _describe(name, arguments[name], tensors)) for name in arguments)
     if not tensors:
@@ -131,7 +131,7 @@ def _memory_format(tensor: torch.Tensor) -> torch.memory_format:
 
 
 def _settings(device: torch.device) -> Hashable:
-    """What else decides which kernels run."""
+    """Settings outside of the call that decide which kernels run."""
     backends: Any = torch.backends  # whose precisions are properties that no stub knows
     return (
         autocasts(device) and torch.get_autocast_dtype(device.type),

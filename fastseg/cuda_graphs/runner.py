@@ -33,7 +33,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils import _pytree as pytree
 from torch.utils._device import DeviceContext
 
-from fastseg.folding.modules import repack
+from fastseg.folding.modules import refold
 from fastseg.folding.warmup import warmup
 
 from .capture import Capture, Capturer, CudaCapturer, in_capture
@@ -82,7 +82,7 @@ class _Graph:
 
 
 class GraphedModel(Runner):
-    """Calls `model` through captured graphs; see `graphed`. Made by it.
+    """Runner that calls `model` through captured graphs; `graphed` makes it.
 
     Attributes and methods of the model are found here too: `config`, `device`, `parameters()`,
     `eval()`, `to()`. Threads may call it at once. Copies and pickles capture for themselves.
@@ -174,10 +174,10 @@ class GraphedModel(Runner):
         """
         with self._lock:
             self._forget()
-            repack(self.model)
+            refold(self.model)
 
     def report(self) -> str:
-        """How many graphs there are and what was replayed; what ran eagerly, by reason."""
+        """Tell how many graphs there are and what was replayed; what ran eagerly, by reason."""
         with self._lock:
             counts = self._counts
             lines = [

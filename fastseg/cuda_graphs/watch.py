@@ -1,4 +1,4 @@
-"""What a model is made of, and a quick look at whether it still is.
+"""Watching what a model is made of: a quick look at whether it still is.
 
 A captured graph repeats what the GPU did, and no Python: an optimizer step on weights that were
 folded, a replaced layer, a hook, an attribute that chooses another LoRA adapter would all pass
@@ -22,21 +22,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from fastseg.folding.conditions import has_forward_hooks
+from fastseg.folding.conditions import has_forward_hooks, is_of_fastseg
 
 _END = object()  # after the last item, so that more or fewer items differ
 _BASE_NAMES = frozenset(vars(nn.Module()))
 _WATCHED_BASE = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 # Of these an equal value is as good as the same one.
 _PLAIN_TYPES = (type(None), bool, int, float, str, type, torch.dtype, torch.device)
-_OURS = __name__.partition(".")[0] + "."
 
 _version = operator.attrgetter("_version")
 _address = torch.Tensor.data_ptr
 
 
 class Runner:
-    """Something that runs a model and is no module itself: a `GraphedModel`."""
+    """Runner of a model that is no module itself: a `GraphedModel`."""
 
     model: nn.Module
 
@@ -56,7 +55,7 @@ class _Items(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether equal values will do: these are the attributes of a module, all simple."""
+        """Return whether equal values will do: these are the attributes of a module, all simple."""
         return "_parameters" in self.keys and all(
             key in _BASE_NAMES or _is_plain(value)
             for key, value in zip(self.keys, self.values, strict=True)
@@ -116,20 +115,20 @@ def _walk(model: nn.Module) -> Iterator[tuple[str, Any, list[_Items]]]:
 
 
 def _items(name: str, value: Any) -> list[_Items]:
-    """What to look at in one object; nothing in a simple value."""
+    """Dicts and lists to look at in one object; none in a simple value."""
     if isinstance(value, nn.Module):
         attributes = vars(value)
-        found = [_Items.of(name, attributes)]
+        parts = [_Items.of(name, attributes)]
         for key in _WATCHED_BASE:
             # Parameters, buffers and modules are called by their names in the module.
             label = _join(name, key) if key.endswith("hooks") else name
             if isinstance(attributes.get(key), dict):
-                found.append(_Items.of(label, attributes[key]))
-        return found
+                parts.append(_Items.of(label, attributes[key]))
+        return parts
     if isinstance(value, dict | list):
         return [_Items.of(name, value)]
     is_config = name.rpartition(".")[2] == "config" and not isinstance(value, type)
-    if is_config or type(value).__module__.startswith(_OURS):
+    if is_config or is_of_fastseg(type(value)):
         return [_Items.of(name, vars(value))] if hasattr(value, "__dict__") else []
     return []
 
@@ -156,12 +155,12 @@ class ModelWatch:
         self._modules: list[nn.Module] = []
         self._by_identity: list[_Items] = []
         self._by_value: list[_Items] = []  # a comparison of lists is quicker
-        for name, value, found in _walk(self._model):
+        for name, value, held in _walk(self._model):
             if isinstance(value, nn.Module):
                 self._names.append(name)
                 self._modules.append(value)
                 self.reason = self.reason or _module_reason(name, value)
-            for items in found:
+            for items in held:
                 (self._by_value if items.plain else self._by_identity).append(items)
         self._types = list(map(type, self._modules))
         self._identity_views = [_values(items.container) for items in self._by_identity]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fastseg.kernels import upsample_argmax
-from fastseg.kernels.blocks.bilinear import bilinear_source
+from fastseg.kernels.blocks.bilinear import bilinear_neighbours
 
 from .folded import FoldedModel
 
@@ -132,14 +132,14 @@ def _differing(labels: np.ndarray, logits: torch.Tensor, size: Sequence[int]) ->
         raise ExportError(
             f"the exported graph gives shape {labels.shape}, the model {(len(logits), *size)}"
         )
-    found = torch.from_numpy(labels.astype(np.int64))
-    if found.min() < 0 or found.max() >= logits.shape[1]:
+    exported = torch.from_numpy(labels.astype(np.int64))
+    if exported.min() < 0 or exported.max() >= logits.shape[1]:
         return 1.0, True
     expected = upsample_argmax(logits, size)
-    pixels = (found != expected).nonzero(as_tuple=True)
-    lost = _blend(logits, expected, pixels) - _blend(logits, found, pixels)
+    pixels = (exported != expected).nonzero(as_tuple=True)
+    lost = _blend(logits, expected, pixels) - _blend(logits, exported, pixels)
     tie = NEAR_TIE * logits.square().mean().sqrt()
-    return len(lost) / found.numel(), bool((lost > tie).any())
+    return len(lost) / exported.numel(), bool((lost > tie).any())
 
 
 def _blend(
@@ -148,7 +148,7 @@ def _blend(
     """The resized logits of the classes in `labels` at a few pixels, by image, row and column."""
     (image, y, x), kind = pixels, labels[pixels]
     rows, columns = (
-        bilinear_source(labels.shape[axis], logits.shape[axis + 1], logits.device, logits.dtype)
+        bilinear_neighbours(labels.shape[axis], logits.shape[axis + 1], logits.device, logits.dtype)
         for axis in (1, 2)
     )
     upper, lower = (

@@ -36,7 +36,7 @@ class ExportWarning(UserWarning):
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written.
+    """Description of the file that `export` wrote.
 
     Args:
         opset: of ONNX; None for other formats.

@@ -1,4 +1,4 @@
-"""What of a model goes into an exported graph: the arguments of its ops, folded.
+"""The part of a model that goes into an exported graph: the folded arguments of its ops.
 
 Exporters read nothing but these, so whatever runs on fastseg's ops can be exported. A model of a
 family of fastseg gives its `FoldedModel`; of accelerated ones it is put together from their plans.
@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import nn
 
-from fastseg.folding.cache import Packed
+from fastseg.folding.cache import Folded
 from fastseg.folding.swap import Accelerated, Plan
 from fastseg.kernels.embed.op import output_size
 
@@ -23,17 +23,17 @@ from fastseg.kernels.embed.op import output_size
 class FoldedLayer:
     """Keyword arguments of `kernels.sr_attention` and `kernels.mix_ffn`."""
 
-    attention: Packed
-    mix_ffn: Packed
+    attention: Folded
+    mix_ffn: Folded
 
 
 @dataclass(frozen=True)
 class FoldedStage:
     """Keyword arguments of `kernels.patch_embed`, the layers, and the LayerNorm after them."""
 
-    embed: Packed
+    embed: Folded
     layers: tuple[FoldedLayer, ...]
-    norm: Packed  # weight, bias, eps
+    norm: Folded  # weight, bias, eps
 
     @property
     def channels(self) -> int:
@@ -62,13 +62,13 @@ class FoldedModel:
     """
 
     stages: tuple[FoldedStage, ...]
-    head: Packed | None = None
-    classifier: Packed | None = None
+    head: Folded | None = None
+    classifier: Folded | None = None
     id2label: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def num_channels(self) -> int:
-        """Of the input."""
+        """Channels of the input."""
         return int(self.stages[0].embed["weight"].shape[1])
 
     @property
@@ -80,7 +80,7 @@ class FoldedModel:
 
     @property
     def gives_maps(self) -> bool:
-        """Whether it is an encoder, whose result is the maps of all stages."""
+        """Return whether it is an encoder, whose result is the maps of all stages."""
         return self.head is None and self.classifier is None
 
     @property
@@ -124,9 +124,9 @@ class ExportedPlan(Plan, Protocol):
     """A `Plan` of a part that exporters can write."""
 
     def folded_stages(self) -> tuple[FoldedStage, ...]:
-        """Its stages, where the part is an encoder; of others none."""
+        """The stages, where the part is an encoder; none of others."""
 
-    def folded_head(self) -> Packed | None:
+    def folded_head(self) -> Folded | None:
         """Arguments of its decode head, where its logits are the result; of others None."""
 
 
@@ -143,7 +143,7 @@ def fold_accelerated(model: nn.Module) -> FoldedModel | None:
     if not parts:
         return None
     stages: list[FoldedStage] = []
-    heads: list[Packed | None] = []
+    heads: list[Folded | None] = []
     names: list[str] = []
     for name, part in parts.items():
         whole = part.fastseg_reason()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastseg.folding.cache import Packed
+from fastseg.folding.cache import Folded
 
 from .folded import FoldedLayer, FoldedModel, FoldedStage
 from .onnx_graph import OnnxGraph, Size
@@ -85,7 +85,7 @@ def _sides(folded: FoldedModel, name: str, size: int | None) -> list[Size]:
 
 
 class _Network:
-    """Appends the parts of a model to a graph; maps and tokens go by their names there."""
+    """Writer of a model's parts into a graph; maps and tokens go by their names there."""
 
     def __init__(self, graph: OnnxGraph, opset: int) -> None:
         self.graph = graph
@@ -112,7 +112,7 @@ class _Network:
             maps.append(feature_map)
         return maps
 
-    def decode(self, maps: Sequence[str], head: Packed, output: str | None = None) -> str:
+    def decode(self, maps: Sequence[str], head: Folded, output: str | None = None) -> str:
         """Logits (B, K, H_1, W_1) of the maps of all stages."""
         graph = self.graph
         with graph.scope("decode_head"):
@@ -147,7 +147,7 @@ class _Network:
                 label = graph.cast(label, np.uint8 if dtype == torch.uint8 else np.int64)
             graph.op("Squeeze", label, axis, output="labels")
 
-    def classify(self, classifier: Packed) -> None:
+    def classify(self, classifier: Folded) -> None:
         """Logits (B, K) of the mean over the tokens of the last stage."""
         graph = self.graph
         with graph.scope("classifier"):
@@ -156,7 +156,7 @@ class _Network:
             bias = graph.weight("bias", classifier["bias"])
             graph.op("Gemm", mean, weight, bias, transB=1, output="logits")
 
-    def _embed(self, feature_map: str, embed: Packed) -> str:
+    def _embed(self, feature_map: str, embed: Folded) -> str:
         graph = self.graph
         channels, _, kernel, _ = embed["weight"].shape
         embedded = graph.op(
@@ -200,7 +200,7 @@ class _Network:
             mixed = graph.op("Transpose", mixed, perm=TO_NHWC)
             self.tokens = graph.op("Add", self.tokens, mixed)
 
-    def _reduce(self, normalized: str, attention: Packed, channels: int) -> str:
+    def _reduce(self, normalized: str, attention: Folded, channels: int) -> str:
         """Normalised tokens of the reduced grid, (B, M, C)."""
         graph = self.graph
         ratio = attention["sr_ratio"]
@@ -220,7 +220,7 @@ class _Network:
         return self._norm(reduced, attention["sr_eps"], channels)
 
     def _one_head(
-        self, normalized: str, reduced: str, attention: Packed, channels: int, shape: str
+        self, normalized: str, reduced: str, attention: Folded, channels: int, shape: str
     ) -> str:
         """Attention whose query and output projections the few keys and values have absorbed.
 
@@ -243,7 +243,7 @@ class _Network:
         return graph.op("Reshape", context, shape)
 
     def _heads(
-        self, normalized: str, reduced: str, attention: Packed, channels: int, shape: str
+        self, normalized: str, reduced: str, attention: Folded, channels: int, shape: str
     ) -> str:
         graph = self.graph
         heads = attention["num_heads"]
@@ -317,7 +317,7 @@ class _Network:
         return graph.op("Mul", half, graph.op("Add", erf, graph.number(1.0)))
 
     def _gelu_tanh(self, x: str) -> str:
-        """By its tanh written out, as x times the sigmoid of twice its argument."""
+        """Write GELU in its tanh form as x times the sigmoid of twice the tanh's argument."""
         graph = self.graph
         if self.opset >= GELU_OPSET:
             return graph.op("Gelu", x, approximate="tanh")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastseg import kernels
-from fastseg.folding.cache import Packed
+from fastseg.folding.cache import Folded
 from fastseg.kernels.blocks.tokens import tokens_to_map
 
 from .folded import FoldedModel
@@ -18,7 +18,7 @@ TWO_TOKENS = 2  # a traced grid of one token a side would be bound to it
 
 
 class FoldedSegformer(nn.Module):
-    """Runs a `FoldedModel`; its folded tensors are buffers.
+    """Module that runs a `FoldedModel`; its folded tensors are buffers.
 
     Args:
         labels: as of `fastseg.export`.
@@ -69,7 +69,7 @@ class _Stage(nn.Module):
         for attention, ffn in zip(self.attentions, self.ffns, strict=True):
             tokens = kernels.sr_attention(tokens, height, width, **attention())
             tokens = kernels.mix_ffn(tokens, height, width, **ffn())
-        norm: Packed = self.norm()
+        norm: Folded = self.norm()
         tokens = F.layer_norm(tokens, tokens.shape[-1:], norm["weight"], norm["bias"], norm["eps"])
         return tokens_to_map(tokens, height, width)
 
@@ -77,7 +77,7 @@ class _Stage(nn.Module):
 class _Arguments(nn.Module):
     """Keyword arguments of an op: tensors as buffers, the rest as they are."""
 
-    def __init__(self, arguments: Packed) -> None:
+    def __init__(self, arguments: Folded) -> None:
         super().__init__()
         self._lists: dict[str, int] = {}
         self._rest: dict[str, Any] = {}
@@ -100,8 +100,8 @@ class _Arguments(nn.Module):
         copy = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         self.register_buffer(name, copy)
 
-    def forward(self) -> Packed:
-        arguments: Packed = {name: self._buffers[name] for name in self._single}
+    def forward(self) -> Folded:
+        arguments: Folded = {name: self._buffers[name] for name in self._single}
         for name, count in self._lists.items():
             arguments[name] = [self._buffers[f"{name}_{index}"] for index in range(count)]
         return {**arguments, **self._rest}

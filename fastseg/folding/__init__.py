@@ -1,1 +1,1 @@
-"""How any model gets a fast path; knows no model."""
+"""The way any model gets a fast path; nothing here knows a model."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .cache import Packed
+from .cache import Folded
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:
@@ -58,11 +58,11 @@ def input_sums(weight: torch.Tensor) -> torch.Tensor:
     return weight.sum(-1, dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
-def narrow(packed: Packed, like: torch.Tensor) -> Packed:
+def narrow(folded: Folded, like: torch.Tensor) -> Folded:
     """Cast folded tensors to the dtype and device of `like`, contiguous; other values stay."""
     return {
         name: value.to(device=like.device, dtype=like.dtype).contiguous()
         if isinstance(value, torch.Tensor)
         else value
-        for name, value in packed.items()
+        for name, value in folded.items()
     }

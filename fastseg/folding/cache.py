@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-Packed = dict[str, Any]
+Folded = dict[str, Any]  # keyword arguments of an op, or dicts of such
 
 
 def all_parts(*roots: nn.Module) -> list[nn.Module]:
@@ -33,7 +33,7 @@ def all_parts(*roots: nn.Module) -> list[nn.Module]:
     return parts
 
 
-class _Source(NamedTuple):
+class _SourceTensor(NamedTuple):
     """A parameter or buffer as it was when it was folded."""
 
     tensor: torch.Tensor
@@ -42,7 +42,7 @@ class _Source(NamedTuple):
     address: int
 
     @classmethod
-    def all_of(cls, tensors: list[torch.Tensor]) -> list[_Source]:
+    def all_of(cls, tensors: list[torch.Tensor]) -> list[_SourceTensor]:
         return [cls(t, t.detach(), t._version, _address(t)) for t in tensors]
 
     def unchanged(self) -> bool:
@@ -56,13 +56,15 @@ def _address(tensor: torch.Tensor) -> int:
         return 0
 
 
-class _Folded(NamedTuple):
-    packed: Packed
-    sources: list[_Source]
+class _Snapshot(NamedTuple):
+    """Folded tensors, and what they were folded from."""
+
+    folded: Folded
+    sources: list[_SourceTensor]
     traits: list[Any]
 
     def is_of(self, tensors: list[torch.Tensor], traits: list[Any]) -> bool:
-        """Whether it was folded from these, as they are now."""
+        """Return whether it was folded from these, as they are now."""
         return (
             len(tensors) == len(self.sources)
             and traits == self.traits
@@ -106,8 +108,8 @@ def _finished(device: torch.device) -> bool:
     return True
 
 
-def _as_parameters(packed: Any, sources: set[int]) -> Any:
-    """The tensors in `packed` as parameters, whose shapes torch.compile takes as constants.
+def _as_parameters(folded: Any, sources: set[int]) -> Any:
+    """The tensors in `folded` as parameters, whose shapes torch.compile takes as constants.
 
     With `dynamic=True` it would hold sizes of other tensors for variables, equal to an image's
     where the numbers happen to be equal.
@@ -116,28 +118,28 @@ def _as_parameters(packed: Any, sources: set[int]) -> Any:
         sources: addresses of the sources' storages. What lies in one is copied, lest a refresh
             writes into a parameter.
     """
-    if isinstance(packed, torch.Tensor):
-        if packed.untyped_storage().data_ptr() in sources:
-            packed = packed.clone()
-        return nn.Parameter(packed, requires_grad=False)
-    if isinstance(packed, dict):
-        return {name: _as_parameters(value, sources) for name, value in packed.items()}
-    if isinstance(packed, list):
-        return [_as_parameters(value, sources) for value in packed]
-    return packed
+    if isinstance(folded, torch.Tensor):
+        if folded.untyped_storage().data_ptr() in sources:
+            folded = folded.clone()
+        return nn.Parameter(folded, requires_grad=False)
+    if isinstance(folded, dict):
+        return {name: _as_parameters(value, sources) for name, value in folded.items()}
+    if isinstance(folded, list):
+        return [_as_parameters(value, sources) for value in folded]
+    return folded
 
 
-def _tensors(packed: Any) -> Iterator[torch.Tensor]:
-    if isinstance(packed, torch.Tensor):
-        yield packed
-    elif isinstance(packed, dict | list):
-        for value in packed.values() if isinstance(packed, dict) else packed:
+def _tensors(folded: Any) -> Iterator[torch.Tensor]:
+    if isinstance(folded, torch.Tensor):
+        yield folded
+    elif isinstance(folded, dict | list):
+        for value in folded.values() if isinstance(folded, dict) else folded:
             yield from _tensors(value)
 
 
-def _alike(packed: Packed, other: Packed) -> bool:
-    """Whether one can be copied into the other's memory."""
-    ours, theirs = list(_tensors(packed)), list(_tensors(other))
+def _alike(folded: Folded, other: Folded) -> bool:
+    """Return whether one can be copied into the other's memory."""
+    ours, theirs = list(_tensors(folded)), list(_tensors(other))
     return len(ours) == len(theirs) and all(
         a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
         for a, b in zip(ours, theirs, strict=True)
@@ -152,22 +154,22 @@ class Fold:
         fold: computes the folded tensors, in a dict that may hold dicts and lists.
     """
 
-    def __init__(self, roots: Sequence[nn.Module], fold: Callable[[], Packed]) -> None:
+    def __init__(self, roots: Sequence[nn.Module], fold: Callable[[], Folded]) -> None:
         self._roots = tuple(roots)
         self._fold = fold
-        self.folded: _Folded | None = None
+        self.current: _Snapshot | None = None  # what was folded last
         # What compiled graphs read. Their memory stays, so it is refreshed in place.
-        self.graph: _Folded | None = None
+        self.graph: _Snapshot | None = None
 
     def drop(self, graph: bool = False) -> None:
         """Forget the folded tensors; with `graph` also the memory that compiled graphs read."""
-        self.folded = None
+        self.current = None
         if graph:
             self.graph = None
         elif self.graph is not None:
             self.graph = self.graph._replace(sources=[])  # equal to no sources: refreshed next time
 
-    def get(self) -> Packed:
+    def get(self) -> Folded:
         """The folded tensors, made anew where a source has changed.
 
         In a graph of torch.compile those that `FoldOwner.refresh_in_graph` keeps fresh. An exported
@@ -177,38 +179,38 @@ class Fold:
             return self.get_now()
         if torch.compiler.is_exporting() or self.graph is None:
             return self._fold()
-        return self.graph.packed
+        return self.graph.folded
 
     def tensors(self) -> list[torch.Tensor]:
         """The sources as they are now."""
         return _own_tensors(all_parts(*self._roots))
 
-    def get_now(self) -> Packed:
+    def get_now(self) -> Folded:
         """The folded tensors, made anew where a source has changed, outside of graphs."""
         tensors, traits = _sources(self._roots)
-        folded = self.folded
-        if folded is not None and folded.is_of(tensors, traits):
-            return folded.packed
+        current = self.current
+        if current is not None and current.is_of(tensors, traits):
+            return current.folded
         # Before folding: another thread may edit them meanwhile.
-        sources = _Source.all_of(tensors)
+        sources = _SourceTensor.all_of(tensors)
         # Tensors of inference mode could neither be refreshed nor be captured by a graph.
         with torch.inference_mode(False), torch.no_grad():
-            packed = self._fold()  # first: it may decline tensors that have no address
+            folded = self._fold()  # first: it may decline tensors that have no address
             storages = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-            packed = _as_parameters(packed, storages)
+            folded = _as_parameters(folded, storages)
         if tensors and not _finished(tensors[0].device):
-            return packed
-        self.folded = _Folded(packed, sources, traits)
-        return packed
+            return folded
+        self.current = _Snapshot(folded, sources, traits)
+        return folded
 
-    def get_for_graph(self) -> Packed:
+    def get_for_graph(self) -> Folded:
         """The folded tensors that graphs read, fresh."""
-        packed = self.get_now()
-        if self.graph is None or not _alike(self.graph.packed, packed):
-            self.graph = self.folded
+        folded = self.get_now()
+        if self.graph is None or not _alike(self.graph.folded, folded):
+            self.graph = self.current
         else:
             self.refresh_graph()
-        return packed if self.graph is None else self.graph.packed
+        return folded if self.graph is None else self.graph.folded
 
     def refresh_graph(self) -> None:
         """Bring the tensors that graphs read up to date, in their memory.
@@ -222,17 +224,17 @@ class Fold:
         tensors, traits = _sources(self._roots)
         if graph.is_of(tensors, traits):
             return
-        sources = _Source.all_of(tensors)
-        packed = self.get_now()
-        if not _alike(graph.packed, packed):
+        sources = _SourceTensor.all_of(tensors)
+        folded = self.get_now()
+        if not _alike(graph.folded, folded):
             raise RuntimeError(
                 "a compiled graph holds a model whose weights have other shapes, dtypes or devices "
                 "now; call torch.compiler.reset()"
             )
         with torch.no_grad():
-            for target, source in zip(_tensors(graph.packed), _tensors(packed), strict=True):
+            for target, source in zip(_tensors(graph.folded), _tensors(folded), strict=True):
                 target.copy_(source)
-        self.graph = _Folded(graph.packed, sources, traits)
+        self.graph = _Snapshot(graph.folded, sources, traits)
 
 
 class FoldSet:
@@ -246,26 +248,26 @@ class FoldSet:
     def __init__(self, folds: Sequence[Fold], problem: Callable[[], str | None]) -> None:
         self.folds = list(folds)
         self._problem = problem
-        self._packed = [fold.graph and fold.graph.packed for fold in folds]
-        self.tensors = list(_tensors(self._packed))
+        self._folded = [fold.graph and fold.graph.folded for fold in folds]
+        self.tensors = list(_tensors(self._folded))
         self._sources = [fold.tensors() for fold in folds]
         with _lock:
             self.handle = next(_handles)
             _fold_sets[self.handle] = self
 
     def is_of(self, folds: Sequence[Fold]) -> bool:
-        """Whether these are the folds, with the same sources and the same tensors for graphs."""
+        """Return whether these are the folds, with the same sources and tensors for graphs."""
         return (
             len(folds) == len(self.folds)
             and all(
-                fold is other and (fold.graph and fold.graph.packed) is packed
-                for fold, other, packed in zip(folds, self.folds, self._packed, strict=True)
+                fold is other and (fold.graph and fold.graph.folded) is folded
+                for fold, other, folded in zip(folds, self.folds, self._folded, strict=True)
             )
             and self.has_sources()
         )
 
     def has_sources(self) -> bool:
-        """Whether modules hold the tensors that were folded; a graph asks it while it is traced.
+        """Return whether modules hold what was folded; a graph asks it while it is traced.
 
         Not so inside of `torch.func.functional_call`, which a graph sees, and nothing outside.
         """
@@ -299,25 +301,25 @@ _handles = itertools.count()
 _lock = threading.Lock()
 
 
-def _refresh_folds(packed: list[torch.Tensor], handle: int) -> None:
+def _refresh_folds(folded: list[torch.Tensor], handle: int) -> None:
     fold_set = _fold_sets.get(handle)
     if fold_set is None:
         raise RuntimeError("a compiled graph outlived its model; call torch.compiler.reset()")
     fold_set.refresh()
     # Backends that make graphs functional pass copies, and copy them back over the originals.
     with torch.no_grad():
-        for given, kept in zip(packed, fold_set.tensors, strict=True):
-            if given.data_ptr() != kept.data_ptr():
-                given.copy_(kept)
+        for passed, kept in zip(folded, fold_set.tensors, strict=True):
+            if passed.data_ptr() != kept.data_ptr():
+                passed.copy_(kept)
 
 
 _LIBRARY = torch.library.Library("fastseg", "FRAGMENT")
 _LIBRARY.define(
-    "refresh_folds(Tensor(a!)[] packed, int handle) -> ()",
+    "refresh_folds(Tensor(a!)[] folded, int handle) -> ()",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe),
 )
 _LIBRARY.impl("refresh_folds", _refresh_folds, "CompositeExplicitAutograd")
-torch.library.register_fake("fastseg::refresh_folds", lambda packed, handle: None, lib=_LIBRARY)
+torch.library.register_fake("fastseg::refresh_folds", lambda folded, handle: None, lib=_LIBRARY)
 
 
 class FoldOwner:
@@ -326,11 +328,11 @@ class FoldOwner:
     _fold_set: FoldSet | None = None
 
     def folds(self) -> list[Fold]:
-        """All folds that the forward reads."""
+        """List all folds that the forward reads."""
         raise NotImplementedError
 
     def graph_problem(self) -> str | None:
-        """Why a graph that was traced on the fast path would be wrong now; None where it is not."""
+        """Reason why a graph that was traced on the fast path would be wrong now, or None."""
         raise NotImplementedError
 
     def drop_folds(self) -> None:
@@ -344,7 +346,7 @@ class FoldOwner:
                 fold.drop()
 
     def refresh_in_graph(self) -> bool:
-        """To be called by a forward before it reads its folds: whether it may.
+        """Return whether a forward may read its folds; it calls this before it does.
 
         Outside of graphs of torch.compile it may always.
 

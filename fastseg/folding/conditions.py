@@ -1,4 +1,4 @@
-"""When a forward may run on folded weights, and when it has to take the plain path."""
+"""Conditions under which a forward may run on folded weights."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def plain_path() -> Iterator[None]:
 
 
 def is_plain_path() -> bool:
-    """Whether a block of `plain_path` is open."""
+    """Return whether a block of `plain_path` is open."""
     return _plain_paths > 0
 
 
 def plain_reason(module: nn.Module, *inputs: torch.Tensor) -> str | None:
-    """Why `module` has to take the plain path for `inputs`; None where it may run folded.
+    """Reason why `module` has to take the plain path for `inputs`; None where it may run folded.
 
     Folding needs eval mode, no gradient that could be asked for, and parts that are what they were
     built as: a hook, a replaced layer (LoRA, quantised, parametrised) or a `forward` of one's own
@@ -72,7 +72,7 @@ def plain_reason(module: nn.Module, *inputs: torch.Tensor) -> str | None:
 
 
 def mode_reason(module: nn.Module, *inputs: Any) -> str | None:
-    """What of `plain_reason` the parts of `module` have no share in."""
+    """Reason for the plain path that lies in the mode of the whole: training, tracing; or None."""
     if _plain_paths:
         return ASKED_FOR
     if module.training:
@@ -97,7 +97,7 @@ def mode_reason(module: nn.Module, *inputs: Any) -> str | None:
 
 @torch.compiler.assume_constant_result
 def structure_reason(module: nn.Module) -> str | None:
-    """Which part of `module` folding would leave out, and why.
+    """Name the part of `module` that folding would leave out, and why; None where there is none.
 
     A graph of torch.compile has the answer as a constant, and asks anew when it runs: see
     `FoldOwner.graph_problem`.
@@ -105,7 +105,7 @@ def structure_reason(module: nn.Module) -> str | None:
     for part in all_parts(module):
         reason = _part_reason(part, is_whole=part is module)
         if reason is not None:
-            name = next(name for name, found in module.named_modules() if found is part)
+            name = next(name for name, inner in module.named_modules() if inner is part)
             return f"{name or 'it'} {reason}"
     return None
 
@@ -122,15 +122,20 @@ def _part_reason(part: nn.Module, is_whole: bool) -> str | None:
     if "forward" in part.__dict__:
         return "has a forward of its own"
     kind = type(part)
-    if kind not in _FOLDED_KINDS and not kind.__module__.startswith("fastseg."):
+    if kind not in _FOLDED_KINDS and not is_of_fastseg(kind):
         return f"is a {kind.__name__}"
     if kind is nn.BatchNorm2d and part.running_var is None:
         return "has no running statistics"
     return None
 
 
+def is_of_fastseg(kind: type) -> bool:
+    """Return whether a class is one of this library, and not a host's."""
+    return kind.__module__.partition(".")[0] == "fastseg"
+
+
 def has_forward_hooks(part: nn.Module) -> bool:
-    """Whether hooks on `part` itself want to see its forward."""
+    """Return whether hooks on `part` itself want to see its forward."""
     if not part._forward_hooks and not part._forward_pre_hooks:
         return False
     hooks = (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
@@ -138,7 +143,7 @@ def has_forward_hooks(part: nn.Module) -> bool:
 
 
 def tensor_problem(part: nn.Module) -> str | None:
-    """Why the parameters and buffers of `part` itself cannot be folded."""
+    """Reason why the parameters and buffers of `part` itself cannot be folded."""
     for tensor in (*part._parameters.values(), *part._buffers.values()):
         if tensor is None:
             continue

@@ -2,27 +2,28 @@
 
 Folded tensors are outside `state_dict`, `buffers()` and pickles. They are made on the first eval
 forward without gradients; `cache.py` says how they are kept fresh. What nothing notices, an edit in
-place through `parameter.data` between two such forwards, needs `model.repack()`.
+place through `parameter.data` between two such forwards, needs `fastseg.refold(model)`.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
 from torch import nn
 
-from .cache import Fold, FoldOwner, Packed
+from .cache import Fold, Folded, FoldOwner
 from .conditions import structure_reason
 from .swap import Accelerated
 
 
-class PackedModule(nn.Module):
+class FoldedModule(nn.Module):
     """A module with a second forward, on tensors folded from its parameters."""
 
     _fold_cache: Fold | None = None
 
-    def fold(self) -> Packed:
+    def fold(self) -> Folded:
         """The folded tensors, in the parameters' dtype and on their device."""
         raise NotImplementedError
 
@@ -31,12 +32,12 @@ class PackedModule(nn.Module):
             self._fold_cache = Fold((self,), lambda: self.fold())
         return self._fold_cache
 
-    def packed(self) -> Packed:
+    def folded(self) -> Folded:
         """The folded tensors, made anew where a parameter has changed."""
         # A replica of DataParallel shares the cache of its original, on another device.
         return self.fold() if "_is_replica" in self.__dict__ else self.fold_cache().get()
 
-    def train(self, mode: bool = True) -> PackedModule:
+    def train(self, mode: bool = True) -> FoldedModule:
         self._drop()  # on eval() too: what comes before may have edited `parameter.data`
         super().train(mode)
         return self
@@ -45,7 +46,7 @@ class PackedModule(nn.Module):
         if self._fold_cache is not None:
             self._fold_cache.drop(graph)
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> PackedModule:
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> FoldedModule:
         self._drop(graph=True)
         super()._apply(fn, recurse)
         return self
@@ -55,15 +56,16 @@ class PackedModule(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles, which fold for themselves."""
+        """Leave out what is folded: copies and pickles fold for themselves."""
         return without_folds(self.__dict__)
 
 
-class PackedOwner(FoldOwner):
-    """Mixin of a module whose forward runs `PackedModule`s in it on folded tensors."""
+class FoldedForward(FoldOwner):
+    """Mixin of a module whose forward runs `FoldedModule`s in it on folded tensors."""
 
     def folds(self) -> list[Fold]:
-        return [part.fold_cache() for part in _packed_modules(self)]
+        modules = cast(nn.Module, self).modules()
+        return [part.fold_cache() for part in modules if isinstance(part, FoldedModule)]
 
     def graph_problem(self) -> str | None:
         return structure_reason(cast(nn.Module, self))
@@ -77,17 +79,7 @@ def without_folds(state: dict[str, Any]) -> dict[str, Any]:
     return {n: v for n, v in state.items() if n not in ("_fold_cache", "_fold_set")}
 
 
-def _packed_modules(model: Any) -> list[PackedModule]:
-    return [module for module in model.modules() if isinstance(module, PackedModule)]
-
-
-def drop_packed(model: nn.Module) -> None:
-    """Forget the folded tensors of `model` and of all modules in it."""
-    for module in _packed_modules(model):
-        module._drop(graph=True)
-
-
-def repack(model: nn.Module) -> None:
+def refold(model: nn.Module) -> None:
     """Forget all that is folded in `model`; the next forward folds anew.
 
     Needed only after an edit that PyTorch does not count, in eval mode and without gradients: one
@@ -98,7 +90,14 @@ def repack(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    drop_packed(model)
     for module in model.modules():
-        if isinstance(module, Accelerated):
+        if isinstance(module, FoldedModule):
+            module._drop(graph=True)
+        elif isinstance(module, Accelerated):
             module.drop_folds()
+
+
+def repack(model: nn.Module) -> None:
+    """Call `refold`, of which this is the name before 0.2; it goes with the release after that."""
+    warnings.warn("repack: the name is refold now", DeprecationWarning, stacklevel=2)
+    refold(model)

@@ -13,7 +13,7 @@ from torch import nn
 
 from fastseg.kernels.blocks.activations import ACTIVATIONS
 
-from .cache import Fold, Packed, all_parts
+from .cache import Fold, Folded, all_parts
 from .conditions import has_forward_hooks, tensor_problem
 
 _ACTIVATION_CLASSES = {
@@ -42,11 +42,11 @@ class Affine(NamedTuple):
 
 
 class Declined(Exception):
-    """Why a part stays the host's."""
+    """Reason why a part stays the host's."""
 
 
 def find(module: Any, path: str) -> Any:
-    """What `path` leads to from `module`; None where it leads to nothing."""
+    """Return what `path` leads to from `module`; None where it leads to nothing."""
     for name in path.split("."):
         module = getattr(module, name, None)  # a list's modules are attributes "0", "1", ...
         if module is None:
@@ -65,7 +65,7 @@ def activation_name(function: Any) -> str | None:
 
 
 def part_problem(part: nn.Module, any_mode: bool = False) -> str | None:
-    """Why folding would leave out something that `part` itself does.
+    """Reason why folding would leave out something that `part` itself does.
 
     Args:
         any_mode: leave aside that it may be in training mode.
@@ -82,12 +82,12 @@ def problem(owner: nn.Module, roots: list[nn.Module], any_mode: bool = False) ->
     for part in all_parts(*roots):
         reason = part_problem(part, any_mode)
         if reason is not None:
-            name = next((name for name, found in owner.named_modules() if found is part), "")
+            name = next((name for name, inner in owner.named_modules() if inner is part), "")
             return f"{name} {reason}".strip()
     return None
 
 
-def leaf(owner: nn.Module, path: str, kind: type[Any]) -> Any:
+def find_leaf(owner: nn.Module, path: str, kind: type[Any]) -> Any:
     """The layer at `path`, a `kind` without modules in it.
 
     Subclasses pass: what they compute is checked by `probe`.
@@ -97,27 +97,27 @@ def leaf(owner: nn.Module, path: str, kind: type[Any]) -> Any:
     """
     module = find(owner, path)
     if not isinstance(module, kind) or module._modules or not module.weight.is_floating_point():
-        found = "absent" if module is None else f"a {type(module).__name__}"
-        raise Declined(f"{path} is {found}, no plain {kind.__name__}")
+        kind_there = "absent" if module is None else f"a {type(module).__name__}"
+        raise Declined(f"{path} is {kind_there}, no plain {kind.__name__}")
     return module
 
 
-def linear(owner: nn.Module, path: str) -> Any:
+def find_linear(owner: nn.Module, path: str) -> Any:
     """The linear layer at `path`, or the 1x1 convolution there as one."""
     module = find(owner, path)
     if isinstance(module, nn.Conv2d):
-        conv = conv2d(owner, path, kernel=1)
+        conv = find_conv2d(owner, path, kernel=1)
         return Affine(conv.weight.flatten(1), conv.bias)
-    return leaf(owner, path, nn.Linear)
+    return find_leaf(owner, path, nn.Linear)
 
 
-def conv2d(owner: nn.Module, path: str, kernel: int | None = None) -> nn.Conv2d:
+def find_conv2d(owner: nn.Module, path: str, kernel: int | None = None) -> nn.Conv2d:
     """The convolution at `path`, square and with zero padding.
 
     Raises:
         Declined: it is something else.
     """
-    conv = leaf(owner, path, nn.Conv2d)
+    conv = find_leaf(owner, path, nn.Conv2d)
     sides = (*conv.kernel_size, *conv.stride)
     simple = (
         len({*conv.kernel_size}) == len({*conv.stride}) == 1
@@ -131,16 +131,16 @@ def conv2d(owner: nn.Module, path: str, kernel: int | None = None) -> nn.Conv2d:
     return conv
 
 
-def layer_norm(owner: nn.Module, path: str) -> nn.LayerNorm:
+def find_layer_norm(owner: nn.Module, path: str) -> nn.LayerNorm:
     """The LayerNorm over channels at `path`, with weight and bias."""
-    norm = leaf(owner, path, nn.LayerNorm)
+    norm = find_leaf(owner, path, nn.LayerNorm)
     if len(norm.normalized_shape) != 1 or norm.bias is None:
         raise Declined(f"{path} has no weight and bias for each channel")
     return norm
 
 
 def _traits(part: nn.Module) -> tuple[Any, ...]:
-    """What a module computes by, beside its tensors and its `eps`."""
+    """Attributes that a module computes by, beside its tensors and its `eps`."""
     own = part.__dict__
     return type(part), own.get("scale"), own.get("scaling"), own.get("num_heads")
 
@@ -155,16 +155,16 @@ class Part:
     """
 
     def __init__(
-        self, owner: nn.Module, roots: list[nn.Module], fold: Callable[[], Packed]
+        self, owner: nn.Module, roots: list[nn.Module], fold: Callable[[], Folded]
     ) -> None:
         self.owner = owner
         self.roots = roots
         self.fold = Fold(roots, lambda: self._checked(fold))
         self._traits = [_traits(part) for part in all_parts(*roots)]
         self.reason: str | None = None  # why it stays the host's
-        self._packed: Packed | None = None
+        self._folded: Folded | None = None
 
-    def _checked(self, fold: Callable[[], Packed]) -> Packed:
+    def _checked(self, fold: Callable[[], Folded]) -> Folded:
         if not self._is_as_tried_out():
             raise Declined("changed since it was tried out; call accelerate again")
         for part in all_parts(*self.roots):
@@ -184,7 +184,7 @@ class Part:
         reason = problem(self.owner, self.roots, any_mode)
         if reason is None:
             try:
-                self._packed = self.fold.get_now()
+                self._folded = self.fold.get_now()
             except Declined as declined:
                 reason = str(declined)
         # Set once, at the end: other threads may be reading it.
@@ -194,7 +194,7 @@ class Part:
             self.drop()
 
     def is_folded(self) -> bool:
-        """Whether it runs folded, as settled; in an export, where nothing settles, as it is now."""
+        """Return whether it runs folded: as settled; in an export, which settles nothing, now."""
         if self.reason is not None or not torch.compiler.is_exporting():
             return self.reason is None
         return problem(self.owner, self.roots) is None and self._is_as_tried_out()
@@ -202,13 +202,13 @@ class Part:
     def _is_as_tried_out(self) -> bool:
         return [_traits(part) for part in all_parts(*self.roots)] == self._traits
 
-    def packed(self) -> Packed:
+    def folded(self) -> Folded:
         """Keyword arguments of the op, as settled, or as a graph is to read them."""
-        if torch.compiler.is_compiling() or self._packed is None:
+        if torch.compiler.is_compiling() or self._folded is None:
             return self.fold.get()
-        return self._packed
+        return self._folded
 
     def drop(self, graph: bool = False) -> None:
         """Forget the folded tensors; with `graph` also the memory that compiled graphs read."""
-        self._packed = None
+        self._folded = None
         self.fold.drop(graph)

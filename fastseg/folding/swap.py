@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 
-from .cache import Fold, FoldOwner, Packed
+from .cache import Fold, Folded, FoldOwner
 from .conditions import mode_reason
 from .parts import Part
 
@@ -32,10 +32,10 @@ HOST = _HostAnswers()  # "let the host's own forward answer"
 
 
 class Plan(Protocol):
-    """What runs of a module, part by part: folded, or by the host's own code."""
+    """Plan of a module's forward, part by part: folded, or by the host's own code."""
 
     def is_current(self) -> bool:
-        """Whether the module still holds the modules that this was made for."""
+        """Return whether the module still holds the modules that this was made for."""
 
     def settle(self, any_mode: bool = False) -> str | None:
         """Fold what can be folded; a reason where the module as a whole stays the host's.
@@ -45,21 +45,21 @@ class Plan(Protocol):
         """
 
     def may_run(self) -> bool:
-        """Whether it may run, as settled before, or as it is now in an export."""
+        """Return whether it may run, as settled before, or as it is now in an export."""
 
     def parts(self) -> list[Part]:
-        """All parts."""
+        """All its parts."""
 
     def folded_parts(self) -> list[Part]:
         """The parts that run folded, as settled."""
 
     def modes(self) -> list[str | None]:
-        """Why each part stays the host's, None for those that do not: what graphs are traced by."""
+        """Reasons why parts stay the host's, None for those that do not: graphs depend on them."""
 
     def reasons(self) -> Iterator[tuple[str, str]]:
-        """(module's name, reason) of what stays the host's."""
+        """Pairs (module's name, reason) of what stays the host's."""
 
-    def arguments(self) -> Iterator[tuple[str, Packed]]:
+    def arguments(self) -> Iterator[tuple[str, Folded]]:
         """Each op that runs folded, by name, with its folded arguments."""
 
 
@@ -75,10 +75,10 @@ class Host(Protocol):
         """The method that is replaced."""
 
     def plan(self, module: Any, refused: Mapping[str, str], /) -> Plan:
-        """What runs of `module`, where modules with the names in `refused` stay the host's."""
+        """Make the plan of `module`; modules with the names in `refused` stay the host's."""
 
     def answer(self, module: Any, plan: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """What the method returns, by `plan`; or HOST, where only the host's own can answer."""
+        """Return what the method returns, by `plan`; HOST where only the host can answer."""
 
 
 _hosts: dict[tuple[str, str], Host] = {}
@@ -111,7 +111,7 @@ class Accelerated(FoldOwner):
     _fastseg_plan: Plan | None = None
 
     def fastseg_plan(self) -> Plan:
-        """What runs how; made anew where modules were exchanged."""
+        """Return the plan, made anew where modules were exchanged."""
         plan = self._fastseg_plan
         if plan is None or not plan.is_current():
             plan = self._fastseg_host.plan(self, self._fastseg_refused)
@@ -119,7 +119,7 @@ class Accelerated(FoldOwner):
         return plan
 
     def fastseg_reason(self, *inputs: Any) -> str | None:
-        """Why the module as a whole takes the host's own forward now; None where it does not."""
+        """Reason why the module as a whole runs the host's own forward now; None where not."""
         module = cast(nn.Module, self)
         leaves: list[Any] = []
         for value in inputs:  # heads take their maps in a list

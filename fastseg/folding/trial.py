@@ -40,7 +40,7 @@ def apart() -> Iterator[None]:
 
 
 def kind_of(module: nn.Module) -> tuple[Any, ...]:
-    """Equal for modules that differ in their weights alone, or in rates of dropout."""
+    """Return a key that is equal for modules that differ in weights or rates of dropout alone."""
     return tuple(
         (
             name,
@@ -60,7 +60,7 @@ def kind_of(module: nn.Module) -> tuple[Any, ...]:
 
 
 def failed(error: Exception) -> str:
-    """What is said of a trial that ended with `error`."""
+    """Describe a trial that ended with `error`."""
     text = str(error).strip().split("\n")[0]
     return f"it could not be tried out: {type(error).__name__}: {text}"
 
@@ -102,7 +102,7 @@ def _is_float(tensor: torch.Tensor) -> bool:
 
 
 def _randomize(tensor: torch.Tensor, name: str) -> None:
-    """Of order one after each layer; statistics and gains are positive."""
+    """Draw values of order one after each layer; statistics and gains are positive."""
     generator = seeded(tensor.numel())
     if tensor.ndim > 1:
         tensor.normal_(std=tensor[0].numel() ** -0.5, generator=generator)
@@ -118,7 +118,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def difference(expected: Any, result: Any) -> str | None:
-    """What is said of outputs that are not the same; None for the same."""
+    """Describe how outputs differ; None where they are the same up to rounding."""
     wanted, got = _flat(expected), _flat(result)
     if [one.shape for one in wanted] != [one.shape for one in got]:
         return "it gives outputs of other shapes than a SegFormer's"

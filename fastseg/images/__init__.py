@@ -1,1 +1,1 @@
-"""From images to `pixel_values`, and from logits to label maps and overlays."""
+"""Images in, as `pixel_values`, and out, as label maps and overlays."""

@@ -1,4 +1,4 @@
-"""What users hand over as images and label maps, brought to one form.
+"""Images and label maps as users hand them over, brought to one form.
 
 Single or batched, nested or not, PIL, NumPy or torch, channels first or last: out come lists of
 (H, W, C) images and of (H, W) label maps. Nothing given is ever written to.
@@ -70,7 +70,7 @@ def read_image(
     convert_rgb: bool | None,
     input_data_format: str | None,
 ) -> Image.Image | np.ndarray:
-    """One image as (H, W, C): a PIL image of mode RGB as it came, or else an array.
+    """Read one image as (H, W, C): a PIL image of mode RGB as it came, or else an array.
 
     channels: how many the image must have; None takes any number.
     convert_rgb: None converts to RGB where `channels` is 3 and the image has another number,
@@ -108,7 +108,7 @@ def read_image(
 
 
 def read_label_map(label_map: SingleImage, name: str) -> np.ndarray:
-    """One label map as an (H, W) array of whole numbers, of whatever type; perhaps not a copy.
+    """Read one label map as an (H, W) array of integers, of whatever type; perhaps not a copy.
 
     From a PIL image of one band (indices of a palette stay indices), or a 2-D array of integers
     or of floats with whole values. Raises TypeError or ValueError for anything else.
@@ -125,7 +125,7 @@ def read_label_map(label_map: SingleImage, name: str) -> np.ndarray:
 
 
 def looks_rescaled(image: Image.Image | np.ndarray) -> bool:
-    """Whether the pixels are floats that already lie in [0, 1]."""
+    """Return whether the pixels are floats that already lie in [0, 1]."""
     if not isinstance(image, np.ndarray) or image.dtype.kind != "f":
         return False
     return bool(image.min() >= 0 and 0 < image.max() <= 1)
@@ -147,16 +147,16 @@ def _as_numpy(image: Any, name: str) -> np.ndarray:
 
 
 def _channel_axis(shape: tuple[int, ...], name: str, input_data_format: str | None) -> int:
-    """0 or 2. Told by `input_data_format`, or else by which end is 1, 3 or 4 long."""
+    """The channels' axis, 0 or 2: by `input_data_format`, or by which end is 1, 3 or 4 long."""
     if input_data_format == CHANNELS_FIRST:
         return 0
     if input_data_format == CHANNELS_LAST:
         return 2
     first, last = (shape[axis] in (1, 3, 4) for axis in (0, 2))
     if first == last:
-        found = "both ends could be" if first else "neither end is"
+        ends = "both ends could be" if first else "neither end is"
         raise ValueError(
-            f"{name}: expected 1, 3 or 4 channels in the first or the last dimension, but {found} "
+            f"{name}: expected 1, 3 or 4 channels in the first or the last dimension, but {ends} "
             f"the channels of shape {tuple(shape)}; pass input_data_format='{CHANNELS_FIRST}' or "
             f"'{CHANNELS_LAST}'"
         )
@@ -164,7 +164,7 @@ def _channel_axis(shape: tuple[int, ...], name: str, input_data_format: str | No
 
 
 def _pil_to_rgb(image: Image.Image, over_white: bool) -> Image.Image | np.ndarray:
-    """RGB; or, for the modes of more than 8 bits, a grey array (H, W, 1)."""
+    """Convert to RGB; or, for the modes of more than 8 bits, to a grey array (H, W, 1)."""
     if image.mode.startswith("I;16"):
         # PIL would cut every value over 255 down to white.
         return ((np.asarray(image).astype(np.uint32)[..., None] + 128) // 257).astype(np.uint8)

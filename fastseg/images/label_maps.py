@@ -1,4 +1,4 @@
-"""From the logits of a segmentation model to label maps at the sizes of the images."""
+"""Label maps at the sizes of the images, from the logits of a segmentation model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .batch_feature import BatchFeature
 def post_process_semantic_segmentation(
     outputs: Any, target_sizes: Any = None, return_segmentation_scores: bool = False
 ) -> list[Any]:
-    """As `SegformerImageProcessor.post_process_semantic_segmentation`, which says what is what."""
+    """Do what `SegformerImageProcessor.post_process_semantic_segmentation` documents."""
     logits = logits_of(outputs).detach()
     sizes = None if target_sizes is None else _parse_target_sizes(target_sizes, len(logits))
     if return_segmentation_scores:
@@ -55,7 +55,7 @@ def logits_of(outputs: Any) -> torch.Tensor:
 
 
 def _scores(logits: torch.Tensor, size: tuple[int, int] | None) -> BatchFeature:
-    """Of one image, logits (num_labels, h, w)."""
+    """The scores of one image, from its logits (num_labels, h, w)."""
     if size is not None:
         logits = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
     return BatchFeature(segmentation=logits.argmax(dim=0), segmentation_scores=logits)

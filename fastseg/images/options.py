@@ -25,7 +25,7 @@ _SIZE_KEYS = (
 
 @dataclass
 class ImageOptions:
-    """Checked and brought to one form on construction: see SegformerImageProcessor for each.
+    """Options of SegformerImageProcessor, checked and brought to one form on construction.
 
     Raises TypeError or ValueError, which name the option.
     """
@@ -90,7 +90,7 @@ def parse_size(size: Any) -> dict[str, int]:
     return {key: int(value) for key, value in size.items()}
 
 
-def output_size(size: Mapping[str, int], height: int, width: int) -> tuple[int, int]:
+def resized_size(size: Mapping[str, int], height: int, width: int) -> tuple[int, int]:
     """(height, width) that an image of this height and width is resized to.
 
     `shortest_edge` and `max_height` / `max_width` keep the aspect ratio; `longest_edge` bounds

@@ -352,7 +352,7 @@ class _Legend:
         return rows * self.row + self.margin
 
     def limit(self, count: int) -> None:
-        """Keeps the largest classes and sums the others up in one last entry."""
+        """Keep the largest classes and sum the others up in one last entry."""
         if len(self.entries) > count:
             rest = self.entries[count - 1 :]
             total = sum(entry.share for entry in rest)

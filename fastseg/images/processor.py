@@ -29,7 +29,7 @@ from .inputs import (
     read_label_map,
 )
 from .label_maps import post_process_semantic_segmentation
-from .options import ImageOptions, Size, output_size
+from .options import ImageOptions, Size, resized_size
 from .transforms import Pixels, ValueScale, reduce_labels, resize_image, resize_label_map
 
 PROCESSOR_FILE = "processor_config.json"
@@ -88,7 +88,7 @@ class SegformerImageProcessor:
         do_reduce_labels: bool | None = None,
         do_convert_rgb: bool | None = None,
     ) -> None:
-        given: dict[str, Any] = {
+        chosen: dict[str, Any] = {
             "do_resize": do_resize,
             "size": size,
             "resample": resample,
@@ -100,7 +100,7 @@ class SegformerImageProcessor:
             "do_reduce_labels": do_reduce_labels,
             "do_convert_rgb": do_convert_rgb,
         }
-        options = ImageOptions(**{name: v for name, v in given.items() if v is not None})
+        options = ImageOptions(**{name: v for name, v in chosen.items() if v is not None})
         self._set(options)
         self.extra: dict[str, Any] = {}
 
@@ -227,11 +227,11 @@ class SegformerImageProcessor:
         }
         path = Path(pretrained_model_name_or_path)
         if not path.is_file():
-            found = find_file(pretrained_model_name_or_path, PREPROCESSOR_NAME, **where)
-            if found is None:
-                found = find_file(pretrained_model_name_or_path, PROCESSOR_FILE, **where)
+            file = find_file(pretrained_model_name_or_path, PREPROCESSOR_NAME, **where)
+            if file is None:
+                file = find_file(pretrained_model_name_or_path, PROCESSOR_FILE, **where)
             # With neither there, this raises and says what is.
-            path = found or resolve_file(pretrained_model_name_or_path, PREPROCESSOR_NAME, **where)
+            path = file or resolve_file(pretrained_model_name_or_path, PREPROCESSOR_NAME, **where)
         config = read_json(path)
         nested = config.get("image_processor")
         try:
@@ -243,7 +243,7 @@ class SegformerImageProcessor:
 
     @classmethod
     def from_dict(cls, config: dict[str, Any], **options: Any) -> SegformerImageProcessor:
-        """From the content of a preprocessor_config.json, with `options` replacing what it says.
+        """Make one from the content of preprocessor_config.json; `options` replace what it says.
 
         `reduce_labels`, the older name, is read as `do_reduce_labels`. Entries that are no
         option are kept in `extra` and written again by `save_pretrained`.
@@ -322,7 +322,7 @@ class SegformerImageProcessor:
 
 
 def _load(image: Any, name: str, options: ImageOptions, input_data_format: str | None) -> Pixels:
-    """One image, resized where that is asked for."""
+    """Load one image, resized where that is asked for."""
     loaded = read_image(
         image,
         name,
@@ -339,13 +339,13 @@ def _load(image: Any, name: str, options: ImageOptions, input_data_format: str |
     if not options.do_resize:
         return Pixels(np.asarray(loaded))
     height, width = loaded.shape[:2] if isinstance(loaded, np.ndarray) else loaded.size[::-1]
-    return resize_image(loaded, output_size(options.size, height, width), options.resample, name)
+    return resize_image(loaded, resized_size(options.size, height, width), options.resample, name)
 
 
 def _load_labels(label_map: Any, name: str, options: ImageOptions) -> np.ndarray:
     labels = read_label_map(label_map, name)
     if options.do_resize:
-        labels = resize_label_map(labels, output_size(options.size, *labels.shape), name)
+        labels = resize_label_map(labels, resized_size(options.size, *labels.shape), name)
     labels = labels.astype(np.int64)
     return reduce_labels(labels) if options.do_reduce_labels else labels
 
@@ -353,7 +353,7 @@ def _load_labels(label_map: Any, name: str, options: ImageOptions) -> np.ndarray
 def _scale(
     pixels: list[Pixels], options: ImageOptions, channels_last: bool, stacked: bool
 ) -> np.ndarray | list[np.ndarray]:
-    """Rescaled and normalized, into one array (B, ...) if `stacked`, else into one each."""
+    """Rescale and normalize, into one array (B, ...) if `stacked`, else into one each."""
     scale = ValueScale(
         options.rescale_factor if options.do_rescale else None,
         options.image_mean if options.do_normalize else None,

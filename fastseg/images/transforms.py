@@ -42,14 +42,14 @@ def resize_image(
 
 @dataclass
 class ValueScale:
-    """How pixel values become the model's: times `factor`, less `mean`, over `std`; None skips."""
+    """Scale of pixel values for the model: times `factor`, less `mean`, over `std`; None skips."""
 
     factor: float | None
     mean: float | list[float] | None
     std: float | list[float] | None
 
     def apply(self, values: np.ndarray, unit: bool = False) -> np.ndarray:
-        """Of values (..., C)."""
+        """Scale values (..., C)."""
         if unit:
             values = _times(values, 1 / 255)
         if self.factor is not None:
@@ -66,7 +66,7 @@ class ValueScale:
         return self.apply(pixels.values[:1, :1], pixels.unit).dtype
 
     def write(self, pixels: Pixels, out: np.ndarray) -> None:
-        """Into `out` (H, W, C), whatever its strides."""
+        """Write scaled values into `out` (H, W, C), whatever its strides."""
         if pixels.values.dtype != np.uint8:
             out[...] = self.apply(pixels.values, pixels.unit)
             return
@@ -96,7 +96,7 @@ def resize_label_map(label_map: np.ndarray, size: tuple[int, int], name: str) ->
 
 
 def reduce_labels(label_map: np.ndarray) -> np.ndarray:
-    """Of int64 labels: each less one; 0, the background, and 255, ignored already, become 255."""
+    """Reduce int64 labels by one; 0, the background, and 255, ignored already, become 255."""
     return np.where((label_map == 0) | (label_map == 255), 255, label_map - 1)
 
 

@@ -1,1 +1,1 @@
-"""From images to their label maps: whole or by sliding windows."""
+"""Label maps of images: whole or by sliding windows."""

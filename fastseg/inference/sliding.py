@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastseg.images.label_maps import logits_of
-from fastseg.kernels.blocks.bilinear import bilinear_source, row_stripes, upsample_rows
+from fastseg.kernels.blocks.bilinear import bilinear_neighbours, row_stripes, upsample_rows
 
 
 class _WindowRow(NamedTuple):
@@ -37,7 +37,7 @@ def window_pair(name: str, value: Any) -> tuple[int, int]:
 
 
 def window_starts(size: int, crop: int, stride: int) -> list[int]:
-    """Where windows begin along an axis of `size` pixels.
+    """Starts of the windows along an axis of `size` pixels.
 
     Raises:
         ValueError: `stride` is larger than `crop`: pixels between windows would be left out.
@@ -105,7 +105,9 @@ def _label_rows(
             if begin >= end:
                 continue
             grid = row.logits
-            source = bilinear_source(row.bottom - row.top, grid.shape[1], grid.device, grid.dtype)
+            source = bilinear_neighbours(
+                row.bottom - row.top, grid.shape[1], grid.device, grid.dtype
+            )
             for window, left in zip(grid, lefts, strict=True):
                 scores[begin - top : end - top, left : left + crop_width] += upsample_rows(
                     window[None], source, begin - row.top, end - row.top, crop_width

@@ -1,4 +1,4 @@
-"""What the models return: fields by name, by index and as a tuple, as in transformers."""
+"""Outputs of the models: fields by name, by index and as a tuple, as in transformers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class ModelOutput(OrderedDict[str, Any]):
             cls,
             _flatten,
             lambda values, names: cls(zip(names, values, strict=True)),
-            serialized_type_name=f"{cls.__module__}.{cls.__name__}",
+            # In saved programs: it stays, wherever this file goes.
+            serialized_type_name=f"fastseg.outputs.{cls.__name__}",
             flatten_with_keys_fn=_flatten_with_keys,
         )
 
@@ -63,7 +64,7 @@ def _flatten_with_keys(
 
 
 class BaseModelOutput(ModelOutput):
-    """Of SegformerModel.
+    """Output of SegformerModel.
 
     last_hidden_state: (B, C, H/32, W/32), or (B, N, C) with `reshape_last_stage=False`.
     hidden_states: one map (B, C_i, H_i, W_i) for each stage.
@@ -77,7 +78,7 @@ class BaseModelOutput(ModelOutput):
 
 
 class SemanticSegmenterOutput(ModelOutput):
-    """Of SegformerForSemanticSegmentation. logits: (B, num_labels, H/4, W/4)."""
+    """Output of SegformerForSemanticSegmentation. logits: (B, num_labels, H/4, W/4)."""
 
     fields = ("loss", "logits", "hidden_states", "attentions")
     loss: torch.Tensor | None
@@ -87,7 +88,7 @@ class SemanticSegmenterOutput(ModelOutput):
 
 
 class ImageClassifierOutput(ModelOutput):
-    """Of SegformerForImageClassification. logits: (B, num_labels)."""
+    """Output of SegformerForImageClassification. logits: (B, num_labels)."""
 
     fields = ("loss", "logits", "hidden_states", "attentions")
     loss: torch.Tensor | None

@@ -381,7 +381,7 @@ def per_head(
     output_bias: torch.Tensor,
     eps: float,
 ) -> torch.Tensor:
-    """As `block`, in two launches."""
+    """Run attention as `block` does, in two launches."""
     _, tokens, channels = x.shape
     keys = key_value.shape[1]
     config = _config("attention_per_head", x, key_value, "BLOCK_K")

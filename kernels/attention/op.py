@@ -124,7 +124,7 @@ def eager(
 
 
 class Forms(NamedTuple):
-    """How the op runs."""
+    """Forms in which the op runs."""
 
     key_value: str  # "one_launch", "split" (2 launches), or without a reduction "linear" (1)
     attention: str  # "one_head", "block" (1 launch each) or "per_head" (2)
@@ -244,7 +244,7 @@ register(
 
 
 def supports(x: torch.Tensor, num_heads: int, *weights: torch.Tensor | None) -> str | None:
-    """Why the kernels cannot take these arguments; None where they can."""
+    """Reason why the kernels cannot take these arguments; None where they can."""
     channels = x.shape[2]
     if channels % 32 != 0:
         return f"{channels} channels are no multiple of 32"

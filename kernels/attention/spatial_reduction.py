@@ -354,7 +354,7 @@ def split(
     key_offset_weight: torch.Tensor | None,
     sr_weight_sum: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As `one_launch`, in two launches and for any C that is a multiple of 32.
+    """Reduce as `one_launch` does, in two launches and for any C that is a multiple of 32.
 
     Args:
         sr_weight_sum: (sr_ratio * sr_ratio, C) float32, sums of `sr_weight` over each tap's
@@ -394,6 +394,6 @@ def split(
 
 
 def tap_sums(sr_weight: torch.Tensor, sr_ratio: int) -> torch.Tensor:
-    """(sr_ratio * sr_ratio, C) float32 from (C, sr_ratio * sr_ratio * C)."""
+    """Sums (sr_ratio * sr_ratio, C) float32 of a weight (C, sr_ratio * sr_ratio * C)."""
     taps = sr_weight.unflatten(1, (sr_ratio * sr_ratio, -1))
     return taps.sum(2, dtype=torch.float32).t().contiguous()

@@ -1,1 +1,1 @@
-"""What several ops share: products, activations, resizing, device functions."""
+"""Blocks that several ops share: products, activations, resizing, device functions."""

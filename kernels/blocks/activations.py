@@ -21,7 +21,7 @@ def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
 
 
 def quick_gelu(x: torch.Tensor) -> torch.Tensor:
-    """x * sigmoid(1.702 x), an approximation of GELU."""
+    """The product x * sigmoid(1.702 x), an approximation of GELU."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -41,7 +41,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @triton.jit
 def reciprocal(x):
-    """1 / x of positive x, up to rounding; 0 from 2^64 on.
+    """Reciprocal of positive x, up to rounding; 0 from 2^64 on.
 
     One instruction of the special-function unit and one product, where a division takes seven: it
     scales its operands, lest they leave float32's range on the way.
@@ -51,7 +51,7 @@ def reciprocal(x):
 
 @triton.jit
 def gelu(x):
-    """x times the normal distribution's integral up to x."""
+    """GELU: x times the normal distribution's integral up to x."""
     t = reciprocal(1.0 + 0.23164189 * tl.abs(x))
     # erfc / 2: half of the published coefficients, z = |x| / sqrt(2).
     series = 0.5307027145 * t - 0.7265760135
@@ -64,13 +64,13 @@ def gelu(x):
 
 @triton.jit
 def times_sigmoid(x, y):
-    """x * sigmoid(y); where exp2 overflows to infinity the sigmoid is 0."""
+    """The product x * sigmoid(y); where exp2 overflows to infinity the sigmoid is 0."""
     return x * reciprocal(1.0 + tl.exp2(y * -LOG2_E))
 
 
 @triton.jit
 def mish(x):
-    """x * tanh(softplus(x)), the tanh as a ratio in exp(-|x|), which cannot overflow."""
+    """Mish: x * tanh(softplus(x)), the tanh as a ratio in exp(-|x|), which cannot overflow."""
     e = tl.exp2(tl.abs(x) * -LOG2_E)
     numerator = tl.where(x > 0, 1.0 + 2.0 * e, e * (e + 2.0))
     return x * numerator * reciprocal(numerator + tl.where(x > 0, 2.0 * e * e, 2.0))
@@ -78,7 +78,7 @@ def mish(x):
 
 @triton.jit
 def selu(x):
-    """exp(x) - 1 by its series near 0, where the difference would cancel."""
+    """SELU; exp(x) - 1 by its series near 0, where the difference would cancel."""
     series = 1.0 + x * (0.2 + x * 0.0333333333)
     series = 1.0 + x * (0.5 + x * (0.1666666667 + x * 0.0416666667 * series))
     negative = tl.where(x > -0.3, x * series, tl.exp2(x * LOG2_E) - 1.0)

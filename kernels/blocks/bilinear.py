@@ -16,8 +16,8 @@ STRIPE_BYTES = 4 << 20
 GPU_STRIPE_BYTES = 1 << 30
 
 
-class Source(NamedTuple):
-    """Where the positions of a resized axis lie on the source axis."""
+class Neighbours(NamedTuple):
+    """Places of a resized axis' positions on the source axis."""
 
     lower: torch.Tensor  # (size,) int64: the neighbour before
     upper: torch.Tensor  # (size,) int64: the neighbour after
@@ -59,10 +59,10 @@ def image_stripes(
     return [(slice(first, last), 0, height) for first, last in images]
 
 
-def bilinear_source(
+def bilinear_neighbours(
     size: int, source_size: int, device: torch.device, dtype: torch.dtype
-) -> Source:
-    """The source of `size` positions among `source_size`, as `interpolate(align_corners=False)`.
+) -> Neighbours:
+    """Neighbours of `size` positions among `source_size`, as `interpolate(align_corners=False)`.
 
     The centre of position i lies at (i + 1/2) * source_size / size - 1/2, not before position 0.
     """
@@ -71,11 +71,11 @@ def bilinear_source(
     position = ((position + 0.5) * (source_size / size) - 0.5).clamp_(min=0)
     lower = position.long().clamp_(max=source_size - 1)
     upper = (lower + 1).clamp_(max=source_size - 1)
-    return Source(lower, upper, (position - lower).to(dtype))
+    return Neighbours(lower, upper, (position - lower).to(dtype))
 
 
 def upsample_rows(
-    grid: torch.Tensor, rows: Source, top: int, bottom: int, width: int
+    grid: torch.Tensor, rows: Neighbours, top: int, bottom: int, width: int
 ) -> torch.Tensor:
     """Rows `top` to `bottom` of `grid` (B, h, w, C) resized to `width` columns.
 
@@ -106,7 +106,7 @@ def upsample_rows(
     return stripe.permute(0, 2, 3, 1)
 
 
-def row_shares(rows: Source, source_size: int) -> torch.Tensor:
+def row_shares(rows: Neighbours, source_size: int) -> torch.Tensor:
     """The share of each source row in each row, (size, source_size): two that are not 0."""
     shares = rows.weight.new_zeros(len(rows.weight), source_size)
     row = torch.arange(len(rows.weight), device=shares.device)
@@ -118,7 +118,7 @@ def row_shares(rows: Source, source_size: int) -> torch.Tensor:
 def share_rows(
     grid: torch.Tensor, shares: torch.Tensor, top: int, bottom: int, width: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `upsample_rows` takes, apart: a matrix product of the two is its stripe.
+    """Factors of what `upsample_rows` gives: a matrix product of the two is its stripe.
 
     The rows of `grid` that a stripe needs are fewer than its own, so to widen them first takes less
     than to widen the stripe; and the product can be added to what is there.

@@ -52,7 +52,7 @@ def _runs(
     bias: torch.Tensor | None,
     residual: torch.Tensor | None = None,
 ) -> bool:
-    """Whether oneDNN's operators may run on these here and now."""
+    """Return whether oneDNN's operators may run on these here and now."""
     # First: what follows cannot be asked in a graph.
     if not _FAST or torch.compiler.is_compiling():
         return False

@@ -10,7 +10,7 @@ KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def autocasts(device: torch.device) -> bool:
-    """Whether autocast is on for `device`; not every kind has it."""
+    """Return whether autocast is on for `device`; not every kind has it."""
     kind = device.type
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
@@ -65,7 +65,7 @@ def check_sums(
 
 
 def common_reason(*tensors: torch.Tensor | None) -> str | None:
-    """Why kernels cannot take `tensors`, whatever the op: the first reason, or None.
+    """Reason why kernels cannot take `tensors`, whatever the op: the first reason, or None.
 
     The kernels have no backward, and their dtypes are those of `KERNEL_DTYPES`.
     """
@@ -80,7 +80,7 @@ def common_reason(*tensors: torch.Tensor | None) -> str | None:
 
 
 def whole_in_graph(*tensors: torch.Tensor | None) -> bool:
-    """Whether a graph of torch.compile takes an op for a CPU whole, as one operator.
+    """Return whether a graph of torch.compile takes an op for a CPU whole, as one operator.
 
     It runs the eager twin then, which works a stripe at a time and chooses by what it finds; traced
     into, it would be one piece, for any size. Not where the graph is for readers that do not know

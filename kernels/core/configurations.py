@@ -34,7 +34,7 @@ Config = dict[str, Any]
 
 
 class Query(NamedTuple):
-    """What a launch looks up."""
+    """Look-up of a launch."""
 
     kernel: str
     dtype: str  # "half" or "float32"
@@ -71,7 +71,7 @@ def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def configs_source(device: torch.device) -> str:
-    """Where the configurations for `device` come from, in a line for people."""
+    """Name the files that give the configurations for `device`, in a line for people."""
     family = device_family(device)
     source = json.loads((FOLDER / f"{family}.json").read_text(encoding="utf-8"))["source"]
     user_file = os.environ.get("FASTSEG_CONFIGS")
@@ -146,13 +146,13 @@ def _nearest(query: Query, family: str, user_file: str | None) -> Config:
 
 
 def fits(config: Config, query: Query) -> bool:
-    """Whether the blocks of `config` divide the sizes that they must."""
+    """Return whether the blocks of `config` divide the sizes that they must."""
     return all(size % config.get(block, 1) == 0 for block, size in query.divides)
 
 
 @contextlib.contextmanager
 def overrides(configs: Mapping[Query, Config]) -> Iterator[None]:
-    """Inside the block each query gives its configuration here, whatever the files say.
+    """Answer each query inside the block by its configuration here, whatever the files say.
 
     For the tuner; it holds for the whole process.
     """
@@ -166,7 +166,7 @@ def overrides(configs: Mapping[Query, Config]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def record_queries() -> Iterator[list[Query]]:
-    """What is looked up inside the block, in order. For the tuner."""
+    """Record what is looked up inside the block, in order. For the tuner."""
     queries: list[Query] = []
     _recorders.append(queries)
     try:

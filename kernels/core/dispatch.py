@@ -1,4 +1,4 @@
-"""Which implementation of the ops runs: `backend(...)`, FASTSEG_BACKEND, and the device."""
+"""Choice of the ops' implementation: by `backend(...)`, FASTSEG_BACKEND, and the device."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def requested_backend() -> str:
 
 @torch.compiler.assume_constant_result
 def _device_reason(device_type: str, index: int | None) -> str | None:
-    """Why kernels cannot run on a device; None where they can."""
+    """Reason why kernels cannot run on a device; None where they can."""
     if not HAS_TRITON:
         return "triton is not installed"
     if device_type == "cpu":
@@ -95,7 +95,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def use_triton(op: str, device: torch.device, declined: str | None) -> bool:
-    """Whether `op` runs its kernels for tensors on `device`.
+    """Return whether `op` runs its kernels for tensors on `device`.
 
     Args:
         declined: what the op's `supports` says: a reason, or None.
@@ -115,7 +115,7 @@ def use_triton(op: str, device: torch.device, declined: str | None) -> bool:
 
 
 def fallbacks() -> dict[tuple[str, str], int]:
-    """How often an op ran eagerly where the backend was "triton", by (op, reason).
+    """Count how often an op ran eagerly where the backend was "triton", by (op, reason).
 
     Counted since the process started; calls inside compiled graphs are not counted.
     """

@@ -10,7 +10,7 @@ import torch
 
 
 def ceil_div(size: int, block: int) -> int:
-    """How many blocks cover `size`."""
+    """Number of blocks that cover `size`."""
     return -(-size // block)
 
 

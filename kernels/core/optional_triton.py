@@ -22,5 +22,5 @@ _INTERPRETING = HAS_TRITON and bool(triton.knobs.runtime.interpret)
 
 
 def interpreting() -> bool:
-    """Whether kernels run in Triton's interpreter, on a CPU: TRITON_INTERPRET=1 at import."""
+    """Return whether kernels run in Triton's interpreter, on a CPU: TRITON_INTERPRET=1."""
     return _INTERPRETING

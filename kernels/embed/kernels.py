@@ -118,7 +118,7 @@ def patch_pointers(
     PADDING: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """To the first channels at the corner of each patch; and tops and lefts."""
+    """Pointers to the first channels at the corner of each patch; and tops and lefts."""
     image, top, left = patch_corners(token, height, width, STRIDE, PADDING)
     # Tokens past the last have their patch below the image, where nothing is read.
     top = tl.where(token < tokens, top, in_height)

@@ -67,7 +67,7 @@ def eager(
 
 
 def output_size(side: int, kernel: int, stride: int, padding: int) -> int:
-    """How many patches lie along a side of the input."""
+    """Number of patches along a side of the input."""
     return (side + 2 * padding - kernel) // stride + 1
 
 
@@ -82,7 +82,7 @@ def _next_power_of_2(size: int) -> int:
 
 
 def _is_tokens(weight, pixel_scale, pixel_offset) -> bool:
-    """Whether the kernels from tokens serve, and not the one from pixels."""
+    """Return whether the kernels from tokens serve, and not the one from pixels."""
     plain = pixel_scale is None and pixel_offset is None
     return plain and weight.shape[0] % 32 == 0 and weight.shape[1] % 32 == 0
 
@@ -202,7 +202,7 @@ def supports(
     pixel_scale: torch.Tensor | None = None,
     pixel_offset: torch.Tensor | None = None,
 ) -> str | None:
-    """Why the kernels cannot take these arguments; None where they can."""
+    """Reason why the kernels cannot take these arguments; None where they can."""
     if feature_map.dtype not in (*KERNEL_DTYPES, torch.uint8):
         return f"there are no kernels for {feature_map.dtype}"
     channels, in_channels, kernel, _ = weight.shape

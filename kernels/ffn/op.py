@@ -216,7 +216,7 @@ def implicit_kernel(
 
 
 def tiles(x: torch.Tensor, height: int, width: int, config: dict[str, Any]) -> int:
-    """How many tiles cover the images of a batch."""
+    """Number of tiles that cover the images of a batch."""
     block_width = config["BLOCK_X"] * config.get("STRIP", 1)
     return x.shape[0] * ceil_div(height, config["BLOCK_Y"]) * ceil_div(width, block_width)
 
@@ -330,7 +330,7 @@ register(
 def supports(
     x: torch.Tensor, fc1_weight: torch.Tensor, *parameters: torch.Tensor | None
 ) -> str | None:
-    """Why the kernels cannot take these arguments; None where they can.
+    """Reason why the kernels cannot take these arguments; None where they can.
 
     Args:
         parameters: the other tensors.

@@ -65,8 +65,8 @@ def decode_head_project_kernel(
 
 
 @triton.jit
-def source_position(position, size, source_size):
-    """Where positions of an axis lie on the source axis, in units of 1 / (2 size).
+def scaled_source_position(position, size, source_size):
+    """Places of an axis' positions on the source axis, in units of 1 / (2 size).
 
     As `interpolate(align_corners=False)` places them, but in integers, thus exactly. Past the last
     source position both neighbours are that, so the place is kept within the source.
@@ -77,7 +77,7 @@ def source_position(position, size, source_size):
 
 @triton.jit
 def shares(source, window, size):
-    """Of each source position in a window (WINDOW,), each pixel's share (BLOCK_M, WINDOW)."""
+    """Share (BLOCK_M, WINDOW) that each pixel has of each source position in a window (WINDOW,)."""
     distance = tl.abs(source[:, None] - (window * (2 * size))[None, :])
     return tl.maximum(1.0 - distance.to(tl.float32) * (1.0 / (2 * size)), 0.0)
 
@@ -96,18 +96,18 @@ def tile_window(
     WINDOW_WIDTH: tl.constexpr,
     WINDOW: tl.constexpr,
 ):
-    """What a tile reads of a coarse map: `WINDOW` tokens, and each pixel's share of each.
+    """Window that a tile reads of a coarse map: `WINDOW` tokens, and each pixel's share of each.
 
     Returns:
         tokens (WINDOW,) int64; shares (BLOCK_M, WINDOW) float32.
     """
     position = tl.arange(0, WINDOW)
-    window_y = source_position(top, height, source_height) // (2 * height)
-    window_x = source_position(left, width, source_width) // (2 * width)
+    window_y = scaled_source_position(top, height, source_height) // (2 * height)
+    window_x = scaled_source_position(left, width, source_width) // (2 * width)
     window_y += position // WINDOW_WIDTH
     window_x += position % WINDOW_WIDTH
-    share = shares(source_position(y, height, source_height), window_y, height)
-    share *= shares(source_position(x, width, source_width), window_x, width)
+    share = shares(scaled_source_position(y, height, source_height), window_y, height)
+    share *= shares(scaled_source_position(x, width, source_width), window_x, width)
     # Positions past the source are read at its edge; their share is 0.
     row = image.to(tl.int64) * source_height + tl.minimum(window_y, source_height - 1)
     return row * source_width + tl.minimum(window_x, source_width - 1), share

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 import torch
 
 from ..blocks.bilinear import (
-    Source,
-    bilinear_source,
+    Neighbours,
+    bilinear_neighbours,
     image_stripes,
     row_shares,
     share_rows,
@@ -64,10 +64,10 @@ def eager(
     shares = not (
         finest.device.type != "cpu" or torch.compiler.is_compiling() or autocasts(finest.device)
     )
-    coarse: list[tuple[torch.Tensor, Source | torch.Tensor]] = []
+    coarse: list[tuple[torch.Tensor, Neighbours | torch.Tensor]] = []
     for feature_map, weight in zip(feature_maps[1:], weights[1:], strict=True):
         projected = dense(feature_map.permute(0, 2, 3, 1), weight).to(sum_dtype)
-        rows = bilinear_source(height, projected.shape[1], projected.device, projected.dtype)
+        rows = bilinear_neighbours(height, projected.shape[1], projected.device, projected.dtype)
         coarse.append((projected, row_shares(rows, projected.shape[1]) if shares else rows))
 
     row_bytes = _TENSORS * width * decoder_channels * sum_dtype.itemsize
@@ -99,7 +99,10 @@ def eager(
 
 
 def _upsampled_sum(
-    coarse: Sequence[tuple[torch.Tensor, Source | torch.Tensor]], top: int, bottom: int, width: int
+    coarse: Sequence[tuple[torch.Tensor, Neighbours | torch.Tensor]],
+    top: int,
+    bottom: int,
+    width: int,
 ) -> torch.Tensor | None:
     """Rows of the sum of all coarse maps, (B, bottom - top, width, D); None without maps.
 
@@ -108,7 +111,7 @@ def _upsampled_sum(
     """
     total: torch.Tensor | None = None
     for projected, rows in coarse:
-        if isinstance(rows, Source):
+        if isinstance(rows, Neighbours):
             upsampled = upsample_rows(projected, rows, top, bottom, width)
             total = upsampled if total is None else total.add_(upsampled)
             continue
@@ -119,7 +122,7 @@ def _upsampled_sum(
 
 
 def window_size(tile: int, size: int, source_size: int) -> int:
-    """How many source positions `tile` positions in a row read at most, of `size` in all."""
+    """Number of source positions that `tile` positions in a row read at most, of `size` in all."""
     return min((tile - 1) * source_size // size + 3, source_size)
 
 
@@ -253,7 +256,7 @@ def supports(
     classifier_weight: torch.Tensor | None,
     classifier_bias: torch.Tensor | None,
 ) -> str | None:
-    """Why the kernels cannot take these arguments; None where they can."""
+    """Reason why the kernels cannot take these arguments; None where they can."""
     if classifier_weight is None:
         return "there is no classifier"
     if len(feature_maps) != 4:

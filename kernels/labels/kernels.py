@@ -46,7 +46,7 @@ def load_classes(class_pointer, stride_class, offsets, COUNT: tl.constexpr):
 
 @triton.jit
 def to_float32(logit):
-    """In float32, and at least `LOWEST`. NaN stays."""
+    """Cast to float32, and to at least `LOWEST`. NaN stays."""
     return tl.maximum(logit.to(tl.float32), LOWEST, propagate_nan=tl.PropagateNan.ALL)
 
 
@@ -84,13 +84,13 @@ def first_pixel(position, size, out_size):
 
 @triton.jit
 def source_position(pixel, scale):
-    """Where a pixel of the resized axis lies on the source axis, as `interpolate` computes it."""
+    """Place of a pixel of the resized axis on the source axis, as `interpolate` computes it."""
     return tl.maximum((pixel.to(tl.float32) + 0.5) * scale - 0.5, 0.0)
 
 
 @triton.jit
 def cell_weight(pixel, scale, start):
-    """How far a pixel lies from the start of its cell to the end, between 0 and 1.
+    """Share of the way from the start of a pixel's cell to its end, between 0 and 1.
 
     Rounding may put it on the other side of an edge, but must not extrapolate: past -inf lies +inf.
     """

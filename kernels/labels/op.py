@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from ..blocks.bilinear import Source, bilinear_source, row_stripes, upsample_rows
+from ..blocks.bilinear import Neighbours, bilinear_neighbours, row_stripes, upsample_rows
 from ..core.checks import KERNEL_DTYPES, whole_in_graph
 from ..core.configurations import look_up
 from ..core.dispatch import use_triton
@@ -56,7 +56,7 @@ def eager(logits: torch.Tensor, height: int, width: int, dtype: torch.dtype) -> 
         resized = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
         return resized.max(dim=1).indices.to(dtype)
     grid = logits.permute(0, 2, 3, 1).contiguous()
-    rows = bilinear_source(height, grid.shape[1], grid.device, grid.dtype)
+    rows = bilinear_neighbours(height, grid.shape[1], grid.device, grid.dtype)
     # How many pixels lie on a border is not known to a graph, nor to a GPU's queue.
     if grid.device.type != "cpu" or torch.compiler.is_compiling():
         return _all_pixels(grid, rows, width, dtype)
@@ -66,11 +66,13 @@ def eager(logits: torch.Tensor, height: int, width: int, dtype: torch.dtype) -> 
     share = mixed.count_nonzero().item() / max(mixed.numel(), 1)
     if share * (classes + _CLASSES_PER_INDEX) > classes:
         return _all_pixels(grid, rows, width, dtype)
-    columns = bilinear_source(width, grid.shape[2], grid.device, grid.dtype)
+    columns = bilinear_neighbours(width, grid.shape[2], grid.device, grid.dtype)
     return _border_pixels(grid, labels, mixed, rows, columns).to(dtype)
 
 
-def _all_pixels(grid: torch.Tensor, rows: Source, width: int, dtype: torch.dtype) -> torch.Tensor:
+def _all_pixels(
+    grid: torch.Tensor, rows: Neighbours, width: int, dtype: torch.dtype
+) -> torch.Tensor:
     """Blend and compare all classes, a stripe of rows at a time."""
     batch, _, _, classes = grid.shape
     height = rows.lower.shape[0]
@@ -84,7 +86,7 @@ def _all_pixels(grid: torch.Tensor, rows: Source, width: int, dtype: torch.dtype
 
 
 def _mixed_cells(labels: torch.Tensor) -> torch.Tensor:
-    """Whether a label (B, h, w) and its neighbours right, below and diagonal are not all equal."""
+    """Return where a label (B, h, w) and its neighbours right, below and diagonal differ."""
     right = torch.cat([labels[:, :, 1:], labels[:, :, -1:]], dim=2)
     below = torch.cat([labels[:, 1:], labels[:, -1:]], dim=1)
     differs_right = labels != right
@@ -93,7 +95,11 @@ def _mixed_cells(labels: torch.Tensor) -> torch.Tensor:
 
 
 def _border_pixels(
-    grid: torch.Tensor, labels: torch.Tensor, mixed: torch.Tensor, rows: Source, columns: Source
+    grid: torch.Tensor,
+    labels: torch.Tensor,
+    mixed: torch.Tensor,
+    rows: Neighbours,
+    columns: Neighbours,
 ) -> torch.Tensor:
     """Spread `labels` over their cells, and blend all classes in the mixed cells alone."""
     _, grid_height, grid_width, classes = grid.shape
@@ -127,7 +133,7 @@ def _border_pixels(
 
 
 def _cells_reason(grid: Sequence[int], size: Sequence[int]) -> str | None:
-    """Why a resize has to gather; None where lanes can own cells."""
+    """Reason why a resize has to gather; None where lanes can own cells."""
     for source, target in zip(grid, size, strict=True):
         if target < source:
             return "cells without a pixel"
@@ -203,7 +209,7 @@ register(
 
 
 def supports(logits: torch.Tensor) -> str | None:
-    """Why the kernels cannot take `logits`; None where they can.
+    """Reason why the kernels cannot take `logits`; None where they can.
 
     Gradients and autocast do not matter: labels have no gradient, and blending is in float32.
     """

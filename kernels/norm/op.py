@@ -142,7 +142,7 @@ def supports(
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
 ) -> str | None:
-    """Why the kernel cannot take these arguments; None where it can."""
+    """Reason why the kernel cannot take these arguments; None where it can."""
     if x.shape[-1] > MAX_CHANNELS:
         return f"{x.shape[-1]} channels are more than {MAX_CHANNELS}"
     return common_reason(x, weight, bias, residual)

@@ -26,7 +26,7 @@ class OpCall:
         return functools.partial(function, *positional, **named)
 
     def key(self) -> str:
-        """Equal for calls that do the same work: by shapes and numbers, not by values."""
+        """Return a key that is equal for calls that do the same work: by shapes and numbers."""
         signature = {name: _signature(value) for name, value in self.arguments.items()}
         return f"{self.op}{signature}"
 
@@ -38,7 +38,7 @@ def _signature(value: Any) -> Any:
 
 
 class OpRecorder(TorchDispatchMode):
-    """Inside the block, hands every call of an op to `note` before it runs.
+    """Mode that hands every call of an op inside the block to `note` before it runs.
 
     Args:
         run: what runs instead of the op, by its name; None for the op itself.

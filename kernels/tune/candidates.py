@@ -1,4 +1,4 @@
-"""What the tuner tries for each kernel: small products of values that are all right by design.
+"""Candidates of the tuner for each kernel: small products of values that are all right by design.
 
 A candidate may still ask for more registers or shared memory than a GPU has, or not divide a size:
 the tuner leaves such ones out.

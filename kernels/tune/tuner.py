@@ -18,8 +18,16 @@ from typing import Any, NamedTuple
 import torch
 from triton.errors import TritonError
 
-from ..core import configurations as configs
-from ..core import registry as library
+from ..core import registry
+from ..core.configurations import (
+    Config,
+    Query,
+    answer,
+    family_entries,
+    fits,
+    overrides,
+    record_queries,
+)
 from ..core.launch import record_launches
 from ..core.semaphores import passing_graphs
 from .calls import OpCall, OpRecorder
@@ -32,8 +40,8 @@ _FLOORS = {torch.float32: 2e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 class Tuned(NamedTuple):
     """The best configuration for a look-up."""
 
-    query: configs.Query
-    config: configs.Config
+    query: Query
+    config: Config
     microseconds: float
     before_microseconds: float  # of the configuration used before
     tried: int
@@ -70,13 +78,13 @@ def tune(
         report: called with each result as it comes.
     """
     stop = time.monotonic() + seconds
-    results: dict[configs.Query, Tuned] = {}
+    results: dict[Query, Tuned] = {}
     for call in calls:
         # An op's choice of form decides what else it looks up, so it is asked again each time.
         while time.monotonic() < stop:
             with (
-                configs.overrides(_chosen(results)),
-                configs.record_queries() as queries,
+                overrides(_chosen(results)),
+                record_queries() as queries,
                 record_launches(dry=True),  # the present configuration may not fit this GPU
             ):
                 _kernels(call)
@@ -89,31 +97,33 @@ def tune(
 
 
 def _kernels(call: OpCall) -> list[torch.Tensor]:
-    return _results(call.bind(library.FUSED[call.op])())
+    return _results(call.bind(registry.FUSED[call.op])())
 
 
 def _results(result: Any) -> list[torch.Tensor]:
     return list(result) if isinstance(result, (tuple, list)) else [result]
 
 
-def _chosen(results: dict[configs.Query, Tuned]) -> dict[configs.Query, configs.Config]:
+def _chosen(
+    results: dict[Query, Tuned],
+) -> dict[Query, Config]:
     return {query: tuned.config for query, tuned in results.items()}
 
 
 def _tune_query(
     call: OpCall,
-    query: configs.Query,
-    chosen: dict[configs.Query, configs.Config],
+    query: Query,
+    chosen: dict[Query, Config],
     measure: Callable[[Callable[[], Any]], float],
 ) -> Tuned:
     """The best of the present configuration and the candidates."""
-    eager = library.EAGER[call.op]
+    eager = registry.EAGER[call.op]
     twin = _results(call.bind(eager)())
     exact = _results(_wide(call).bind(eager)())
 
-    def microseconds(config: configs.Config) -> float:
+    def microseconds(config: Config) -> float:
         """Time of the call, infinite where it is wrong or asks for more than the GPU has."""
-        with configs.overrides({**chosen, query: config}):
+        with overrides({**chosen, query: config}):
             try:
                 results = _poisoned(call)
                 right = all(map(_agree, results, twin, exact))
@@ -124,11 +134,9 @@ def _tune_query(
                 return float("inf")
 
     device = twin[0].device
-    with configs.overrides(chosen):
-        present = configs.answer(query, device)
-    options = [
-        option for option in candidates(query) if configs.fits(option, query) and option != present
-    ]
+    with overrides(chosen):
+        present = answer(query, device)
+    options = [option for option in candidates(query) if fits(option, query) and option != present]
     times = [microseconds(option) for option in [present, *options]]
     best = min(range(len(times)), key=times.__getitem__)
     return Tuned(
@@ -163,7 +171,7 @@ def _poisoned(call: OpCall) -> list[torch.Tensor]:
 
 
 def _agree(result: torch.Tensor, twin: torch.Tensor, exact: torch.Tensor) -> bool:
-    """Whether a result errs by no more than twice what the eager twin does; False with NaN."""
+    """Return whether a result errs at most twice as much as the eager twin; False with NaN."""
     if not result.is_floating_point():
         # Label maps: classes that tie but for rounding may change places.
         return (result != exact).double().mean().item() < 1e-2
@@ -210,7 +218,7 @@ def write_configs(path: Path, family: str, source: str, tuned: Sequence[Tuned]) 
 
     The file is complete at any time: it is written beside its place and moved there.
     """
-    before = read_kernels(path) if path.exists() else configs.family_entries(family)
+    before = read_kernels(path) if path.exists() else family_entries(family)
     kernels = {name: list(rows) for name, rows in before.items()}
     for kernel, measured in entries(tuned).items():
         replaced = [(row["dtype"], row["sizes"]) for row in measured]

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import flop_registry
 
 import fastseg
 from bench import op_cases, pairs
-from fastseg.kernels.core import registry as library
+from fastseg.kernels.core import registry
 
 DEPTHS = [1, 2, 1, 3]
 SIZE, BATCH = (64, 96), 2
@@ -38,7 +38,7 @@ def recorded(dtype=torch.float32, size=SIZE, batch=BATCH):
 
 
 def eager(call):
-    return call.bind(library.EAGER[call.op])()
+    return call.bind(registry.EAGER[call.op])()
 
 
 class _Counter(TorchDispatchMode):

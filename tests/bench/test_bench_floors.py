@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench import floors, op_cases
-from fastseg.kernels.core import registry as library
+from fastseg.kernels.core import registry
 from tests.bench.call_cases import CPU, counted_flops, eager, recorded
 
 
@@ -26,7 +26,7 @@ def test_flops_are_those_that_torch_counts(size, batch):
     assert {call.op for call in calls} >= {"patch_embed", "sr_attention", "mix_ffn"}
     for call in calls:
         on_meta = call.map(lambda tensor: tensor.to("meta"))
-        counted = counted_flops(on_meta.bind(library.EAGER[call.op]))
+        counted = counted_flops(on_meta.bind(registry.EAGER[call.op]))
         assert floors.work(call, eager(call)).flops == counted, (call.op, call.stage)
 
 

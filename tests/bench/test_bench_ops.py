@@ -15,7 +15,7 @@ import torch
 
 import fastseg
 from bench import floors, gates, op_cases, op_options, op_rows, op_timing, ops
-from fastseg.kernels.core import registry as library
+from fastseg.kernels.core import registry
 from tests.bench.call_cases import BATCH, CPU, DEPTHS, SIZE, eager, recorded, tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ def test_counts_add_up_to_a_forward(calls):
         assert counts["mix_ffn", stage] == depth
     assert not op_cases.missing(calls).keys() & {"patch_embed", "sr_attention", "mix_ffn"}
     for op, stage in (("decode_head", "head"), ("upsample_argmax", "labels")):
-        if op in library.FUSED:
+        if op in registry.FUSED:
             assert counts[op, stage] == 1
         else:
             assert op_cases.missing(calls)[op] == "it is no op of torch.ops.fastseg"
@@ -231,7 +231,7 @@ def test_ops_end_to_end(tmp_path, capsys):
 @pytest.mark.usefixtures("_tiny")
 def test_wrong_provider_gets_no_figure(tmp_path, capsys, monkeypatch):
     def provider(name, call):
-        twin = library.EAGER[call.op]
+        twin = registry.EAGER[call.op]
         if name == "kernels" and call.op == "mix_ffn":
             return lambda *args, **kwargs: twin(*args, **kwargs) * (1 + 1e-3)
         if name == "compiled":
@@ -255,7 +255,7 @@ def test_wrong_provider_gets_no_figure(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.usefixtures("_tiny")
 def test_wrong_baseline_gives_no_row(tmp_path, monkeypatch):
-    twin = library.EAGER["sr_attention"]
+    twin = registry.EAGER["sr_attention"]
     monkeypatch.setattr(
         op_cases, "provider", lambda name, call: lambda *args, **kwargs: twin(*args, **kwargs) * 1.1
     )

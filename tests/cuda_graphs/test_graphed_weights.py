@@ -63,7 +63,7 @@ def edit_buffer(model):
 
 def edit_data(model):
     first_layer(model).mlp.dense1.weight.data.mul_(-1)
-    model.repack()
+    model.refold()
 
 
 def replace_data(model):
@@ -253,5 +253,5 @@ class TestModelWatch:
         model = tiny_model()
         fastseg.warmup(model, [SHAPE])
         watch = ModelWatch(model)
-        model.repack()
-        assert "folded" in watch.change()
+        model.refold()
+        assert "_fold_cache" in watch.change()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastseg
-from fastseg.folding.modules import PackedModule
+from fastseg.folding.modules import FoldedModule
 from tests.model_cases import tiny_model
 
 
@@ -26,14 +26,14 @@ def plain(model: Any, pixels: torch.Tensor) -> torch.Tensor:
         return copy.deepcopy(model)(pixels).logits
 
 
-def packed_modules(model: torch.nn.Module) -> list[PackedModule]:
-    return [module for module in model.modules() if isinstance(module, PackedModule)]
+def folded_modules(model: torch.nn.Module) -> list[FoldedModule]:
+    return [module for module in model.modules() if isinstance(module, FoldedModule)]
 
 
 def count_folds(monkeypatch: pytest.MonkeyPatch) -> list[type]:
     """A list that grows by one for each module folded."""
     folds: list[type] = []
-    for module_class in {type(module) for module in packed_modules(tiny_model())}:
+    for module_class in {type(module) for module in folded_modules(tiny_model())}:
         original: Any = module_class.fold
         monkeypatch.setattr(
             module_class,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +11,7 @@ from torch.utils._pytree import tree_map
 import fastseg
 from fastseg.kernels import decode_head, mix_ffn, patch_embed, sr_attention
 from fastseg.kernels.attention.op import reduce_tokens
+from fastseg.kernels.head.op import supports
 from fastseg.models.segformer.decode_head import SegformerDecodeHead
 from fastseg.models.segformer.fold import (
     fold_decode_head,
@@ -87,7 +86,7 @@ def test_attention(heads, sr_ratio, grid, batch):
     layer = make_layer(20, heads, sr_ratio)
     self_attention = layer.attention.self
     x = tokens_with_large_mean(batch, *grid, 20)
-    packed = fold_sr_attention(
+    folded = fold_sr_attention(
         layer.layer_norm_1,
         self_attention.query,
         self_attention.key,
@@ -99,7 +98,7 @@ def test_attention(heads, sr_ratio, grid, batch):
     )
     with torch.no_grad():
         expected = x + layer.attention(layer.layer_norm_1(x), *grid)[0]
-        assert_equal(sr_attention(x, *grid, **packed), expected)
+        assert_equal(sr_attention(x, *grid, **folded), expected)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -110,10 +109,10 @@ def test_mix_ffn(grid, batch, stripe_bytes, monkeypatch):
     layer = make_layer(20, 1, 1)
     x = tokens_with_large_mean(batch, *grid, 20)
     mlp = layer.mlp
-    packed = fold_mix_ffn(layer.layer_norm_2, mlp.dense1, mlp.dwconv.dwconv, mlp.dense2)
+    folded = fold_mix_ffn(layer.layer_norm_2, mlp.dense1, mlp.dwconv.dwconv, mlp.dense2)
     with torch.no_grad():
         expected = x + mlp(layer.layer_norm_2(x), *grid)
-        assert_equal(mix_ffn(x, *grid, **packed), expected)
+        assert_equal(mix_ffn(x, *grid, **folded), expected)
 
 
 @pytest.mark.parametrize(("patch_size", "stride"), [(7, 4), (3, 2), (3, 1), (5, 3)])
@@ -123,7 +122,7 @@ def test_patch_embed(patch_size, stride):
     x = torch.randn(2, 3, 37, 23)
     with torch.no_grad():
         expected, height, width = embeddings(x)
-        result, *grid = patch_embed(x, **embeddings.packed())
+        result, *grid = patch_embed(x, **embeddings.folded())
     assert_equal(result, expected)
     assert grid == [height, width]
     assert result.is_contiguous()
@@ -154,14 +153,14 @@ def test_decode_head(grids, num_labels, stripe_bytes, monkeypatch):
     ]
     with torch.no_grad(), fastseg.plain_path():
         expected = head(maps)
-    packed = fold_decode_head(
+    folded = fold_decode_head(
         [linear.proj for linear in head.linear_c],
         head.linear_fuse,
         head.batch_norm,
         head.classifier,
     )
     with torch.no_grad():
-        assert_equal(decode_head(maps, **packed), expected)
+        assert_equal(decode_head(maps, **folded), expected)
 
 
 def test_batch_norm_without_affine_and_layers_without_bias():
@@ -182,8 +181,8 @@ def test_batch_norm_without_affine_and_layers_without_bias():
             for linear, feature_map in zip(projections, maps, strict=True)
         ]
         expected = classifier(F.relu(batch_norm(fuse(torch.cat(projected[::-1], dim=1)))))
-        packed = fold_decode_head(projections, fuse, batch_norm, classifier)
-        assert_equal(decode_head(maps, **packed), expected)
+        folded = fold_decode_head(projections, fuse, batch_norm, classifier)
+        assert_equal(decode_head(maps, **folded), expected)
 
 
 def head_arguments():
@@ -219,7 +218,6 @@ def test_decode_head_without_classifier(stripe_bytes, monkeypatch):
 
 
 def test_kernels_need_a_classifier():
-    supports = importlib.import_module("fastseg.kernels.head.op").supports
     maps, weights, bias, *classifier = tree_map(torch.Tensor.float, head_arguments())
     assert supports(maps, weights, bias, None, None) == "there is no classifier"
     assert supports(maps, weights, bias, *classifier) is None
@@ -238,7 +236,7 @@ def test_whole_layer(hidden_act):
     layer = make_layer(20, 5, 2, hidden_act)
     x = tokens_with_large_mean(2, 7, 5, 20)
     with torch.no_grad():
-        assert_equal(layer.packed_forward(x, 7, 5), layer(x, 7, 5)[0])
+        assert_equal(layer.folded_forward(x, 7, 5), layer(x, 7, 5)[0])
 
 
 def test_inputs_are_not_written_to():
@@ -246,13 +244,13 @@ def test_inputs_are_not_written_to():
     x = torch.randn(1, 35, 20)
     before = x.clone()
     with torch.no_grad():
-        layer.packed_forward(x, 7, 5)
+        layer.folded_forward(x, 7, 5)
     assert torch.equal(x, before)
 
 
 def test_folded_tensors_have_the_parameters_dtype():
     layer = make_layer(20, 1, 2).bfloat16()
-    for part in layer.packed().values():
+    for part in layer.folded().values():
         for name, value in part.items():
             if isinstance(value, torch.Tensor):
                 # Sums are of the weights as they are rounded, and are not rounded themselves.
@@ -262,12 +260,12 @@ def test_folded_tensors_have_the_parameters_dtype():
 
 @pytest.mark.parametrize("sr_ratio", [1, 2])
 def test_sums_are_those_of_the_rounded_weights(sr_ratio):
-    packed = make_layer(20, 5, sr_ratio).bfloat16().packed()["attention"]
-    sums = {name: value for name, value in packed.items() if name.endswith("_weight_sum")}
+    folded = make_layer(20, 5, sr_ratio).bfloat16().folded()["attention"]
+    sums = {name: value for name, value in folded.items() if name.endswith("_weight_sum")}
     second = "key_value_weight_sum" if sr_ratio == 1 else "sr_weight_sum"
     assert set(sums) == {"query_weight_sum", second}
     for name, value in sums.items():
-        weight = packed[name.removesuffix("_sum")].double()
+        weight = folded[name.removesuffix("_sum")].double()
         if name == "sr_weight_sum":
             weight = weight.view(20, 4, 20).transpose(0, 1)
         torch.testing.assert_close(value.double(), weight.sum(-1), rtol=1e-6, atol=1e-6)

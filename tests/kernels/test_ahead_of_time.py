@@ -13,8 +13,7 @@ import re
 import pytest
 import torch
 
-from fastseg.kernels.core import configurations as configs
-from fastseg.kernels.core import optional_triton
+from fastseg.kernels.core import configurations, optional_triton
 
 if not optional_triton.HAS_TRITON or optional_triton.interpreting():
     pytest.skip("compiling needs Triton, not its interpreter", allow_module_level=True)
@@ -291,15 +290,15 @@ def test_users_of_a_kernel():
 # Configurations
 
 
-FILES = ("default", *configs.FAMILIES)
+FILES = ("default", *configurations.FAMILIES)
 
 
 @pytest.mark.parametrize("family", FILES)
 def test_committed_files(family):
-    content = json.loads((configs.FOLDER / f"{family}.json").read_text())
+    content = json.loads((configurations.FOLDER / f"{family}.json").read_text())
     assert content["family"] == family
     assert content["source"]
-    default = json.loads((configs.FOLDER / "default.json").read_text())["kernels"]
+    default = json.loads((configurations.FOLDER / "default.json").read_text())["kernels"]
     for kernel, entries in content["kernels"].items():
         # A family may say nothing of a dtype; a name that default lacks is a misspelt one.
         assert kernel in default
@@ -311,7 +310,7 @@ def test_committed_files(family):
 
 
 def test_every_kernel_has_defaults_for_both_dtypes():
-    content = json.loads((configs.FOLDER / "default.json").read_text())["kernels"]
+    content = json.loads((configurations.FOLDER / "default.json").read_text())["kernels"]
     assert len(content) > 10
     for kernel, entries in content.items():
         dtypes = {entry["dtype"] for entry in entries}
@@ -331,7 +330,7 @@ def user_file(tmp_path, monkeypatch):
 
 
 def ask(sizes, dtype=torch.float16, kernel="k", divides=None):
-    return configs.look_up(kernel, torch.device("cpu"), dtype, sizes, divides)
+    return configurations.look_up(kernel, torch.device("cpu"), dtype, sizes, divides)
 
 
 def entry(value, dtype="half", **sizes):

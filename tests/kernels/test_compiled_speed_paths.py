@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import warnings
 
 import pytest
@@ -14,8 +13,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fastseg
 from fastseg.kernels import mix_ffn, upsample_argmax
-from fastseg.kernels.blocks.bilinear import bilinear_source, image_stripes, row_shares, share_rows
+from fastseg.kernels.blocks import onednn
+from fastseg.kernels.blocks.bilinear import (
+    bilinear_neighbours,
+    image_stripes,
+    row_shares,
+    share_rows,
+)
 from fastseg.kernels.blocks.onednn import dense, dense_residual
+from fastseg.kernels.ffn import op
 from tests.model_cases import relative_error, tiny_model
 
 OPS = {"patch_embed": 4, "sr_attention": 4, "mix_ffn": 4, "decode_head": 1}
@@ -75,7 +81,6 @@ def test_inductor_keeps_memory_formats():
 
 
 def test_ops_of_a_graph_work_in_stripes(monkeypatch):
-    module = importlib.import_module("fastseg.kernels.ffn.op")
     counts = []
 
     def counted(*arguments):
@@ -83,7 +88,7 @@ def test_ops_of_a_graph_work_in_stripes(monkeypatch):
         counts.append(len(stripes))
         return stripes
 
-    monkeypatch.setattr(module, "image_stripes", counted)
+    monkeypatch.setattr(op, "image_stripes", counted)
     monkeypatch.setattr("fastseg.kernels.blocks.bilinear.STRIPE_BYTES", 5000)
     model, pixels = tiny_model(), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -237,8 +242,7 @@ def test_products_are_counted_by_counters_and_left_to_aten_on_request(monkeypatc
         "fastseg.kernels.blocks.onednn.F.linear", lambda *tensors: called.append(1) or tensors[0]
     )
     dense(x, weight, bias)
-    module = importlib.import_module("fastseg.kernels.blocks.onednn")
-    assert bool(called) != module._FAST
+    assert bool(called) != onednn._FAST
     called.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of TF32, which is not touched
@@ -272,7 +276,7 @@ def test_shared_rows_are_those_of_interpolate(sizes):
     expected = F.interpolate(
         grid.permute(0, 3, 1, 2), size=(height, width), mode="bilinear", align_corners=False
     ).permute(0, 2, 3, 1)
-    rows = row_shares(bilinear_source(height, source[0], grid.device, grid.dtype), source[0])
+    rows = row_shares(bilinear_neighbours(height, source[0], grid.device, grid.dtype), source[0])
     assert torch.equal(rows.sum(1), torch.ones(height, dtype=torch.float64))
     for top, bottom in ((0, height), (0, 3), (1, 2), (2, height)):
         shares, widened = share_rows(grid, rows, top, bottom, width)

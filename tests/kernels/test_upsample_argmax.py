@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from fastseg.kernels import upsample_argmax
+from fastseg.kernels.labels import op
 
 GRIDS = [(1, 1), (1, 7), (16, 16), (33, 9)]
 
@@ -104,8 +103,7 @@ def test_border_pixels_alone_are_blended(size, monkeypatch):
 
 
 def test_chunks_and_stripes(monkeypatch):
-    module = importlib.import_module("fastseg.kernels.labels.op")  # not the function in it
-    monkeypatch.setattr(module, "_PIXELS_PER_CHUNK", 7)
+    monkeypatch.setattr(op, "_PIXELS_PER_CHUNK", 7)
     monkeypatch.setattr("fastseg.kernels.blocks.bilinear.STRIPE_BYTES", 100)
     calls = []
     for name in ("embedding_bag", "interpolate"):

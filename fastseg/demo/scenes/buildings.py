@@ -55,7 +55,7 @@ class Building:
     seed: int
 
     def beyond(self, x: float) -> bool:
-        """Whether x is not on the street's side of the wall that faces the street."""
+        """Return whether x is not on the street's side of the wall that faces the street."""
         return x > self.x0 - 0.5 if self.x0 > 0 else x < self.x1 + 0.5
 
 

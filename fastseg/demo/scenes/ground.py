@@ -17,7 +17,7 @@ from .noise import Array
 
 @dataclass(frozen=True)
 class Road:
-    """Where the road lies, and what is beside it. Lengths in metres."""
+    """Place of the road, and what is beside it. Lengths in metres."""
 
     centre: float  # x of the middle line, where the camera stands
     bend: float  # x grows by bend * z**2
@@ -33,7 +33,7 @@ class Road:
         return self.centre + self.bend * z * z
 
     def edge(self, side: int, z: float) -> float:
-        """x of the outer edge of the pavement; side is -1 on the left, 1 on the right."""
+        """The x of the outer edge of the pavement; side is -1 on the left, 1 on the right."""
         return self.middle(z) + side * (self.half + self.walk[side > 0])
 
 

@@ -1,4 +1,4 @@
-"""Where things stand: draws up a place and everything in it, before anything is painted."""
+"""Layout of a scene: a place and everything in it, before anything is painted."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Layout:
     taken: list[tuple[float, float, float]] = field(default_factory=list)
 
     def free(self, x: float, z: float, radius: float) -> bool:
-        """Whether a disc on the ground is empty and in front of all buildings; takes it if so."""
+        """Take a disc on the ground if it is empty and before all buildings; return whether."""
         if any(b.z0 - 1 < z < b.z1 + 1 and b.beyond(x) for b in self.buildings):
             return False
         if any((x - a) ** 2 + (z - b) ** 2 < (radius + r) ** 2 for a, b, r in self.taken):
@@ -51,16 +51,16 @@ class Layout:
 
     def drawings(self) -> list[Drawing]:
         """Everything that stands, as (distance, how to draw it), far to near."""
-        found: list[Drawing] = []
+        drawings: list[Drawing] = []
         # What stands in the street is nearer than the wall beside it and farther than the next
         # front: a building is painted in two goes.
-        found += [(b.z1, partial(draw_side, b)) for b in self.buildings]
-        found += [(b.z0, partial(draw_front, b)) for b in self.buildings]
-        found += [(t.z, partial(draw_tree, t)) for t in self.trees]
-        found += [(v.z, partial(draw_vehicle, v)) for v in self.vehicles]
-        found += [(p.z, partial(draw_person, p)) for p in self.people]
-        found += [(s.z, partial(draw_sign, s)) for s in self.signs]
-        return sorted(found, key=lambda item: -item[0])
+        drawings += [(b.z1, partial(draw_side, b)) for b in self.buildings]
+        drawings += [(b.z0, partial(draw_front, b)) for b in self.buildings]
+        drawings += [(t.z, partial(draw_tree, t)) for t in self.trees]
+        drawings += [(v.z, partial(draw_vehicle, v)) for v in self.vehicles]
+        drawings += [(p.z, partial(draw_person, p)) for p in self.people]
+        drawings += [(s.z, partial(draw_sign, s)) for s in self.signs]
+        return sorted(drawings, key=lambda item: -item[0])
 
 
 def _seed(rng: np.random.Generator) -> int:

@@ -55,7 +55,7 @@ class Light:
 
     @property
     def lamps(self) -> bool:
-        """Whether windows and lamps are lit."""
+        """Return whether windows and lamps are lit."""
         return self.weather in ("night", "dusk")
 
     @property
@@ -136,7 +136,7 @@ def add_rain(image: Array, rng: np.random.Generator) -> None:
 
 
 def develop(image: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """From light (H, W, 3), about 0..1, to the camera's bytes: exposure, white balance, contrast,
+    """Turn light (H, W, 3), about 0..1, into the camera's bytes: exposure, white balance, contrast,
     vignette, blur and sensor noise."""
     height, width = image.shape[:2]
     gain = rng.uniform(0.95, 1.14) * rng.uniform(0.94, 1.06, 3).astype(np.float32)

@@ -55,7 +55,7 @@ def draw_tree_plan(rng: np.random.Generator, x: float, z: float, kind: str, heig
 
 
 def _balls(tree: Tree, x: Array, y: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-    """How far inside the crown (above 0) and how much it faces right and up, both (h, w)."""
+    """Depth inside the crown (above 0), and how much it faces right and up, both (h, w)."""
     low = {"round": 0.3, "poplar": 0.1, "bush": 0.0}[tree.kind]
     middle, tall = 0.5 * (1 + low) * tree.height, 0.5 * (1 - low) * tree.height
     count = {"round": 11, "poplar": 9, "bush": 7}[tree.kind]

@@ -80,7 +80,7 @@ def draw_vehicle_plan(
 
 
 class _Painter:
-    """Turns points of the vehicle (along, up, across) into polygons of its sprite."""
+    """Painter of a vehicle: from points (along, up, across) to polygons of its sprite."""
 
     def __init__(self, vehicle: Vehicle, canvas: Canvas) -> None:
         self.v, self.canvas, self.sprite = vehicle, canvas, Sprite()
@@ -95,7 +95,7 @@ class _Painter:
         )
 
     def seen(self, points: Sequence[Vec]) -> tuple[bool, Vec]:
-        """Whether the outside of a face shows (corners anticlockwise from outside), its normal."""
+        """Return whether the outside of a face shows (corners anticlockwise), its normal."""
         (ax, ay, az), (bx, by, bz), (cx, cy, cz) = (self.world(p) for p in points[:3])
         px, py, pz, qx, qy, qz = bx - ax, by - ay, bz - az, cx - bx, cy - by, cz - bz
         # x right, y up, z away is a left-handed frame: the cross product points inwards.

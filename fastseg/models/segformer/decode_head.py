@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastseg import kernels
-from fastseg.folding.cache import Packed
+from fastseg.folding.cache import Folded
 from fastseg.folding.conditions import ASKED_FOR, plain_reason
-from fastseg.folding.modules import PackedModule, PackedOwner
+from fastseg.folding.modules import FoldedForward, FoldedModule
 from fastseg.kernels.blocks.tokens import map_to_tokens
 
 from .config import SegformerConfig
@@ -32,7 +32,7 @@ class SegformerMLP(nn.Module):
         return projected.transpose(1, 2).unflatten(2, feature_map.shape[2:])
 
 
-class SegformerDecodeHead(PackedOwner, PackedModule):
+class SegformerDecodeHead(FoldedForward, FoldedModule):
     """Stage maps, finest first, to logits (B, num_labels, H/4, W/4)."""
 
     def __init__(self, config: SegformerConfig) -> None:
@@ -66,7 +66,7 @@ class SegformerDecodeHead(PackedOwner, PackedModule):
             )
         reason = plain_reason(self, *encoder_hidden_states)
         if reason is None and self.refresh_in_graph():
-            return kernels.decode_head(encoder_hidden_states, **self.packed())
+            return kernels.decode_head(encoder_hidden_states, **self.folded())
         if reason not in (None, ASKED_FOR):
             self.drop_folds()
         size = encoder_hidden_states[0].shape[2:]
@@ -77,6 +77,6 @@ class SegformerDecodeHead(PackedOwner, PackedModule):
         fused = self.batch_norm(self.linear_fuse(torch.cat(projected[::-1], dim=1)))
         return self.classifier(self.dropout(self.activation(fused)))
 
-    def fold(self) -> Packed:
+    def fold(self) -> Folded:
         projections = [cast(SegformerMLP, linear).proj for linear in self.linear_c]
         return fold_decode_head(projections, self.linear_fuse, self.batch_norm, self.classifier)

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastseg.exporting.folded import FoldedLayer, FoldedStage
 from fastseg.folding.conditions import ASKED_FOR, plain_reason
-from fastseg.folding.modules import PackedOwner
+from fastseg.folding.modules import FoldedForward
 from fastseg.kernels import select_backend
 from fastseg.kernels.blocks.tokens import tokens_to_map
 
@@ -18,7 +18,7 @@ from .config import SegformerConfig
 from .layers import SegformerLayer, SegformerOverlapPatchEmbeddings
 
 
-class SegformerEncoder(PackedOwner, nn.Module):
+class SegformerEncoder(FoldedForward, nn.Module):
     """Pixels (B, C, H, W) to one map for each stage, finest first."""
 
     def __init__(self, config: SegformerConfig) -> None:
@@ -70,7 +70,7 @@ class SegformerEncoder(PackedOwner, nn.Module):
         if not torch.compiler.is_compiling():
             select_backend(pixel_values.device)  # an unknown or absent one is an error
         reason = plain_reason(self, pixel_values)
-        packed = not output_attentions and reason is None and self.refresh_in_graph()
+        folded = not output_attentions and reason is None and self.refresh_in_graph()
         if reason not in (None, ASKED_FOR):
             self.drop_folds()
         feature_map = pixel_values
@@ -80,15 +80,15 @@ class SegformerEncoder(PackedOwner, nn.Module):
             embed: Any = self.patch_embeddings[stage]
             layers: Any = self.block[stage]
             tokens, height, width = (
-                embed.packed_forward(feature_map) if packed else embed(feature_map)
+                embed.folded_forward(feature_map) if folded else embed(feature_map)
             )
             self._check_grid(stage, height, width, pixel_values)
             norm = self.layer_norm[stage]
             for layer in layers:
-                if packed:
+                if folded:
                     # The stage's last layer takes the norm with it: one pass over the tokens less.
                     last_norm = norm if layer is layers[-1] else None
-                    tokens = layer.packed_forward(tokens, height, width, last_norm)
+                    tokens = layer.folded_forward(tokens, height, width, last_norm)
                 elif self.gradient_checkpointing is not None and self.training:
                     tokens, attention = checkpoint(
                         layer, tokens, height, width, **self.gradient_checkpointing
@@ -99,7 +99,7 @@ class SegformerEncoder(PackedOwner, nn.Module):
                     attentions.append(attention)
                 if not output_attentions:
                     attentions.clear()
-            if not packed or len(layers) == 0:
+            if not folded or len(layers) == 0:
                 tokens = norm(tokens)
             feature_map = tokens_to_map(tokens, height, width)
             maps.append(feature_map)
@@ -110,11 +110,11 @@ class SegformerEncoder(PackedOwner, nn.Module):
         stages: Any = zip(self.patch_embeddings, self.block, self.layer_norm, strict=True)
         return tuple(
             FoldedStage(
-                embed.packed(),
+                embed.folded(),
                 tuple(
                     FoldedLayer(
-                        layer.packed()["attention"],
-                        {"activation": layer.mlp.hidden_act, **layer.packed()["mix_ffn"]},
+                        layer.folded()["attention"],
+                        {"activation": layer.mlp.hidden_act, **layer.folded()["mix_ffn"]},
                     )
                     for layer in layers
                 ),

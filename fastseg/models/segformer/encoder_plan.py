@@ -1,4 +1,4 @@
-"""What runs of an encoder of another library: op by op folded, or by the host's own modules."""
+"""Plan of an encoder of another library: op by op folded, or by the host's own modules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from fastseg import kernels
 from fastseg.exporting.folded import FoldedLayer, FoldedStage
-from fastseg.folding.cache import Packed
+from fastseg.folding.cache import Folded
 from fastseg.folding.parts import Part, part_problem
 from fastseg.kernels.blocks.tokens import tokens_to_map
 
@@ -55,12 +55,12 @@ class EncoderHost:
     forward: Callable[..., Any]
 
     def plan(self, encoder: nn.Module, refused: Mapping[str, str]) -> EncoderPlan:
-        """What runs of `encoder`, whose layers with the names in `refused` stay the host's."""
+        """Make the plan of `encoder`; layers with the names in `refused` stay the host's."""
         reasons = {id(m): refused[n] for n, m in encoder.named_modules() if n in refused}
         return EncoderPlan(encoder, self, reasons)
 
     def answer(self, encoder: nn.Module, plan: Any, *args: Any, **kwargs: Any) -> Any:
-        """What the method returns, or HOST."""
+        """Return what the method returns, or HOST."""
         return self.forward(encoder, plan.run, *args, **kwargs)
 
 
@@ -97,20 +97,20 @@ class LayerPlan:
         ):
             return _normalized(self.names.call(self.layer, x, height, width), norm)
         if self.attention.is_folded():
-            x = kernels.sr_attention(x, height, width, **self.attention.packed())
+            x = kernels.sr_attention(x, height, width, **self.attention.folded())
         else:
             x = self.names.call_attention(self.layer, x, height, width)
         if not self.ffn.is_folded():
             return _normalized(self.names.call_ffn(self.layer, x, height, width), norm)
-        packed = self.ffn.packed()
+        folded = self.ffn.folded()
         if norm is None:
-            return kernels.mix_ffn(x, height, width, **packed)
+            return kernels.mix_ffn(x, height, width, **folded)
         return kernels.mix_ffn(
             *(x, height, width),
             norm_weight=norm.weight,
             norm_bias=norm.bias,
             norm_eps=norm.eps,
-            **packed,
+            **folded,
         )
 
 
@@ -145,7 +145,7 @@ class StagePlan:
 
     def run(self, feature_map: torch.Tensor) -> torch.Tensor:
         if self.embed.is_folded():
-            tokens, height, width = kernels.patch_embed(feature_map, **self.embed.packed())
+            tokens, height, width = kernels.patch_embed(feature_map, **self.embed.folded())
         else:
             tokens, height, width = self._embed_names.call(self.stage.embed, feature_map)
         norm: Any = self.stage.norm
@@ -165,7 +165,7 @@ def _normalized(tokens: torch.Tensor, norm: Any) -> torch.Tensor:
 
 
 class EncoderPlan:
-    """All of an encoder.
+    """An encoder, stage by stage.
 
     Args:
         refused: why layers stay the host's, by their ids, as a check of their kinds has found.
@@ -179,7 +179,7 @@ class EncoderPlan:
         ]
 
     def is_current(self) -> bool:
-        """Whether the encoder still holds the modules that this was made for."""
+        """Return whether the encoder still holds the modules that this was made for."""
         stages = self.host.stages(self.encoder)
         return len(stages) == len(self.stages) and all(
             now.embed is plan.stage.embed
@@ -205,7 +205,7 @@ class EncoderPlan:
         return None
 
     def may_run(self) -> bool:
-        """Whether `run` may be called, as settled before, or as it is now in an export."""
+        """Return whether `run` may be called, as settled before, or as it is now in an export."""
         return any(part.is_folded() for part in self.folded_parts())
 
     def parts(self) -> list[Part]:
@@ -220,7 +220,7 @@ class EncoderPlan:
         ]
 
     def modes(self) -> list[str | None]:
-        """Why each part stays the host's, None for those that do not: what graphs are traced by."""
+        """Reasons why parts stay the host's, None for those that do not: graphs depend on them."""
         modes: list[str | None] = []
         for stage in self.stages:
             modes += [stage.embed.reason, stage.norm_reason]
@@ -229,7 +229,7 @@ class EncoderPlan:
         return modes
 
     def reasons(self) -> Iterator[tuple[str, str]]:
-        """(module's name, reason) of what stays the host's."""
+        """Pairs (module's name, reason) of what stays the host's."""
         names = {id(module): name for name, module in self.encoder.named_modules()}
         for stage in self.stages:
             if stage.embed.reason is not None:
@@ -245,25 +245,25 @@ class EncoderPlan:
             if stage.norm_reason is not None:
                 yield names.get(id(stage.stage.norm), "?"), stage.norm_reason
 
-    def arguments(self) -> Iterator[tuple[str, Packed]]:
+    def arguments(self) -> Iterator[tuple[str, Folded]]:
         """Each op that runs folded, by name, with its folded arguments."""
         for stage in self.stages:
             if stage.embed.reason is None:
-                yield "patch_embed", stage.embed.packed()
+                yield "patch_embed", stage.embed.folded()
             for layer in stage.layers:
                 if layer.reason is None and layer.attention.reason is None:
-                    yield "sr_attention", layer.attention.packed()
+                    yield "sr_attention", layer.attention.folded()
                 if layer.reason is None and layer.ffn.reason is None:
-                    yield "mix_ffn", layer.ffn.packed()
+                    yield "mix_ffn", layer.ffn.folded()
 
     def folded_stages(self) -> tuple[FoldedStage, ...]:
         """The stages, all of them folded, as exporters take them."""
         stages = []
         for plan in self.stages:
-            layers = (FoldedLayer(x.attention.packed(), x.ffn.packed()) for x in plan.layers)
+            layers = (FoldedLayer(x.attention.folded(), x.ffn.folded()) for x in plan.layers)
             norm: Any = plan.stage.norm
             arguments = {"weight": norm.weight, "bias": norm.bias, "eps": norm.eps}
-            stages.append(FoldedStage(plan.embed.packed(), tuple(layers), arguments))
+            stages.append(FoldedStage(plan.embed.folded(), tuple(layers), arguments))
         return tuple(stages)
 
     def folded_head(self) -> None:

@@ -1,4 +1,4 @@
-"""What runs of a decode head of another library: the fused map and the classifier."""
+"""Plan of a decode head of another library: the fused map and the classifier."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastseg import kernels
-from fastseg.folding.cache import Packed
-from fastseg.folding.parts import Declined, Part, conv2d, find, part_problem
+from fastseg.folding.cache import Folded
+from fastseg.folding.parts import Declined, Part, find, find_conv2d, part_problem
 
 from .encoder_plan import Maps
 from .fold import fold_classifier
@@ -38,7 +38,7 @@ class HeadHost:
     name: str
     matches: Callable[[nn.Module], bool]
     roots: Callable[[Any], list[nn.Module]]
-    fold: Callable[[Any], Packed]
+    fold: Callable[[Any], Folded]
     classifier: str
     maps: Callable[..., Maps]
     called: Callable[[Any], list[nn.Module]] = lambda head: []
@@ -47,11 +47,11 @@ class HeadHost:
     method: str = "forward"
 
     def plan(self, head: nn.Module, refused: Mapping[str, str]) -> HeadPlan:
-        """What runs of `head`; there are no layers in it to refuse."""
+        """Make the plan of `head`; there are no layers in it to refuse."""
         return HeadPlan(head, self)
 
     def answer(self, head: nn.Module, plan: Any, *args: Any, **kwargs: Any) -> Any:
-        """What forward returns."""
+        """Return what forward returns."""
         return plan.run(self.maps(head, *args, **kwargs))
 
 
@@ -66,13 +66,13 @@ class HeadPlan:
         self.classifier = Part(head, [classifier] if classifier is not None else [], self._fold)
 
     def _fold(self) -> Any:
-        conv = conv2d(self.head, self.host.classifier, kernel=1)
+        conv = find_conv2d(self.head, self.host.classifier, kernel=1)
         if conv.groups != 1 or conv.stride != (1, 1) or set(conv.padding) != {0}:
             raise Declined(f"{self.host.classifier} is a convolution of another form: {conv}")
         return fold_classifier(conv)
 
     def is_current(self) -> bool:
-        """Whether the head still holds the modules that this was made for."""
+        """Return whether the head still holds the modules that this was made for."""
         classifier = find(self.head, self.host.classifier)
         now = [*self.host.roots(self.head), *([] if classifier is None else [classifier])]
         then = [*self.neck.roots, *self.classifier.roots]
@@ -92,7 +92,7 @@ class HeadPlan:
         return self.neck.reason
 
     def may_run(self) -> bool:
-        """Whether `run` may be called, as settled before, or as it is now in an export."""
+        """Return whether `run` may be called, as settled before, or as it is now in an export."""
         return self.neck.is_folded()
 
     def parts(self) -> list[Part]:
@@ -102,31 +102,31 @@ class HeadPlan:
         return [part for part in self.parts() if part.reason is None]
 
     def modes(self) -> list[str | None]:
-        """Why each part stays the host's, None for those that do not: what graphs are traced by."""
+        """Reasons why parts stay the host's, None for those that do not: graphs depend on them."""
         return [part.reason for part in self.parts()]
 
     def reasons(self) -> Iterator[tuple[str, str]]:
-        """(module's name, reason) of what stays the host's."""
+        """Pairs (module's name, reason) of what stays the host's."""
         if self.classifier.reason is not None:
             yield self.host.classifier, self.classifier.reason
 
-    def arguments(self) -> Iterator[tuple[str, Packed]]:
+    def arguments(self) -> Iterator[tuple[str, Folded]]:
         """The op that runs folded, by name, with its folded arguments."""
-        classifier = self.classifier.packed() if self.classifier.reason is None else {}
-        yield "decode_head", {**self.neck.packed(), **classifier}
+        classifier = self.classifier.folded() if self.classifier.reason is None else {}
+        yield "decode_head", {**self.neck.folded(), **classifier}
 
     def folded_stages(self) -> tuple[()]:
         """A head has none."""
         return ()
 
-    def folded_head(self) -> Packed | None:
-        """All of it folded, as exporters take it; None where they cannot."""
-        return {**self.neck.packed(), **self.classifier.packed()} if self.host.exports else None
+    def folded_head(self) -> Folded | None:
+        """The folded head as exporters take it; None where they cannot."""
+        return {**self.neck.folded(), **self.classifier.folded()} if self.host.exports else None
 
     def run(self, maps: Maps) -> Any:
-        """What the host's forward returns for the stages' maps, finest first."""
-        packed = dict(self.neck.packed())
-        projections = packed.pop("projections", None)
+        """Return what the host's forward returns for the stages' maps, finest first."""
+        folded = dict(self.neck.folded())
+        projections = folded.pop("projections", None)
         inputs = maps
         if projections is not None:
             inputs = [
@@ -134,8 +134,8 @@ class HeadPlan:
                 for one, (weight, bias) in zip(maps, projections, strict=True)
             ]
         if self.classifier.is_folded():
-            logits = kernels.decode_head(inputs, **packed, **self.classifier.packed())
+            logits = kernels.decode_head(inputs, **folded, **self.classifier.folded())
         else:
-            fused: torch.Tensor = kernels.decode_head(inputs, **packed)
+            fused: torch.Tensor = kernels.decode_head(inputs, **folded)
             logits = find(self.head, self.host.classifier)(fused)
         return self.host.finish(self.head, logits, maps)

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from fastseg import kernels
-from fastseg.folding.cache import Packed
-from fastseg.folding.modules import PackedModule
+from fastseg.folding.cache import Folded
+from fastseg.folding.modules import FoldedModule
 from fastseg.kernels.blocks.activations import ACTIVATIONS
 
 from .config import SegformerConfig
@@ -38,7 +38,7 @@ class SegformerDropPath(nn.Module):
         return f"p={self.drop_prob}"
 
 
-class SegformerOverlapPatchEmbeddings(PackedModule):
+class SegformerOverlapPatchEmbeddings(FoldedModule):
     """Strided convolution with padding `patch_size // 2`, then LayerNorm."""
 
     def __init__(
@@ -65,7 +65,7 @@ class SegformerOverlapPatchEmbeddings(PackedModule):
         height, width = embeddings.shape[2:]
         return self.layer_norm(embeddings.flatten(2).transpose(1, 2)), height, width
 
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
+    def grid_size(self, height: int, width: int) -> tuple[int, int]:
         """The grid of tokens of an input of `height` x `width`."""
         patch_size, stride = self.proj.kernel_size[0], self.proj.stride[0]
         rows, columns = (
@@ -73,11 +73,11 @@ class SegformerOverlapPatchEmbeddings(PackedModule):
         )
         return rows, columns
 
-    def packed_forward(self, feature_map: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+    def folded_forward(self, feature_map: torch.Tensor) -> tuple[torch.Tensor, int, int]:
         """`forward` in eval mode, without NCHW memory in between."""
-        return kernels.patch_embed(feature_map, **self.packed())
+        return kernels.patch_embed(feature_map, **self.folded())
 
-    def fold(self) -> Packed:
+    def fold(self) -> Folded:
         return fold_patch_embed(self.proj, self.layer_norm)
 
 
@@ -184,7 +184,7 @@ class SegformerMixFFN(nn.Module):
         return self.dropout(self.dense2(hidden_states))
 
 
-class SegformerLayer(PackedModule):
+class SegformerLayer(FoldedModule):
     """One Transformer layer: attention and Mix-FFN, each after a LayerNorm, each residual."""
 
     def __init__(
@@ -212,12 +212,12 @@ class SegformerLayer(PackedModule):
         mixed = self.mlp(self.layer_norm_2(hidden_states), height, width)
         return self.drop_path(mixed) + hidden_states, probabilities
 
-    def packed_forward(
+    def folded_forward(
         self, hidden_states: torch.Tensor, height: int, width: int, norm: nn.LayerNorm | None = None
     ) -> torch.Tensor:
         """Tokens of `forward` in eval mode, on folded weights; after `norm`, where one is given."""
-        packed = self.packed()
-        hidden_states = kernels.sr_attention(hidden_states, height, width, **packed["attention"])
+        folded = self.folded()
+        hidden_states = kernels.sr_attention(hidden_states, height, width, **folded["attention"])
         return kernels.mix_ffn(
             hidden_states,
             height,
@@ -226,10 +226,10 @@ class SegformerLayer(PackedModule):
             norm_weight=None if norm is None else norm.weight,
             norm_bias=None if norm is None else norm.bias,
             norm_eps=1e-5 if norm is None else norm.eps,
-            **packed["mix_ffn"],
+            **folded["mix_ffn"],
         )
 
-    def fold(self) -> Packed:
+    def fold(self) -> Folded:
         attention = self.attention.self
         reduces = attention.sr_ratio > 1
         return {

@@ -8,6 +8,7 @@ Paper: Xie et al., SegFormer, arXiv:2105.15203.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from torch import nn
 from fastseg.checkpoints.load import load_pretrained, save_pretrained
 from fastseg.exporting.folded import FoldedModel
 from fastseg.folding.conditions import structure_reason
-from fastseg.folding.modules import drop_packed
+from fastseg.folding.modules import refold
 from fastseg.kernels.blocks.tokens import tokens_to_map
 
 from ..outputs import BaseModelOutput, ImageClassifierOutput, SemanticSegmenterOutput
@@ -75,13 +76,14 @@ class SegformerPreTrainedModel(nn.Module):
         """What `FoldedModel` holds beside the stages."""
         return {}
 
-    def repack(self) -> None:
-        """Drop the folded weights; the next forward folds them anew.
+    def refold(self) -> None:
+        """Forget the folded weights; see `fastseg.refold`."""
+        refold(self)
 
-        Needed only after an edit that PyTorch does not count: one through `parameter.data` or from
-        outside PyTorch. All other edits are noticed.
-        """
-        drop_packed(self)
+    def repack(self) -> None:
+        """Call `refold`, of which this is the name before 0.2; it goes with the release after."""
+        warnings.warn("repack: the name is refold now", DeprecationWarning, stacklevel=2)
+        refold(self)
 
     @property
     def device(self) -> torch.device:
@@ -210,7 +212,7 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
         return output if self._return_dict(return_dict) else output.to_tuple()
 
     def _folded_head(self) -> dict[str, Any]:
-        return {"head": self.decode_head.packed(), "id2label": dict(self.config.id2label)}
+        return {"head": self.decode_head.folded(), "id2label": dict(self.config.id2label)}
 
     def _stage_maps(self, hidden_states: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """Maps of all stages, the last one too where `reshape_last_stage` leaves it as tokens."""
@@ -218,7 +220,7 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
         if last.ndim == 4:
             return hidden_states
         embeddings: Any = self._encoder.patch_embeddings[-1]
-        height, width = embeddings.output_size(*hidden_states[-2].shape[2:])
+        height, width = embeddings.grid_size(*hidden_states[-2].shape[2:])
         return (*hidden_states[:-1], tokens_to_map(last, height, width))
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastseg.folding.cache import Packed
+from fastseg.folding.cache import Folded
 from fastseg.folding.parts import (
     Affine,
     Declined,
     Part,
     activation_name,
-    conv2d,
     find,
-    layer_norm,
-    linear,
+    find_conv2d,
+    find_layer_norm,
+    find_linear,
 )
 
 from .fold import fold_mix_ffn, fold_patch_embed, fold_sr_attention
@@ -26,19 +26,19 @@ from .hosts.names import EmbedNames, LayerNames
 def attention_part(layer: nn.Module, names: LayerNames) -> Part:
     """LayerNorm, attention and residual: arguments of `kernels.sr_attention`."""
 
-    def fold() -> Packed:
-        norm = layer_norm(layer, names.attention_norm)
+    def fold() -> Folded:
+        norm = find_layer_norm(layer, names.attention_norm)
         heads = find(layer, names.num_heads)
         query, key, value = _query_key_value(layer, names)
-        output = linear(layer, names.output)
+        output = find_linear(layer, names.output)
         channels = norm.weight.shape[0]
         for path, projection in ((names.query, query), (names.key, key), (names.output, output)):
             if projection.weight.shape != (channels, channels):
                 raise Declined(f"{path} is not {channels} to {channels} channels")
         reduction = reduction_norm = None
         if isinstance(find(layer, names.reduction), nn.Conv2d):
-            reduction = conv2d(layer, names.reduction)
-            reduction_norm = layer_norm(layer, names.reduction_norm)
+            reduction = find_conv2d(layer, names.reduction)
+            reduction_norm = find_layer_norm(layer, names.reduction_norm)
             if reduction.stride != reduction.kernel_size or set(reduction.padding) != {0}:
                 raise Declined(f"{names.reduction} is a convolution of another form: {reduction}")
             if reduction.groups != 1:
@@ -58,12 +58,12 @@ def _query_key_value(layer: nn.Module, names: LayerNames) -> tuple[Any, Any, Any
             raise Declined(f"{names.in_projection} has no projection of queries, keys and values")
         query, key, value = _chunks(attention.in_proj_weight, attention.in_proj_bias, 3)
         return query, key, value
-    query = linear(layer, names.query)
+    query = find_linear(layer, names.query)
     if names.key_value:
-        both = linear(layer, names.key_value)
+        both = find_linear(layer, names.key_value)
         key, value = _chunks(both.weight, both.bias, 2)
         return query, key, value
-    return query, linear(layer, names.key), linear(layer, names.value)
+    return query, find_linear(layer, names.key), find_linear(layer, names.value)
 
 
 def _chunks(weight: torch.Tensor, bias: torch.Tensor | None, count: int) -> list[Affine]:
@@ -74,10 +74,10 @@ def _chunks(weight: torch.Tensor, bias: torch.Tensor | None, count: int) -> list
 def ffn_part(layer: nn.Module, names: LayerNames) -> Part:
     """LayerNorm, Mix-FFN and residual: arguments of `kernels.mix_ffn`."""
 
-    def fold() -> Packed:
-        norm = layer_norm(layer, names.ffn_norm)
-        fc1, fc2 = linear(layer, names.fc1), linear(layer, names.fc2)
-        dwconv = conv2d(layer, names.dwconv, kernel=3)
+    def fold() -> Folded:
+        norm = find_layer_norm(layer, names.ffn_norm)
+        fc1, fc2 = find_linear(layer, names.fc1), find_linear(layer, names.fc2)
+        dwconv = find_conv2d(layer, names.dwconv, kernel=3)
         if dwconv.groups != dwconv.in_channels or dwconv.stride != (1, 1):
             raise Declined(f"{names.dwconv} is no depthwise convolution: {dwconv}")
         activation = activation_name(find(layer, names.activation))
@@ -92,9 +92,9 @@ def ffn_part(layer: nn.Module, names: LayerNames) -> Part:
 def embed_part(embed: nn.Module, names: EmbedNames) -> Part:
     """Convolution and LayerNorm: arguments of `kernels.patch_embed`."""
 
-    def fold() -> Packed:
-        proj = conv2d(embed, names.proj)
-        norm = layer_norm(embed, names.norm)
+    def fold() -> Folded:
+        proj = find_conv2d(embed, names.proj)
+        norm = find_layer_norm(embed, names.norm)
         if proj.groups != 1:
             raise Declined(f"{names.proj} is grouped")
         return fold_patch_embed(proj, norm)

@@ -1,4 +1,4 @@
-"""Whether a host's encoder, layers and head compute what a SegFormer's do: tried out on copies.
+"""Trials on copies: whether a host's encoder, layers and head compute what a SegFormer's do.
 
 Names alone do not tell a layer with a scale of its own, or another order of norms, from a
 SegFormer's. So one copy of each kind of layer, and of the whole with one layer a stage, runs both
@@ -26,7 +26,7 @@ _PIXELS = (64, 96)
 
 @apart()
 def layer_refusal(layer: nn.Module, names: LayerNames) -> str | None:
-    """Why this layer has to stay the host's; None where it computes what it seems to."""
+    """Reason why this layer has to stay the host's; None where it computes what it seems to."""
     try:
         twin: Any = trial_copy(layer)
         plan = LayerPlan(twin, names, None)
@@ -44,7 +44,7 @@ def layer_refusal(layer: nn.Module, names: LayerNames) -> str | None:
 
 @apart()
 def encoder_refusal(encoder: Any, host: EncoderHost, refused: dict[str, str]) -> str | None:
-    """Why the encoder has to stay the host's, run with its first layer of each stage.
+    """Reason why the encoder has to stay the host's, run with its first layer of each stage.
 
     Args:
         refused: names of layers that stay the host's, and why.
@@ -70,7 +70,7 @@ def encoder_refusal(encoder: Any, host: EncoderHost, refused: dict[str, str]) ->
 
 @apart()
 def head_refusal(head: Any, host: HeadHost) -> str | None:
-    """Why the head has to stay the host's; None where it computes what it seems to."""
+    """Reason why the head has to stay the host's; None where it computes what it seems to."""
     try:
         twin: Any = trial_copy(head, _stage_layers)
         plan = host.plan(twin, {})
@@ -80,7 +80,7 @@ def head_refusal(head: Any, host: HeadHost) -> str | None:
         if host.name == "segmentation_models_pytorch":
             inputs: Any = torch.randn(1, 3, *_PIXELS, generator=generator)
         else:
-            weights = plan.neck.packed()
+            weights = plan.neck.folded()
             widths = [w.shape[1] for w in weights.get("weights", [])]
             if "projections" in weights:
                 widths = [weight.shape[1] for weight, _ in weights["projections"]]

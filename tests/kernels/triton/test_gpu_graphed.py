@@ -75,7 +75,7 @@ def test_weights_that_change(model):
         layer = model.segformer.encoder.block[step][0]
         layer.mlp.dense1.weight.mul_(-1)
         layer.attention.self.query.weight.data.mul_(2)
-        model.repack()
+        model.refold()
     assert replays(runner) == 5, runner.report()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastseg.folding.conditions import is_of_fastseg
 from fastseg.folding.parts import find
 from fastseg.folding.swap import HOST, register_host
 
@@ -31,7 +32,7 @@ def has(module: nn.Module, *paths: str) -> bool:
 
 
 def _is_layers(layers: Any, *paths: str) -> bool:
-    """Whether there are layers, and the first has what `paths` name."""
+    """Return whether there are layers, and the first has what `paths` name."""
     return (
         isinstance(layers, nn.ModuleList | nn.Sequential)
         and len(layers) > 0
@@ -67,7 +68,7 @@ def _is_transformers_encoder(module: nn.Module) -> bool:
     blocks = find(module, "block")
     return (
         has(module, "patch_embeddings.0.proj", "layer_norm.0", "config")
-        and not type(module).__module__.startswith("fastseg.")
+        and not is_of_fastseg(type(module))
         and isinstance(blocks, nn.ModuleList)
         and len(blocks) > 0
         and all(_is_layers(block, "layer_norm_1", "attention.self.query") for block in blocks)

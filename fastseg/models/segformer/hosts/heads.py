@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from fastseg.folding.algebra import batch_norm_affine, narrow, wide_affine
-from fastseg.folding.cache import Packed
-from fastseg.folding.parts import Declined, conv2d, find, leaf
+from fastseg.folding.cache import Folded
+from fastseg.folding.conditions import is_of_fastseg
+from fastseg.folding.parts import Declined, find, find_conv2d, find_leaf
 from fastseg.folding.swap import register_host
 
 from ..encoder_plan import Maps
@@ -41,20 +42,22 @@ def _is_transformers(module: nn.Module) -> bool:
     return (
         has(module, "linear_fuse", "batch_norm", "classifier", "config")
         and isinstance(find(module, _transformers_projections(module)), nn.ModuleList)
-        and not type(module).__module__.startswith("fastseg.")
+        and not is_of_fastseg(type(module))
     )
 
 
-def _fold_transformers(head: Any) -> Packed:
+def _fold_transformers(head: Any) -> Folded:
     path = _transformers_projections(head)
-    projections = [leaf(head, f"{path}.{i}.proj", nn.Linear) for i in range(len(find(head, path)))]
+    projections = [
+        find_leaf(head, f"{path}.{i}.proj", nn.Linear) for i in range(len(find(head, path)))
+    ]
     return fold_fuse(
-        projections, conv2d(head, "linear_fuse", kernel=1), _batch_norm(head, "batch_norm")
+        projections, find_conv2d(head, "linear_fuse", kernel=1), _batch_norm(head, "batch_norm")
     )
 
 
 def _transformers_logits(head: Any, logits: torch.Tensor, maps: Maps) -> torch.Tensor:
-    """In memory where classes are planes.
+    """Return `logits` in memory where classes are planes.
 
     transformers' post-processing resizes `logits[i].unsqueeze(0)`. Of channels-last logits that is
     a tensor which `interpolate` takes for a strided one, five times slower: 144 ms and 746 ms for
@@ -83,14 +86,14 @@ def _is_nvlabs(module: nn.Module) -> bool:
     return has(module, *projections, "linear_fuse.conv", "linear_fuse.bn", "linear_pred")
 
 
-def _fold_nvlabs(head: Any) -> Packed:
-    projections = [leaf(head, f"linear_c{stage}.proj", nn.Linear) for stage in range(1, 5)]
-    fuse = conv2d(head, "linear_fuse.conv", kernel=1)
+def _fold_nvlabs(head: Any) -> Folded:
+    projections = [find_leaf(head, f"linear_c{stage}.proj", nn.Linear) for stage in range(1, 5)]
+    fuse = find_conv2d(head, "linear_fuse.conv", kernel=1)
     return fold_fuse(projections, fuse, _batch_norm(head, "linear_fuse.bn"))
 
 
 def _mmseg_maps(head: Any, inputs: Any, *args: Any) -> Maps:
-    """What mmseg's base class of heads selects from the encoder's maps."""
+    """Select from the encoder's maps as mmseg's base class of heads does."""
     if hasattr(head, "_transform_inputs"):
         return list(head._transform_inputs(inputs))
     return [inputs[index] for index in getattr(head, "in_index", range(len(inputs)))]
@@ -105,12 +108,12 @@ def _is_mmseg(module: nn.Module) -> bool:
 
 def _folded_conv_module(head: Any, path: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight (out, in) and bias of a 1x1 convolution with its BatchNorm, in float64."""
-    weight, bias = wide_affine(conv2d(head, f"{path}.conv", kernel=1))
+    weight, bias = wide_affine(find_conv2d(head, f"{path}.conv", kernel=1))
     gain, shift = batch_norm_affine(_batch_norm(head, f"{path}.bn"))
     return gain[:, None] * weight.flatten(1), bias * gain + shift
 
 
-def _fold_mmseg(head: Any) -> Packed:
+def _fold_mmseg(head: Any) -> Folded:
     like = head.fusion_conv.conv.weight
     weight, bias = _folded_conv_module(head, "fusion_conv")
     projections = []
@@ -135,13 +138,13 @@ def _is_smp(module: nn.Module) -> bool:
     )
 
 
-def _fold_smp(model: Any) -> Packed:
+def _fold_smp(model: Any) -> Folded:
     count = len(model.decoder.mlp_stage)
     projections = [
-        leaf(model, f"decoder.mlp_stage.{index}.linear", nn.Linear)
+        find_leaf(model, f"decoder.mlp_stage.{index}.linear", nn.Linear)
         for index in reversed(range(count))
     ]
-    fuse = conv2d(model, "decoder.fuse_stage.0", kernel=1)
+    fuse = find_conv2d(model, "decoder.fuse_stage.0", kernel=1)
     return fold_fuse(projections, fuse, _batch_norm(model, "decoder.fuse_stage.1"))
 
 

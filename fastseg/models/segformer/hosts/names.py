@@ -1,4 +1,4 @@
-"""Where a host's Transformer layer and patch embedding keep their parts: tables of names.
+"""Tables of names: the parts of a host's Transformer layer and patch embedding.
 
 Names are dotted paths from the layer. In eval mode a layer computes
 

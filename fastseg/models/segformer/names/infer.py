@@ -65,25 +65,25 @@ def infer_fields(tensors: Mapping[str, torch.Tensor], known: Mapping[str, Any]) 
 
 def _embeddings(shapes: Shapes) -> list[Sequence[int]]:
     """Shapes of the patch embeddings' convolutions, one for each stage."""
-    found = {
+    by_stage = {
         int(match[1]): shape
         for name, shape in shapes.items()
         if (match := _EMBEDDING.fullmatch(name))
     }
-    if not found or sorted(found) != list(range(len(found))):
+    if not by_stage or sorted(by_stage) != list(range(len(by_stage))):
         shown = ", ".join(list(shapes)[:5]) or "none"
         raise CheckpointError(
             "expected tensors of a SegFormer, with names of transformers, NVlabs, mmseg, "
             "segmentation_models_pytorch or KerasHub and a patch embedding for each stage; got "
             f"{len(shapes)} names: {shown}{', ...' if len(shapes) > 5 else ''}"
         )
-    for stage, shape in found.items():
+    for stage, shape in by_stage.items():
         if len(shape) != 4 or shape[2] != shape[3]:
             raise CheckpointError(
                 f"{ENCODER}patch_embeddings.{stage}.proj.weight: expected a square convolution's "
                 f"weight, got shape {shape}"
             )
-    return [found[stage] for stage in range(len(found))]
+    return [by_stage[stage] for stage in range(len(by_stage))]
 
 
 def _sr_ratio(shapes: Shapes, stage: int) -> int:

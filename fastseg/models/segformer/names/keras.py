@@ -16,7 +16,7 @@ import torch
 
 from fastseg.checkpoints.files import TASK_PREFIX
 from fastseg.checkpoints.report import CheckpointError
-from fastseg.checkpoints.translation import Table, Translation, look_up
+from fastseg.checkpoints.translation import Table, Translation, translate_name
 
 from .tree import ENCODER
 
@@ -53,13 +53,13 @@ _VARIABLES = ("weight", "bias", "running_mean", "running_var")
 
 
 def is_keras(names: Iterable[str]) -> bool:
-    """Whether these are paths of variables in Keras 3's files."""
+    """Return whether these are paths of variables in Keras 3's files."""
     names = list(names)
     return bool(names) and all("/vars/" in name for name in names)
 
 
 def foreign(names: Iterable[str], groups: Iterable[str]) -> str | None:
-    """Why an HDF5 file is of another network than KerasHub's; None where it may be of that.
+    """Reason why an HDF5 file is of another network than KerasHub's; None where it may be.
 
     Args:
         names: of its tensors.
@@ -184,7 +184,7 @@ def _places(
 
 
 def _projections(widths: Sequence[int], inputs: Sequence[int]) -> dict[int, int]:
-    """From a Dense layer's number to the stage that it projects."""
+    """Map a Dense layer's number to the stage that it projects."""
     if len(set(widths)) == len(widths) and sorted(inputs) == sorted(widths):
         return {number: widths.index(width) for number, width in enumerate(inputs)}
     return {number: len(inputs) - 1 - number for number in range(len(inputs))}
@@ -193,11 +193,11 @@ def _projections(widths: Sequence[int], inputs: Sequence[int]) -> dict[int, int]
 def _target(name: str, places: Sequence[str], stages: Mapping[int, int]) -> str | None:
     """The model's name of a variable; None for what no SegFormer has."""
     if match := _EMBEDDING.fullmatch(name):
-        inner = look_up(_IN_EMBEDDING, match[2])
+        inner = translate_name(_IN_EMBEDDING, match[2])
         return _named(f"{ENCODER}patch_embeddings.{match[1] or 0}.", inner)
     if match := _BLOCK.fullmatch(name):
         number = int(match[1] or 0)
-        inner = look_up(_IN_BLOCK, match[2])
+        inner = translate_name(_IN_BLOCK, match[2])
         return _named(f"{ENCODER}block.{places[number]}.", inner) if number < len(places) else None
     if match := _STAGE_NORM.fullmatch(name):
         return _named(f"{ENCODER}layer_norm.{match[1] or 0}.", [match[2]])

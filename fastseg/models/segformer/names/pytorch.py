@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fastseg.checkpoints.translation import Table, Translation, look_up
+from fastseg.checkpoints.translation import Table, Translation, translate_name
 
 from .tree import BASE, ENCODER
 
@@ -135,7 +135,7 @@ def _common_prefix(names: Iterable[str]) -> str:
 
 
 def _fields(names: Iterable[str]) -> dict[str, Any]:
-    """What the encoder's library has other defaults for than transformers."""
+    """Fields of which the encoder's library has other defaults than transformers."""
     names = list(names)
     if any(_NVLABS_STAGE.fullmatch(name) for name in names):
         return dict(_NVLABS_FIELDS)
@@ -172,8 +172,8 @@ def _targets(name: str, projections: int) -> list[str]:
         stage = projections - 1 - int(match[1])
         return [f"decode_head.linear_c.{stage}.proj.{match[2]}"]
     for head in (_NVLABS_HEAD, _SMP_HEAD):
-        if (found := look_up(head, name)) is not None:
-            return found
+        if (targets := translate_name(head, name)) is not None:
+            return targets
     inner = _encoder_names(name)
     return [name] if inner is None else [ENCODER + target for target in inner]
 
@@ -208,10 +208,12 @@ def _encoder_names(name: str) -> list[str] | None:
 
 
 def _in_block(table: Table, stage: str, block: str, rest: str) -> list[str]:
-    found = look_up(table, rest)
-    return [f"block.{stage}.{block}.{target}" for target in ([rest] if found is None else found)]
+    targets = translate_name(table, rest)
+    targets = [rest] if targets is None else targets
+    return [f"block.{stage}.{block}.{target}" for target in targets]
 
 
 def _in_embedding(table: Table, stage: str, rest: str) -> list[str]:
-    found = look_up(table, rest)
-    return [f"patch_embeddings.{stage}.{target}" for target in ([rest] if found is None else found)]
+    targets = translate_name(table, rest)
+    targets = [rest] if targets is None else targets
+    return [f"patch_embeddings.{stage}.{target}" for target in targets]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-
+from fastseg.kernels.attention import op
 from tests.kernels.triton.kernel_cases import randn
-
-op = importlib.import_module("fastseg.kernels.attention.op")  # the op itself has the same name
 
 
 def weights(channels, heads, sr_ratio, dtype, device, sums=True):
@@ -16,7 +13,7 @@ def weights(channels, heads, sr_ratio, dtype, device, sums=True):
         return randn(*shape, dtype=dtype, device=device, scale=scale)
 
     scale, head_scale = channels**-0.5, (channels // heads) ** -0.5
-    packed = {
+    folded = {
         "num_heads": heads,
         "sr_ratio": sr_ratio,
         "eps": 1e-6,
@@ -24,26 +21,26 @@ def weights(channels, heads, sr_ratio, dtype, device, sums=True):
         "key_value_weight": random(2 * channels, channels, scale=scale),
     }
     if heads == 1:
-        packed["key_value_weight"][:channels] *= head_scale
-        packed["key_offset_weight"] = random(channels, scale=scale)
+        folded["key_value_weight"][:channels] *= head_scale
+        folded["key_offset_weight"] = random(channels, scale=scale)
     else:
-        packed["query_weight"] = random(channels, channels, scale=scale * head_scale)
-        packed["query_bias"] = random(channels, scale=head_scale)
-        packed["output_weight"] = random(channels, channels, scale=scale)
+        folded["query_weight"] = random(channels, channels, scale=scale * head_scale)
+        folded["query_bias"] = random(channels, scale=head_scale)
+        folded["output_weight"] = random(channels, channels, scale=scale)
     if sr_ratio > 1:
         taps = sr_ratio * sr_ratio
-        packed["sr_weight"] = random(channels, taps * channels, scale=(taps * channels) ** -0.5)
-        packed["sr_bias"] = random(channels, scale=0.3)
-        packed["sr_eps"] = 1e-5
+        folded["sr_weight"] = random(channels, taps * channels, scale=(taps * channels) ** -0.5)
+        folded["sr_bias"] = random(channels, scale=0.3)
+        folded["sr_eps"] = 1e-5
     if sums:
         # As float64 sums of the rounded weights, in float32: check_parity widens them again.
         if heads > 1:
-            packed["query_weight_sum"] = packed["query_weight"].double().sum(1).float()
-        packed["key_value_weight_sum"] = packed["key_value_weight"].double().sum(1).float()
+            folded["query_weight_sum"] = folded["query_weight"].double().sum(1).float()
+        folded["key_value_weight_sum"] = folded["key_value_weight"].double().sum(1).float()
         if sr_ratio > 1:
-            taps = packed["sr_weight"].double().unflatten(1, (taps, -1))
-            packed["sr_weight_sum"] = taps.sum(2).t().float().contiguous()
-    return packed
+            taps = folded["sr_weight"].double().unflatten(1, (taps, -1))
+            folded["sr_weight_sum"] = taps.sum(2).t().float().contiguous()
+    return folded
 
 
 def force(monkeypatch, key_value=None, attention=None):

@@ -37,14 +37,14 @@ def test_chunks_of_a_power_of_two(form, device, monkeypatch):
 @pytest.mark.parametrize("form", ["one_launch", "split"])
 def test_leftover_tokens_take_no_part(form, device, monkeypatch):
     force(monkeypatch, form)
-    packed = weights(32, 1, 4, torch.float32, device)
+    folded = weights(32, 1, 4, torch.float32, device)
     x = torch.randn(2, 9 * 7, 32, device=device)
-    before = sr_attention(x, 9, 7, **packed)
+    before = sr_attention(x, 9, 7, **folded)
     grid = torch.ones(9, 7, dtype=torch.bool, device=device)
     grid[:8, :4] = False
     leftover = grid.flatten()
     x[:, leftover] = float("nan")
-    after = sr_attention(x, 9, 7, **packed)
+    after = sr_attention(x, 9, 7, **folded)
     assert torch.equal(before[:, ~leftover], after[:, ~leftover])
     assert after[:, leftover].isnan().all()
 
@@ -59,8 +59,8 @@ def test_one_launch_repeats_and_leaves_semaphores_at_zero(device, monkeypatch):
         lambda *arguments: taken.append(semaphores_of(*arguments)) or taken[-1],
     )
     x = randn(3, 16 * 16, 64, dtype=torch.float16, device=device)
-    packed = weights(64, 1, 4, torch.float16, device)
-    results = [sr_attention(x, 16, 16, **packed) for _ in range(3)]
+    folded = weights(64, 1, 4, torch.float16, device)
+    results = [sr_attention(x, 16, 16, **folded) for _ in range(3)]
     assert all(torch.equal(result, results[0]) for result in results)
     assert len(taken) == 3
     assert all(counters.dtype == torch.int32 and not counters.any() for counters in taken)
@@ -71,10 +71,10 @@ def test_one_launch_repeats_and_leaves_semaphores_at_zero(device, monkeypatch):
 def test_a_share_without_taps_adds_nothing(channels, device, monkeypatch):
     """Nine taps in shares of three or two; without eps a row of zeros has no finite LayerNorm."""
     configure(monkeypatch, spatial_reduction, SPLITS=4)
-    packed = weights(channels, channels // 32, 3, torch.float32, device)
-    packed["eps"] = 0.0
+    folded = weights(channels, channels // 32, 3, torch.float32, device)
+    folded["eps"] = 0.0
     x = randn(1, 36, channels, dtype=torch.float32, device=device)
-    check_parity(sr_attention, x, 6, 6, **packed)
+    check_parity(sr_attention, x, 6, 6, **folded)
 
 
 def test_amd_adds_the_parts_up_in_a_second_launch(device, monkeypatch):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 
 import fastseg
 from fastseg.kernels import sr_attention
+from fastseg.kernels.core import configurations
 from fastseg.kernels.core.launch import record_launches
 from tests.kernels.triton.attention.attention_cases import force, op, weights
 from tests.kernels.triton.kernel_cases import DTYPES, HALF, check_parity, randn, relative_error
@@ -51,20 +50,20 @@ CASES = [
 @pytest.mark.parametrize(("channels", "heads", "sr_ratio", "grid", "batch"), CASES)
 def test_parity(channels, heads, sr_ratio, grid, batch, dtype, device):
     x = randn(batch, grid[0] * grid[1], channels, dtype=dtype, device=device, scale=1.5)
-    packed = weights(channels, heads, sr_ratio, dtype, device)
-    assert check_parity(sr_attention, x, *grid, **packed).is_contiguous()
+    folded = weights(channels, heads, sr_ratio, dtype, device)
+    assert check_parity(sr_attention, x, *grid, **folded).is_contiguous()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("heads", [1, 2])
 def test_several_tiles_of_keys(heads, dtype, device):
     x = randn(1, 17 * 16, 64, dtype=dtype, device=device)
-    packed = weights(64, heads, 1, dtype, device)
+    folded = weights(64, heads, 1, dtype, device)
     # The largest scores come last, so that what was summed before has to be scaled down.
     x[:, -20:] *= 8
-    packed["key_value_weight"][:64] *= 6
-    packed["key_value_weight_sum"][:64] *= 6
-    check_parity(sr_attention, x, 17, 16, **packed)
+    folded["key_value_weight"][:64] *= 6
+    folded["key_value_weight_sum"][:64] *= 6
+    check_parity(sr_attention, x, 17, 16, **folded)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -75,16 +74,16 @@ def test_several_tiles_of_keys(heads, dtype, device):
 def test_forms_agree(channels, heads, sr_ratio, dtype, device, monkeypatch):
     grid = (9, 7)
     x = randn(2, 63, channels, dtype=dtype, device=device)
-    packed = weights(channels, heads, sr_ratio, dtype, device)
+    folded = weights(channels, heads, sr_ratio, dtype, device)
     key_values = ["split"] if channels > 128 else ["one_launch", "split"]
     results = []
     for key_value in key_values if sr_ratio > 1 else ["linear"]:
         for attending in ["one_head"] if heads == 1 else ["block", "per_head"]:
             with monkeypatch.context() as patch:
                 force(patch, key_value, attending)
-                results.append(check_parity(sr_attention, x, *grid, **packed))
+                results.append(check_parity(sr_attention, x, *grid, **folded))
                 with record_launches(dry=True) as launches:
-                    sr_attention(x, *grid, **packed)
+                    sr_attention(x, *grid, **folded)
             names = [launch.name for launch in launches]
             assert names == KERNELS[key_value] + KERNELS[attending]
     for result in results[1:]:
@@ -97,8 +96,8 @@ def test_forms_agree(channels, heads, sr_ratio, dtype, device, monkeypatch):
 def test_attention_forms_of_wide_rows(channels, heads, form, device, monkeypatch):
     force(monkeypatch, attention=form)
     x = randn(1, 35, channels, dtype=torch.float16, device=device)
-    packed = weights(channels, heads, 1, torch.float16, device)
-    check_parity(sr_attention, x, 7, 5, **packed)
+    folded = weights(channels, heads, 1, torch.float16, device)
+    check_parity(sr_attention, x, 7, 5, **folded)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -113,11 +112,11 @@ def test_rows_far_from_zero(channels, heads, sr_ratio, form, dtype, device, monk
     x[0, 4] *= 100
     x[0, 5] *= 1e-3
     x = x.to(device=device, dtype=dtype)
-    packed = weights(channels, heads, sr_ratio, dtype, device)
-    result = check_parity(sr_attention, x, 7, 5, **packed)
+    folded = weights(channels, heads, sr_ratio, dtype, device)
+    result = check_parity(sr_attention, x, 7, 5, **folded)
     # The residual hides the attention's part: compare that alone too.
     with fastseg.backend("eager"):
-        wide = {n: w.double() if isinstance(w, torch.Tensor) else w for n, w in packed.items()}
+        wide = {n: w.double() if isinstance(w, torch.Tensor) else w for n, w in folded.items()}
         expected = sr_attention(x.double(), 7, 5, **wide) - x.double()
     if dtype == torch.float32:
         assert relative_error(result.double() - x.double(), expected) < 2e-3
@@ -128,13 +127,13 @@ def test_rows_far_from_zero(channels, heads, sr_ratio, form, dtype, device, monk
 def test_the_branch_of_rows_far_from_zero(channels, dtype, device, monkeypatch):
     """Tokens whose means are 100 times their deviations attend as the centred ones do."""
     heads = 1 if channels == 64 else 5
-    packed = weights(channels, heads, 2, dtype, device)
-    packed["eps"] = 1e-12
+    folded = weights(channels, heads, 2, dtype, device)
+    folded["eps"] = 1e-12
     # Multiples of 1/8 around 0, and 12.5 more: the same deviations, exactly.
     x = (torch.randint(-2, 3, (1, 35, channels)) / 8).to(device=device, dtype=dtype)
     assert torch.equal((x + 12.5) - 12.5, x)
-    near = sr_attention(x, 7, 5, **packed).double() - x.double()
-    far = sr_attention(x + 12.5, 7, 5, **packed).double() - (x + 12.5).double()
+    near = sr_attention(x, 7, 5, **folded).double() - x.double()
+    far = sr_attention(x + 12.5, 7, 5, **folded).double() - (x + 12.5).double()
     # What is stored is the sum, rounded at 12.5.
     rounding = 16 * torch.finfo(dtype).eps
     assert (near - far).abs().max() < rounding
@@ -149,10 +148,10 @@ def test_large_and_tiny_values(channels, heads, scale, device):
 
 
 def test_scores_that_overflow_exponentials(device):
-    packed = weights(32, 1, 1, torch.float32, device)
-    packed["key_offset_weight"] *= 1e4
+    folded = weights(32, 1, 1, torch.float32, device)
+    folded["key_offset_weight"] *= 1e4
     x = torch.randn(1, 35, 32, device=device)
-    assert check_parity(sr_attention, x, 7, 5, **packed).isfinite().all()
+    assert check_parity(sr_attention, x, 7, 5, **folded).isfinite().all()
 
 
 @pytest.mark.parametrize(("channels", "heads"), [(32, 1), (64, 2), (160, 5)])
@@ -172,33 +171,33 @@ def test_layouts(layout, device):
         "expanded": x[:1, :1, :64].expand(3, 35, 64),
         "transposed": torch.randn(2, 64, 35, device=device).transpose(1, 2),
     }[layout]
-    packed = weights(64, 2, 2, torch.float32, device)
+    folded = weights(64, 2, 2, torch.float32, device)
     for name in ("key_value_weight", "query_weight", "output_weight", "sr_weight"):
-        packed[name] = packed[name].t().contiguous().t()
-    assert check_parity(sr_attention, x, 7, 5, **packed).is_contiguous()
+        folded[name] = folded[name].t().contiguous().t()
+    assert check_parity(sr_attention, x, 7, 5, **folded).is_contiguous()
 
 
 @pytest.mark.parametrize(("channels", "heads", "sr_ratio"), [(160, 5, 2), (256, 8, 1)])
 def test_sums_are_made_where_they_are_not_given(channels, heads, sr_ratio, device):
     x = randn(1, 35, channels, dtype=torch.float16, device=device, scale=2)
-    packed = weights(channels, heads, sr_ratio, torch.float16, device)
-    bare = {name: value for name, value in packed.items() if not name.endswith("_sum")}
-    result = sr_attention(x, 7, 5, **packed)
+    folded = weights(channels, heads, sr_ratio, torch.float16, device)
+    bare = {name: value for name, value in folded.items() if not name.endswith("_sum")}
+    result = sr_attention(x, 7, 5, **folded)
     assert relative_error(sr_attention(x, 7, 5, **bare), result) < 1e-5
-    wrong = {**packed, "query_weight_sum": packed["query_weight_sum"] + 1}
-    assert not torch.equal(sr_attention(x + 4, 7, 5, **packed), sr_attention(x + 4, 7, 5, **wrong))
+    wrong = {**folded, "query_weight_sum": folded["query_weight_sum"] + 1}
+    assert not torch.equal(sr_attention(x + 4, 7, 5, **folded), sr_attention(x + 4, 7, 5, **wrong))
 
 
 def test_empty_batch(device):
-    packed = weights(64, 2, 2, torch.float32, device)
+    folded = weights(64, 2, 2, torch.float32, device)
     with record_launches() as launches:
-        assert sr_attention(torch.randn(0, 35, 64, device=device), 7, 5, **packed).shape[0] == 0
+        assert sr_attention(torch.randn(0, 35, 64, device=device), 7, 5, **folded).shape[0] == 0
     assert not launches
 
 
 def test_wrong_input(device):
     x = torch.randn(1, 35, 64, device=device)
-    packed = weights(64, 2, 2, torch.float32, device)
+    folded = weights(64, 2, 2, torch.float32, device)
     for expected, changes, kind in (
         (r"x: expected shape \(batch, 7 \* 5, channels\)", {"x": x[:, :34]}, ValueError),
         ("x: expected a floating-point tensor", {"x": x.long()}, TypeError),
@@ -216,11 +215,11 @@ def test_wrong_input(device):
         ),
         ("sr_weight_sum: expected torch.float32", {"sr_weight_sum": x[0, :4].half()}, TypeError),
     ):
-        arguments = {"x": x, "height": 7, "width": 5, **packed, **changes}
+        arguments = {"x": x, "height": 7, "width": 5, **folded, **changes}
         with pytest.raises(kind, match=expected):
             sr_attention(**arguments)
     with pytest.raises(ValueError, match="height, width: expected positive sizes"):
-        sr_attention(x[:, :0], 0, 5, **packed)
+        sr_attention(x[:, :0], 0, 5, **folded)
 
 
 @pytest.mark.parametrize(
@@ -235,33 +234,32 @@ def test_wrong_input(device):
 )
 def test_what_kernels_do_not_take(channels, heads, reason, device):
     x = torch.randn(1, 4, channels, device=device)
-    packed = weights(channels, heads, 1, torch.float32, device)
+    folded = weights(channels, heads, 1, torch.float32, device)
     with pytest.raises(RuntimeError, match=reason):
-        sr_attention(x, 2, 2, **packed)
+        sr_attention(x, 2, 2, **folded)
     with fastseg.backend("auto"):
-        assert sr_attention(x, 2, 2, **packed).shape == x.shape
+        assert sr_attention(x, 2, 2, **folded).shape == x.shape
 
 
 @pytest.mark.parametrize(("channels", "heads", "sr_ratio"), [(32, 1, 2), (64, 2, 1)])
 def test_registration(channels, heads, sr_ratio, device):
     x = torch.randn(1, 35, channels, device=device)
-    packed = weights(channels, heads, sr_ratio, torch.float32, device)
-    torch.library.opcheck(torch.ops.fastseg.sr_attention.default, (x, 7, 5), packed)
+    folded = weights(channels, heads, sr_ratio, torch.float32, device)
+    torch.library.opcheck(torch.ops.fastseg.sr_attention.default, (x, 7, 5), folded)
 
 
 def test_compiled(device):
-    packed = weights(32, 1, 2, torch.float32, device)
+    folded = weights(32, 1, 2, torch.float32, device)
     x = torch.randn(1, 35, 32, device=device)
     compiled = torch.compile(
-        lambda x: sr_attention(x, 7, 5, **packed), fullgraph=True, backend="aot_eager"
+        lambda x: sr_attention(x, 7, 5, **folded), fullgraph=True, backend="aot_eager"
     )
-    assert torch.equal(compiled(x), sr_attention(x, 7, 5, **packed))
+    assert torch.equal(compiled(x), sr_attention(x, 7, 5, **folded))
 
 
 def test_choice(device, monkeypatch):
     """The forms that the committed configurations give to the stages of B1 to B5 on sm_90."""
-    configs = importlib.import_module("fastseg.kernels.core.configurations")
-    monkeypatch.setattr(configs, "device_family", lambda device: "sm_90")
+    monkeypatch.setattr(configurations, "device_family", lambda device: "sm_90")
     x = torch.empty(1, 1, 1, dtype=torch.bfloat16, device=device)
 
     def choose(batch, tokens, channels, heads, sr_ratio):
@@ -282,9 +280,9 @@ def test_choice(device, monkeypatch):
 @pytest.mark.parametrize(("heads", "sr_ratio"), [(1, 2), (2, 2), (2, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_strided_parameters(heads, sr_ratio, dtype, device):
-    packed = weights(64, heads, sr_ratio, dtype, device)
-    for name, value in packed.items():
+    folded = weights(64, heads, sr_ratio, dtype, device)
+    for name, value in folded.items():
         if isinstance(value, torch.Tensor):
-            packed[name] = torch.stack([value, value + 1], dim=-1)[..., 0]
+            folded[name] = torch.stack([value, value + 1], dim=-1)[..., 0]
     x = randn(1, 24, 64, dtype=dtype, device=device)
-    check_parity(sr_attention, x, 6, 4, **packed)
+    check_parity(sr_attention, x, 6, 4, **folded)

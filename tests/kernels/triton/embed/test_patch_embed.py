@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 
 import pytest
@@ -12,9 +11,8 @@ import fastseg
 from fastseg.kernels import patch_embed
 from fastseg.kernels.core.configurations import FAMILIES, FOLDER
 from fastseg.kernels.core.launch import record_launches
+from fastseg.kernels.embed import op
 from tests.kernels.triton.kernel_cases import DTYPES, check_parity, randn
-
-module = importlib.import_module("fastseg.kernels.embed.op")
 
 FORMS = {
     "whole_row": {
@@ -53,12 +51,12 @@ def tokens_map(batch, channels, height, width, dtype, device):
 
 def use(monkeypatch, config, kernel="patch_embed"):
     """Make look_up give `config` for `kernel`."""
-    look_up = module.look_up
+    look_up = op.look_up
 
     def chosen(name, *arguments, **keywords):
         return dict(config) if name == kernel else look_up(name, *arguments, **keywords)
 
-    monkeypatch.setattr(module, "look_up", chosen)
+    monkeypatch.setattr(op, "look_up", chosen)
 
 
 def launched(*arguments, **keywords):

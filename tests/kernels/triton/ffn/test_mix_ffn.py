@@ -63,7 +63,7 @@ def weights(channels, dtype, device, ratio=4, norm=False, like=randn):
     """Folded tensors that keep values of order one, the taps laid out as kernels like them."""
     hidden = ratio * channels
     taps = like(9, hidden, dtype=dtype, device=device, scale=1 / 3)
-    packed = {
+    folded = {
         "eps": 1e-5,
         "fc1_weight": like(hidden, channels, dtype=dtype, device=device, scale=channels**-0.5),
         "fc1_bias": like(hidden, dtype=dtype, device=device, scale=0.5),
@@ -72,12 +72,12 @@ def weights(channels, dtype, device, ratio=4, norm=False, like=randn):
         "fc2_weight": like(channels, hidden, dtype=dtype, device=device, scale=hidden**-0.5),
         "fc2_bias": like(channels, dtype=dtype, device=device, scale=0.3),
     }
-    packed["fc1_weight_sum"] = packed["fc1_weight"].sum(1, dtype=torch.float32)
+    folded["fc1_weight_sum"] = folded["fc1_weight"].sum(1, dtype=torch.float32)
     if norm:
-        packed["norm_weight"] = like(channels, dtype=dtype, device=device, scale=0.2) + 1
-        packed["norm_bias"] = like(channels, dtype=dtype, device=device, scale=0.2)
-        packed["norm_eps"] = 1e-3
-    return packed
+        folded["norm_weight"] = like(channels, dtype=dtype, device=device, scale=0.2) + 1
+        folded["norm_bias"] = like(channels, dtype=dtype, device=device, scale=0.2)
+        folded["norm_eps"] = 1e-3
+    return folded
 
 
 @pytest.mark.parametrize("norm", [False, True], ids=["", "norm"])
@@ -108,12 +108,12 @@ def test_committed_configurations(kind, channels, tokens, config, choose, device
     tile_width = config["BLOCK_X"] * config["STRIP"]
     grid = (3, tile_width + 1) if config["BLOCK_Y"] < 8 else (9, tile_width - 1)
     x = randn(1, grid[0] * grid[1], channels, dtype=dtype, device=device)
-    packed = weights(channels, dtype, device, 1 if channels > 160 else 2, norm=tokens > 2048)
+    folded = weights(channels, dtype, device, 1 if channels > 160 else 2, norm=tokens > 2048)
     with record_launches(dry=True) as launches:
-        mix_ffn(x, *grid, **packed)
+        mix_ffn(x, *grid, **folded)
     del config["form"]
     assert config.items() <= launches[1].options.items()
-    check_parity(mix_ffn, x, *grid, **packed)
+    check_parity(mix_ffn, x, *grid, **folded)
 
 
 @pytest.mark.parametrize(("channels", "ratio"), [(96, 1), (160, 3), (256, 1), (512, 1)])
@@ -160,15 +160,15 @@ def test_padding_is_of_the_hidden_tensor(form, grid, choose, device):
     """A hidden tensor of ones, summed over the taps inside of the image: 4, 6 or 9 of them."""
     choose(FORMS[form])
     height, width = grid
-    packed = {
+    folded = {
         name: torch.zeros_like(value) if isinstance(value, torch.Tensor) else value
         for name, value in weights(32, torch.float32, device).items()
     }
-    packed["fc1_bias"].fill_(1)
-    packed["dwconv_weight"].fill_(1)
-    packed["fc2_weight"][:, 0] = 1
+    folded["fc1_bias"].fill_(1)
+    folded["dwconv_weight"].fill_(1)
+    folded["fc2_weight"][:, 0] = 1
     x = torch.zeros(2, height * width, 32, device=device)
-    result = mix_ffn(x, height, width, activation="relu", **packed)
+    result = mix_ffn(x, height, width, activation="relu", **folded)
     ones = torch.ones(1, 1, height, width)
     taps = nn.functional.conv2d(ones, torch.ones(1, 1, 3, 3), padding=1).view(-1, 1)
     assert torch.equal(result.cpu(), taps.expand(2, -1, 32))
@@ -213,10 +213,10 @@ def test_error_of_gelu(device):
 @pytest.mark.parametrize("form", ["tail", "split", "implicit"])
 def test_activations(form, activation, choose, device):
     choose(FORMS[form])
-    packed = weights(32, torch.float32, device, ratio=2)
-    packed["dwconv_weight"] *= 3
+    folded = weights(32, torch.float32, device, ratio=2)
+    folded["dwconv_weight"] *= 3
     x = torch.randn(1, 12, 32, device=device)
-    check_parity(mix_ffn, x, 3, 4, activation=activation, **packed)
+    check_parity(mix_ffn, x, 3, 4, activation=activation, **folded)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -231,19 +231,19 @@ def test_hard_rows(form, rows, dtype, choose, device):
         "large": x * 1e3,
         "tiny": x * 1e-3,
     }[rows]
-    packed = weights(64, dtype, device, ratio=1, norm=True)
-    check_parity(mix_ffn, x.to(device=device, dtype=dtype), 4, 5, **packed)
+    folded = weights(64, dtype, device, ratio=1, norm=True)
+    check_parity(mix_ffn, x.to(device=device, dtype=dtype), 4, 5, **folded)
 
 
 def test_a_large_mean_cancels(choose, device):
     """Rows of mean 100, whose mean the final LayerNorm takes off again."""
     choose(FORMS["tail"])
     x = (torch.randn(1, 20, 64) + 100).to(device=device, dtype=torch.bfloat16)
-    packed = weights(64, torch.bfloat16, device)
-    branch = mix_ffn(x, 4, 5, **packed, norm_weight=torch.ones_like(x[0, 0]))
+    folded = weights(64, torch.bfloat16, device)
+    branch = mix_ffn(x, 4, 5, **folded, norm_weight=torch.ones_like(x[0, 0]))
     with fastseg.backend("eager"):
-        twin = mix_ffn(x, 4, 5, **packed, norm_weight=torch.ones_like(x[0, 0]))
-        wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in packed.items()}
+        twin = mix_ffn(x, 4, 5, **folded, norm_weight=torch.ones_like(x[0, 0]))
+        wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in folded.items()}
         exact = mix_ffn(x.double(), 4, 5, **wide, norm_weight=torch.ones_like(x[0, 0]).double())
     assert relative_error(branch, exact) <= 1.25 * relative_error(twin, exact)
 
@@ -259,12 +259,12 @@ def test_layouts(form, layout, choose, device):
         "transposed": x[:, :12, :32].transpose(0, 1).contiguous().transpose(0, 1),
         "channels last": x[:, :12, :32].transpose(1, 2).contiguous().transpose(1, 2),
     }[layout]
-    packed = weights(32, torch.float32, device, ratio=2)
-    packed["dwconv_weight"] = packed["dwconv_weight"].contiguous()
-    packed["fc1_weight"] = packed["fc1_weight"].t().contiguous().t()
-    packed["fc2_weight"] = packed["fc2_weight"].t().contiguous().t()
-    packed["fc2_bias"] = packed["fc2_bias"][:1].expand(32)
-    assert check_parity(mix_ffn, x, 3, 4, **packed).is_contiguous()
+    folded = weights(32, torch.float32, device, ratio=2)
+    folded["dwconv_weight"] = folded["dwconv_weight"].contiguous()
+    folded["fc1_weight"] = folded["fc1_weight"].t().contiguous().t()
+    folded["fc2_weight"] = folded["fc2_weight"].t().contiguous().t()
+    folded["fc2_bias"] = folded["fc2_bias"][:1].expand(32)
+    assert check_parity(mix_ffn, x, 3, 4, **folded).is_contiguous()
 
 
 @pytest.mark.parametrize("form", ["tail", "split", "implicit"])
@@ -279,10 +279,10 @@ def test_nan_stays_in_its_neighbourhood(form, choose, device):
 
 def test_weight_sums_are_made_where_they_are_not_given(device):
     x = randn(1, 12, 32, dtype=torch.float16, device=device)
-    packed = weights(32, x.dtype, device)
-    with_sums = mix_ffn(x, 3, 4, **packed)
-    packed["fc1_weight_sum"] = None
-    assert torch.equal(mix_ffn(x, 3, 4, **packed), with_sums)
+    folded = weights(32, x.dtype, device)
+    with_sums = mix_ffn(x, 3, 4, **folded)
+    folded["fc1_weight_sum"] = None
+    assert torch.equal(mix_ffn(x, 3, 4, **folded), with_sums)
 
 
 def test_inputs_are_not_written_to(device):
@@ -293,9 +293,9 @@ def test_inputs_are_not_written_to(device):
 
 
 def test_empty_batch(device):
-    packed = weights(32, torch.float32, device)
+    folded = weights(32, torch.float32, device)
     with record_launches() as launches:
-        assert mix_ffn(torch.randn(0, 12, 32, device=device), 3, 4, **packed).shape == (0, 12, 32)
+        assert mix_ffn(torch.randn(0, 12, 32, device=device), 3, 4, **folded).shape == (0, 12, 32)
     assert not launches
 
 
@@ -327,43 +327,43 @@ def test_wrong_parameters(changes, error, message, device):
 
 
 def test_wrong_tokens(device):
-    packed = weights(32, torch.float32, device)
+    folded = weights(32, torch.float32, device)
     x = torch.randn(1, 12, 32, device=device)
     with pytest.raises(TypeError, match="x: expected a floating-point tensor, got torch.int64"):
-        mix_ffn(x.long(), 3, 4, **packed)
+        mix_ffn(x.long(), 3, 4, **folded)
     with pytest.raises(ValueError, match=r"x: expected shape \(batch, 3 \* 5, channels\)"):
-        mix_ffn(x, 3, 5, **packed)
+        mix_ffn(x, 3, 5, **folded)
     with pytest.raises(ValueError, match="height, width: expected positive sizes, got 0 and 4"):
-        mix_ffn(x[:, :0], 0, 4, **packed)
+        mix_ffn(x[:, :0], 0, 4, **folded)
 
 
 def test_what_kernels_decline(device):
     x = torch.randn(1, 12, 32, device=device)
-    packed = weights(32, x.dtype, device)
-    assert supports(x, packed["fc1_weight"]) is None
-    assert "no kernels for torch.float64" in supports(x.double(), packed["fc1_weight"])
+    folded = weights(32, x.dtype, device)
+    assert supports(x, folded["fc1_weight"]) is None
+    assert "no kernels for torch.float64" in supports(x.double(), folded["fc1_weight"])
     assert "40 to 64 channels are not multiples of 32" in supports(x, torch.ones(64, 40))
     assert "32 to 48 channels" in supports(x, torch.ones(48, 32))
     with torch.enable_grad():
-        packed["fc2_bias"].requires_grad_()
-        assert "gradients" in supports(x, packed["fc1_weight"], packed["fc2_bias"])
+        folded["fc2_bias"].requires_grad_()
+        assert "gradients" in supports(x, folded["fc1_weight"], folded["fc2_bias"])
         with pytest.raises(RuntimeError, match="mix_ffn: backend 'triton' .* gradients"):
-            mix_ffn(x, 3, 4, **packed)
+            mix_ffn(x, 3, 4, **folded)
 
 
 @pytest.mark.parametrize("norm", [False, True])
 def test_registration(norm, device):
     x = torch.randn(2, 12, 32, device=device)
-    packed = {"fc1_weight_sum": None, "norm_weight": None, "norm_bias": None, "norm_eps": 1e-5}
-    packed.update(weights(32, x.dtype, device, ratio=1, norm=norm), activation="gelu")
-    torch.library.opcheck(torch.ops.fastseg.mix_ffn.default, (x, 3, 4), packed)
+    folded = {"fc1_weight_sum": None, "norm_weight": None, "norm_bias": None, "norm_eps": 1e-5}
+    folded.update(weights(32, x.dtype, device, ratio=1, norm=norm), activation="gelu")
+    torch.library.opcheck(torch.ops.fastseg.mix_ffn.default, (x, 3, 4), folded)
 
 
 def test_compiled(device):
-    packed = weights(32, torch.float32, device, ratio=1, norm=True)
+    folded = weights(32, torch.float32, device, ratio=1, norm=True)
     x = torch.randn(2, 12, 32, device=device)
     compiled = torch.compile(mix_ffn, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(x, 3, 4, **packed), mix_ffn(x, 3, 4, **packed))
+    assert torch.equal(compiled(x, 3, 4, **folded), mix_ffn(x, 3, 4, **folded))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -371,9 +371,9 @@ def test_folding(dtype):
     """Sums of the rounded weight; off the CPU channels of a tap lie side by side."""
     layers = [nn.LayerNorm(32), nn.Linear(32, 64), nn.Conv2d(64, 64, 3, padding=1, groups=64)]
     layers.append(nn.Linear(64, 32))
-    packed = fold_mix_ffn(*[layer.to(dtype) for layer in layers])
-    assert torch.equal(packed["fc1_weight_sum"], packed["fc1_weight"].float().sum(1))
-    assert packed["dwconv_weight"].is_contiguous()
+    folded = fold_mix_ffn(*[layer.to(dtype) for layer in layers])
+    assert torch.equal(folded["fc1_weight_sum"], folded["fc1_weight"].float().sum(1))
+    assert folded["dwconv_weight"].is_contiguous()
     elsewhere = fold_mix_ffn(*[layer.to("meta") for layer in layers])["dwconv_weight"]
     assert elsewhere.shape == (64, 1, 3, 3)
     assert elsewhere.stride() == (1, 576, 192, 64)

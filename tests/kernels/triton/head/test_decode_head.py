@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 
 import pytest
@@ -13,9 +12,8 @@ import fastseg
 from fastseg.kernels import decode_head
 from fastseg.kernels.core.configurations import FAMILIES, FOLDER
 from fastseg.kernels.core.launch import record_launches
+from fastseg.kernels.head import op
 from tests.kernels.triton.kernel_cases import DTYPES, check_parity, randn
-
-module = importlib.import_module("fastseg.kernels.head.op")
 
 ODD = ((13, 19), (7, 10), (4, 5), (2, 3))
 EXACT = ((16, 32), (8, 16), (4, 8), (2, 4))
@@ -61,12 +59,12 @@ def head(batch, sizes, channels, width, classes, dtype, device):
 
 def use(monkeypatch, config, kernel="decode_head"):
     """Make look_up give `config` for `kernel`."""
-    look_up = module.look_up
+    look_up = op.look_up
 
     def chosen(name, *arguments, **keywords):
         return dict(config) if name == kernel else look_up(name, *arguments, **keywords)
 
-    monkeypatch.setattr(module, "look_up", chosen)
+    monkeypatch.setattr(op, "look_up", chosen)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -153,7 +151,7 @@ def test_windows_hold_all_neighbours():
         for source_size in range(1, size + 1):
             reads = [max((2 * i + 1) * source_size - size, 0) // (2 * size) for i in range(size)]
             for tile in (4, 8, 16):
-                window = module.window_size(tile, size, source_size)
+                window = op.window_size(tile, size, source_size)
                 for first in range(0, size, tile):
                     last = min(first + tile, size) - 1
                     upper = min(reads[last] + 1, source_size - 1)
@@ -187,13 +185,13 @@ def test_committed_configurations_of_the_projection(config, device, monkeypatch)
 
 
 def test_class_blocks():
-    assert module.class_blocks(1, 128) == (16, 0)
-    assert module.class_blocks(19, 128) == (32, 0)
-    assert module.class_blocks(40, 128) == (32, 16)
-    assert module.class_blocks(128, 128) == (128, 0)
-    assert module.class_blocks(150, 128) == (128, 32)
-    assert module.class_blocks(150, 64) == (64, 16)
-    assert module.class_blocks(1000, 128) == (128, 128)
+    assert op.class_blocks(1, 128) == (16, 0)
+    assert op.class_blocks(19, 128) == (32, 0)
+    assert op.class_blocks(40, 128) == (32, 16)
+    assert op.class_blocks(128, 128) == (128, 0)
+    assert op.class_blocks(150, 128) == (128, 32)
+    assert op.class_blocks(150, 64) == (64, 16)
+    assert op.class_blocks(1000, 128) == (128, 128)
 
 
 def test_nan_in_the_finest_map_stays_in_its_pixel(device):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import fastseg
 from fastseg.kernels import upsample_argmax
-from fastseg.kernels.core import configurations as configs
+from fastseg.kernels.core import configurations
 from fastseg.kernels.core.launch import record_launches
 from fastseg.kernels.core.optional_triton import interpreting
 from fastseg.kernels.labels import kernels as argmax_kernels
@@ -146,8 +146,8 @@ def test_blocks(batch, block_rows, form, use_config, device):
 
 def committed() -> list[tuple[str, str, dict[str, Any]]]:
     found = []
-    for family in ("default", *configs.FAMILIES):
-        entries = json.loads((configs.FOLDER / f"{family}.json").read_text())["kernels"]
+    for family in ("default", *configurations.FAMILIES):
+        entries = json.loads((configurations.FOLDER / f"{family}.json").read_text())["kernels"]
         for kernel in ("upsample_argmax", "upsample_argmax_gather"):
             found += [(kernel, family, entry["config"]) for entry in entries.get(kernel, [])]
     return found

@@ -9,7 +9,7 @@ import torch
 
 import fastseg
 from fastseg.kernels import layer_norm
-from fastseg.kernels.core import configurations as configs
+from fastseg.kernels.core import configurations
 from fastseg.kernels.tune import candidates
 from fastseg.kernels.tune import tuner as tuning
 
@@ -24,9 +24,9 @@ def microseconds(quickest):
     """A stand-in for a clock: `quickest` is the configuration that it favours."""
 
     def measure(function):
-        with configs.record_queries() as queries:
+        with configurations.record_queries() as queries:
             function()
-        config = configs.answer(queries[0], torch.device("cpu"))
+        config = configurations.answer(queries[0], torch.device("cpu"))
         return 1.0 if config == quickest else 2.0
 
     return measure
@@ -53,7 +53,7 @@ def test_the_quickest_right_candidate_wins(calls, tmp_path, monkeypatch):
     ].items()
     monkeypatch.setenv("FASTSEG_CONFIGS", str(path))
     sizes = {"channels": 64, "rows": 150}
-    found = configs.look_up("layer_norm", torch.device("cpu"), torch.float32, sizes)
+    found = configurations.look_up("layer_norm", torch.device("cpu"), torch.float32, sizes)
     assert found == quickest
 
 
@@ -63,9 +63,9 @@ def test_wrong_answers_are_rejected(calls, monkeypatch):
     real = tuning.library.FUSED["layer_norm"]
 
     def fused(*arguments):
-        with configs.record_queries() as queries:
+        with configurations.record_queries() as queries:
             result = real(*arguments)
-        if configs.answer(queries[0], torch.device("cpu")) == wrong:
+        if configurations.answer(queries[0], torch.device("cpu")) == wrong:
             result[:, 32:] = float("nan")
         return result
 
@@ -79,7 +79,7 @@ def test_wrong_answers_are_rejected(calls, monkeypatch):
 def committed() -> list[tuple[str, str, dict]]:
     """Kernel, dtype and sizes of every committed entry."""
     found = []
-    for path in sorted(configs.FOLDER.glob("*.json")):
+    for path in sorted(configurations.FOLDER.glob("*.json")):
         for kernel, entries in json.loads(path.read_text())["kernels"].items():
             found += [(kernel, entry["dtype"], entry) for entry in entries]
     return found
@@ -89,7 +89,9 @@ def test_every_kernel_that_is_looked_up_has_candidates():
     sizes = {"channels": 64, "out_channels": 64}
     for kernel, dtype, entry in committed():
         for one in ("half", "float32") if dtype == "any" else (dtype,):
-            query = configs.Query(kernel, one, tuple({**sizes, **entry["sizes"]}.items()), ())
+            query = configurations.Query(
+                kernel, one, tuple({**sizes, **entry["sizes"]}.items()), ()
+            )
             options = candidates.candidates(query)
             assert 2 <= len(options) <= 80
             # They speak of the same things as what is committed for the same form.
@@ -112,14 +114,14 @@ def test_a_measured_entry_wins_against_one_as_near(tmp_path, monkeypatch):
     """Committed entries that name fewer sizes stay in a tuned file, and are at distance 0 too."""
     sizes = {"channels": 64, "tokens": 16384, "keys": 256}
     config = {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 3}
-    query = configs.Query("one_head_attention", "half", tuple(sizes.items()), ())
+    query = configurations.Query("one_head_attention", "half", tuple(sizes.items()), ())
     path = tmp_path / "tuned.json"
     tuning.write_configs(path, "sm_90", "a test", [tuning.Tuned(query, config, 1.0, 2.0, 3, 0)])
     other = query._replace(dtype="float32")
     tuning.write_configs(path, "sm_90", "a test", [tuning.Tuned(other, config, 1.0, 2.0, 3, 0)])
     monkeypatch.setenv("FASTSEG_CONFIGS", str(path))
     for dtype in (torch.bfloat16, torch.float32):  # the second run keeps what the first found
-        found = configs.look_up("one_head_attention", torch.device("cpu"), dtype, sizes)
+        found = configurations.look_up("one_head_attention", torch.device("cpu"), dtype, sizes)
         assert found == config
 
 

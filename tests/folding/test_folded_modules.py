@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastseg
-from tests.folding.fold_cases import count_folds, every_parameter, folded, packed_modules, plain
+from tests.folding.fold_cases import count_folds, every_parameter, folded, folded_modules, plain
 from tests.half_precision import half_bound
 from tests.model_cases import relative_error, tiny_model
 
@@ -28,7 +28,7 @@ def pixel_values():
 
 
 def is_folded(module):
-    return module.fold_cache().folded is not None
+    return module.fold_cache().current is not None
 
 
 def assert_fresh(model, pixel_values, before=None):
@@ -40,9 +40,9 @@ def assert_fresh(model, pixel_values, before=None):
 
 def test_folded_once_and_used(model, pixel_values, monkeypatch):
     folds = count_folds(monkeypatch)
-    assert all(not is_folded(module) for module in packed_modules(model))
+    assert all(not is_folded(module) for module in folded_modules(model))
     folded(model, pixel_values)
-    assert len(folds) == len(packed_modules(model)) == 4 + 4 + 1
+    assert len(folds) == len(folded_modules(model)) == 4 + 4 + 1
     folded(model, pixel_values)
     assert len(folds) == 9
 
@@ -89,7 +89,7 @@ def train_a_step(model):
 def edit_behind_pytorch(model):
     for parameter in model.parameters():
         parameter.data.mul_(1.5)
-    model.repack()
+    model.refold()
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def edit_behind_pytorch(model):
         "new-parameters",
         "batch-norm-statistics",
         "training",
-        "data-then-repack",
+        "data-then-refold",
     ],
 )
 def test_changed_weights_are_noticed(model, pixel_values, change):
@@ -154,13 +154,13 @@ def test_half_and_to(model, pixel_values):
     assert folded(model.half(), pixel_values.half()).dtype == torch.float16
     folded(model.float(), pixel_values)
     model.to("meta")
-    assert all(not is_folded(module) for module in packed_modules(model))
+    assert all(not is_folded(module) for module in folded_modules(model))
 
 
 def test_train_and_eval_round_trip(model, pixel_values):
     before = folded(model, pixel_values)
     model.train()
-    assert all(not is_folded(module) for module in packed_modules(model))
+    assert all(not is_folded(module) for module in folded_modules(model))
     model.eval()
     assert torch.equal(folded(model, pixel_values), before)
 
@@ -244,7 +244,7 @@ def test_report(model):
 def test_copies_fold_for_themselves(model, pixel_values):
     before = folded(model, pixel_values)
     for duplicate in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert all(not is_folded(module) for module in packed_modules(duplicate))
+        assert all(not is_folded(module) for module in folded_modules(duplicate))
         assert torch.equal(folded(duplicate, pixel_values), before)
         with torch.no_grad():
             every_parameter(lambda parameter: parameter.mul_(1.5))(duplicate)
