@@ -6,6 +6,8 @@ All import statements count, those inside functions and under TYPE_CHECKING too.
 from __future__ import annotations
 
 import ast
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,14 +139,20 @@ def test_outside():
         top = imported.split(".")[0]
         assert top not in {"bench", "tests", "examples", *HOSTS}, f"{module} imports {imported}"
         if module.startswith("fastseg.kernels") and top not in OF_KERNELS:
-            known = top == "__future__" or top in _standard_library() or top == "fastseg"
-            assert known, f"{module} imports {imported}"
+            assert top in {"fastseg", *sys.stdlib_module_names}, f"{module} imports {imported}"
 
 
-def _standard_library() -> frozenset[str]:
-    import sys
-
-    return sys.stdlib_module_names
+def test_the_drawing_and_the_page_have_all_rooms():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawing = (ROOT / "docs" / "rooms.svg").read_text(encoding="utf-8")
+    for rooms in FLOORS:
+        for room in rooms:
+            if not room.startswith("_"):
+                assert re.search(rf">[\w, ]*\b{room}\b", drawing), room
+    for folder in (ROOT / "fastseg").iterdir():
+        if folder.is_dir() and folder.name != "__pycache__":
+            assert any(folder.name in rooms for rooms in FLOORS), folder
+            assert f"`{folder.name}/`" in page, folder
 
 
 def test_the_top_level_is_short():

@@ -4,15 +4,11 @@
 
 LayerNorm's affine part is inside W1 and b1 (`fastseg/models/segformer/fold.py`). The hidden tensor
 is four times as wide as x, and the convolution is what keeps the two linear maps apart: it looks
-one pixel around. Kernels take one of three forms, which the configuration names:
+one pixel around. Kernels take one of two forms, which the configuration names:
 
 - "tail": N and W1, then one kernel for all the rest (`depthwise`): the activated tensor is never
   written. Where few programs of it would fill the GPU or its accumulators would spill:
 - "split": N and W1, convolution and activation, W2 and the residual: three kernels.
-- "implicit": one kernel, no hidden tensor. W1 and the convolution are one dense 3x3 convolution of
-  N(x), an implicit matrix product of nine times the FLOPs, hence for narrow stages only. The
-  convolution pads the HIDDEN tensor with zeros, so a tap outside of the image contributes
-  neither x nor its share of b1.
 
 On a CPU the hidden tensor is made in stripes of rows, so that it stays in the cache and no stripe
 is large enough to be mapped and zeroed anew by the allocator at every call. Where x is narrow, and
@@ -25,7 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..blocks.activations import ACTIVATIONS, activate
+from ..blocks.activations import ACTIVATIONS
 from ..blocks.bilinear import image_stripes
 from ..blocks.linear import linear
 from ..blocks.onednn import dense, dense_residual
@@ -34,10 +30,9 @@ from ..core.checks import autocasts, check_parameter, check_tokens, common_reaso
 from ..core.configurations import look_up
 from ..core.dispatch import use_triton
 from ..core.launch import ceil_div, launch
-from ..core.optional_triton import tl, triton
 from ..core.registry import register
 from ..norm.op import fused as fused_layer_norm
-from .depthwise import depthwise_kernel, finish_rows, tail_kernel, tile_pixels
+from .depthwise import depthwise_kernel, tail_kernel
 
 # Of the eager twin in groups of hidden channels: up to which width of x they pay, the fewest
 # channels of a group, and tensors as large as a stripe that are in use at once. Grids of 64 and 128
@@ -134,87 +129,6 @@ def _channel_groups(
     return list(zip(*parts, fc2_weights, biases, strict=True))
 
 
-@triton.jit
-def implicit_kernel(
-    x_pointer,  # (pixels, CHANNELS)
-    weight_pointer,  # (9, HIDDEN, CHANNELS): fc1's times a tap's
-    tap_bias_pointer,  # (9, HIDDEN) float32: fc1's bias times a tap's weight
-    bias_pointer,  # (HIDDEN,)
-    fc2_weight_pointer,  # (CHANNELS, HIDDEN)
-    fc2_bias_pointer,  # (CHANNELS,)
-    norm_weight_pointer,  # (CHANNELS,), or None for no LayerNorm of the result
-    norm_bias_pointer,  # (CHANNELS,) or None
-    output_pointer,  # (pixels, CHANNELS)
-    height,
-    width,
-    eps,
-    norm_eps,
-    HIDDEN: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_Y: tl.constexpr,
-    BLOCK_X: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-):
-    y, x, pixel = tile_pixels(height, width, BLOCK_Y, BLOCK_X, 1)
-    channel = tl.arange(0, BLOCK_C)
-    in_row = channel < CHANNELS
-    k = tl.arange(0, BLOCK_E)
-    product = tl.zeros((BLOCK_Y * BLOCK_X, BLOCK_C), tl.float32)
-    for first_channel in tl.range(0, HIDDEN, BLOCK_E, num_stages=1):
-        hidden_channel = first_channel + k
-        hidden = tl.zeros((BLOCK_Y * BLOCK_X, BLOCK_E), tl.float32)
-        hidden += tl.load(bias_pointer + hidden_channel).to(tl.float32)[None, :]
-        for tap in range(9):
-            source_y = y + tap // 3 - 1
-            source_x = x + tap % 3 - 1
-            inside = (source_y >= 0) & (source_y < height) & (source_x >= 0) & (source_x < width)
-            source = pixel + (tap // 3 - 1) * width + (tap % 3 - 1)
-            tile = tl.load(
-                x_pointer + source[:, None] * CHANNELS + channel[None, :],
-                mask=inside[:, None] & in_row[None, :],
-                other=0.0,
-            ).to(tl.float32)
-            # A row outside of the image is all zeros, and stays so.
-            tile = tl.where(in_row[None, :], tile - (tl.sum(tile, 1) / CHANNELS)[:, None], 0.0)
-            rstd = tl.rsqrt(tl.sum(tile * tile, 1) / CHANNELS + eps)
-            weight = tl.load(
-                weight_pointer
-                + (tap * HIDDEN + hidden_channel)[None, :] * CHANNELS
-                + channel[:, None],
-                mask=in_row[:, None],
-                other=0.0,
-            )
-            normalized = (tile * rstd[:, None]).to(weight.dtype)
-            hidden = tl.dot(normalized, weight, hidden, input_precision=PRECISION)
-            tap_bias = tl.load(tap_bias_pointer + tap * HIDDEN + hidden_channel)
-            hidden += tl.where(inside[:, None], tap_bias[None, :], 0.0)
-        fc2 = tl.load(
-            fc2_weight_pointer + channel[None, :] * HIDDEN + hidden_channel[:, None],
-            mask=in_row[None, :],
-            other=0.0,
-        )
-        activated = activate(hidden, ACTIVATION).to(fc2.dtype)
-        product = tl.dot(activated, fc2, product, input_precision=PRECISION)
-    finish_rows(
-        (product,),
-        pixel,
-        (y < height) & (x < width),
-        channel,
-        fc2_bias_pointer,
-        x_pointer,
-        norm_weight_pointer,
-        norm_bias_pointer,
-        output_pointer,
-        norm_eps,
-        CHANNELS,
-        BLOCK_C,
-        1,
-    )
-
-
 def tiles(x: torch.Tensor, height: int, width: int, config: dict[str, Any]) -> int:
     """Number of tiles that cover the images of a batch."""
     block_width = config["BLOCK_X"] * config.get("STRIP", 1)
@@ -259,25 +173,10 @@ def fused(
         divides={"BLOCK_E": hidden_channels},
     )
     form = config.pop("form")
+    if form not in ("tail", "split"):
+        raise ValueError(f"mix_ffn: expected form 'tail' or 'split', got {form!r}")
     grid = (tiles(x, height, width, config),)
     sizes = {"HIDDEN": hidden_channels, "ACTIVATION": activation}
-    precision = matmul_precision(x.dtype)
-
-    if form == "implicit":
-        taps = dwconv_weight.flatten(1).t().float().contiguous()
-        weight = taps.unsqueeze(2) * fc1_weight.float()
-        launch(
-            implicit_kernel,
-            grid,
-            *(x, weight.to(x.dtype), taps * fc1_bias.float(), dwconv_bias, fc2_weight, fc2_bias),
-            *(norm_weight, norm_bias, output, height, width, eps, norm_eps),
-            CHANNELS=channels,
-            PRECISION=precision,
-            BLOCK_C=triton.next_power_of_2(channels),
-            **sizes,
-            **config,
-        )
-        return output
 
     if fc1_weight_sum is None:
         fc1_weight_sum = fc1_weight.sum(1, dtype=torch.float32)
@@ -295,7 +194,7 @@ def fused(
             *(hidden, dwconv_weight, dwconv_bias, fc2_weight, fc2_bias, x, in_tail, norm_bias),
             *(output, height, width, *strides, norm_eps),
             CHANNELS=channels,
-            PRECISION=precision,
+            PRECISION=matmul_precision(x.dtype),
             **sizes,
             **config,
         )

@@ -1,10 +1,9 @@
-"""LayerNorm over channels, with or without a residual addition before it.
+"""LayerNorm over channels.
 
-    y = (s - mean(s)) / sqrt(var(s) + eps) * weight + bias,  s = x  or  s = x + residual
+    y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias
 
 One program normalises `BLOCK_M` rows, whole in registers and in float32: mean first, then the
-variance of what is left, so rows far from zero keep their precision. With a residual the sum is
-written too, as pre-norm blocks need both.
+variance of what is left, so rows far from zero keep their precision.
 """
 
 import torch
@@ -23,30 +22,16 @@ MAX_CHANNELS = 4096  # what a row may be to stay in registers
 def eager(
     x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
 ) -> torch.Tensor:
-    """The eager twin without a residual."""
+    """The eager twin."""
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
-
-
-def eager_residual(
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The eager twin with a residual: LayerNorm of the sum, and the sum."""
-    total = x + residual
-    return F.layer_norm(total, x.shape[-1:], weight, bias, eps), total
 
 
 @triton.jit
 def layer_norm_kernel(
     x_pointer,  # (rows, CHANNELS)
-    residual_pointer,  # (rows, CHANNELS) or None
     weight_pointer,  # (CHANNELS,) or None
     bias_pointer,  # (CHANNELS,) or None
     output_pointer,  # (rows, CHANNELS)
-    sum_pointer,  # (rows, CHANNELS), with a residual
     rows,
     eps,
     CHANNELS: tl.constexpr,
@@ -59,12 +44,6 @@ def layer_norm_kernel(
     mask = (row < rows)[:, None] & in_row[None, :]
     offset = row.to(tl.int64)[:, None] * CHANNELS + channel[None, :]
     x = tl.load(x_pointer + offset, mask=mask, other=0.0).to(tl.float32)
-    if residual_pointer is not None:
-        x += tl.load(residual_pointer + offset, mask=mask, other=0.0).to(tl.float32)
-        # The normalised values are those of the sum as it is stored.
-        rounded = x.to(sum_pointer.dtype.element_ty)
-        tl.store(sum_pointer + offset, rounded, mask=mask)
-        x = rounded.to(tl.float32)
     mean = tl.sum(x, 1) / CHANNELS
     centred = tl.where(in_row[None, :], x - mean[:, None], 0.0)
     variance = tl.sum(centred * centred, 1) / CHANNELS
@@ -76,46 +55,28 @@ def layer_norm_kernel(
     tl.store(output_pointer + offset, y.to(output_pointer.dtype.element_ty), mask=mask)
 
 
-def _launch(x, residual, weight, bias, eps, output, total) -> None:
+def fused(
+    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
+) -> torch.Tensor:
+    """The kernel."""
+    x = x.contiguous()
+    output = torch.empty_like(x)
     channels = x.shape[-1]
     rows = x.numel() // channels
     if rows == 0:
-        return
+        return output
     weight = None if weight is None else weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     config = look_up("layer_norm", x.device, x.dtype, {"channels": channels, "rows": rows})
     launch(
         layer_norm_kernel,
         (ceil_div(rows, config["BLOCK_M"]),),
-        *(x, residual, weight, bias, output, total, rows, eps),
+        *(x, weight, bias, output, rows, eps),
         CHANNELS=channels,
         BLOCK_C=triton.next_power_of_2(channels),
         **config,
     )
-
-
-def fused(
-    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
-) -> torch.Tensor:
-    """The kernel, without a residual."""
-    x = x.contiguous()
-    output = torch.empty_like(x)
-    _launch(x, None, weight, bias, eps, output, None)
     return output
-
-
-def fused_residual(
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The kernel, with a residual."""
-    x, residual = x.contiguous(), residual.contiguous()
-    output, total = torch.empty_like(x), torch.empty_like(x)
-    _launch(x, residual, weight, bias, eps, output, total)
-    return output, total
 
 
 register(
@@ -124,28 +85,17 @@ register(
     eager,
     lambda x, weight, bias, eps: torch.empty(x.shape, dtype=x.dtype, device=x.device),
 )
-register(
-    "add_layer_norm(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, float eps)"
-    " -> (Tensor, Tensor)",
-    fused_residual,
-    eager_residual,
-    lambda x, residual, weight, bias, eps: (
-        torch.empty(x.shape, dtype=x.dtype, device=x.device),
-        torch.empty(x.shape, dtype=x.dtype, device=x.device),
-    ),
-)
 
 
 def supports(
     x: torch.Tensor,
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
 ) -> str | None:
     """Reason why the kernel cannot take these arguments; None where it can."""
     if x.shape[-1] > MAX_CHANNELS:
         return f"{x.shape[-1]} channels are more than {MAX_CHANNELS}"
-    return common_reason(x, weight, bias, residual)
+    return common_reason(x, weight, bias)
 
 
 def layer_norm(
@@ -153,20 +103,17 @@ def layer_norm(
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     eps: float = 1e-5,
-    *,
-    residual: torch.Tensor | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """LayerNorm of `x`, or of `x + residual`, over its last dimension.
+) -> torch.Tensor:
+    """LayerNorm of `x` over its last dimension.
 
     Statistics are computed in float32 (float64 for float64 input).
 
     Args:
         x: (..., C), floating.
         weight, bias: (C,), or None for ones and zeros.
-        residual: of the shape and dtype of `x`.
 
     Returns:
-        the normalised values (..., C), contiguous; with a residual also the sum.
+        the normalised values (..., C), contiguous.
 
     Raises:
         TypeError: `x` is not a floating tensor, or dtypes differ.
@@ -180,13 +127,6 @@ def layer_norm(
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None:
             check_parameter(name, parameter, (x.shape[-1],), x)
-    if residual is not None:
-        check_parameter("residual", residual, tuple(x.shape), x)
-    triton_runs = use_triton("layer_norm", x.device, supports(x, weight, bias, residual))
-    if residual is None:
-        if triton_runs:
-            return torch.ops.fastseg.layer_norm(x, weight, bias, eps)
-        return eager(x, weight, bias, eps)
-    if triton_runs:
-        return torch.ops.fastseg.add_layer_norm(x, residual, weight, bias, eps)
-    return eager_residual(x, residual, weight, bias, eps)
+    if use_triton("layer_norm", x.device, supports(x, weight, bias)):
+        return torch.ops.fastseg.layer_norm(x, weight, bias, eps)
+    return eager(x, weight, bias, eps)

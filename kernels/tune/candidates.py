@@ -110,13 +110,6 @@ def _mix_ffn(half: bool, sizes: dict[str, int]) -> list[Config]:
             {"form": "tail", "BLOCK_N": block_n, "CHUNKS": chunks, **config}
             for config in _product(STRIP=(2, 4) if whole else (1, 2), **tile)
         ]
-    if half and channels <= 64:
-        options += [
-            {"form": "implicit", **config}
-            for config in _product(
-                BLOCK_Y=(8,), BLOCK_X=(8, 16), BLOCK_E=(32, 64), num_warps=(4, 8), num_stages=(2, 3)
-            )
-        ]
     return options
 
 

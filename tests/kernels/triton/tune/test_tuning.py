@@ -60,7 +60,7 @@ def test_the_quickest_right_candidate_wins(calls, tmp_path, monkeypatch):
 def test_wrong_answers_are_rejected(calls, monkeypatch):
     # A block of rows that the kernel would leave out: only the first 32 are written.
     wrong = {"BLOCK_M": 32, "num_warps": 1}
-    real = tuning.library.FUSED["layer_norm"]
+    real = tuning.registry.FUSED["layer_norm"]
 
     def fused(*arguments):
         with configurations.record_queries() as queries:
@@ -69,7 +69,7 @@ def test_wrong_answers_are_rejected(calls, monkeypatch):
             result[:, 32:] = float("nan")
         return result
 
-    monkeypatch.setitem(tuning.library.FUSED, "layer_norm", fused)
+    monkeypatch.setitem(tuning.registry.FUSED, "layer_norm", fused)
     monkeypatch.setattr(tuning, "candidates", lambda query: [wrong])
     (result,) = tuning.tune(calls[:1], measure=microseconds(wrong))
     assert result.rejected == 1
