@@ -94,8 +94,9 @@ def _working_tree(repository: Path, folder: Path) -> Checkout:
 def _nest_kernels(folder: Path, title: str) -> None:
     """Put kernels/ where an installation has it."""
     nested = folder / "fastseg" / "kernels"
-    if (folder / "fastseg").is_dir() and (folder / "kernels").is_dir():
-        nested.unlink(missing_ok=True)  # the link that a checkout has since it was divided by rooms
+    is_there = nested.is_dir() and not nested.is_symlink()
+    if (folder / "fastseg").is_dir() and (folder / "kernels").is_dir() and not is_there:
+        nested.unlink(missing_ok=True)  # a checkout's link, which may be a text file
         (folder / "kernels").rename(nested)
     if not nested.is_dir():
         raise CompareError(f"{title}: expected the folders fastseg/ and kernels/")

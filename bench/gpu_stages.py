@@ -242,7 +242,7 @@ STAGES = (
         "smoke",
         "the smallest kernel tests, and a whole tiny model",
         8,
-        _tests("test_layer_norm.py", "test_model.py"),
+        _tests("norm/test_layer_norm.py", "test_model.py"),
         skip=_no_tests,
     ),
     Stage(

@@ -58,7 +58,7 @@ class RowGroup(NamedTuple):
 
 
 def group_of(row: Row) -> RowGroup:
-    """The setting of one row."""
+    """The group of one row."""
     height, width = row["size"]
     return RowGroup(
         row["device"], row["threads"], (height, width), row["batch"], row["dtype"], row["cache"]

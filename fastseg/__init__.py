@@ -50,7 +50,8 @@ __all__ = [
     "warmup",
 ]
 
-# Pickles and documents name public classes by where users import them, which no move changes.
+# Pickles and documents name public classes by where users import them, which no move changes. For
+# inspect.getsource they are then in this file, and not found.
 for _name in __all__:
     if isinstance(globals()[_name], type):
         globals()[_name].__module__ = __name__

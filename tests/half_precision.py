@@ -22,3 +22,8 @@ def sane_error(dtype: torch.dtype) -> float:
 def half_bound(host_error: float, dtype: torch.dtype) -> float:
     """The largest relative RMS error that ours may have beside the host's, both against float64."""
     return HALF_FACTOR * min(host_error, sane_error(dtype))
+
+
+def half_limit(dtype: torch.dtype) -> float:
+    """The same where no host is run beside ours."""
+    return half_bound(sane_error(dtype), dtype)

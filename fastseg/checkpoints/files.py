@@ -46,16 +46,16 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass
 class Weights:
-    """What the files of a checkpoint hold.
+    """Content of the files of a checkpoint.
 
     tensors: by name.
     class_names: of the classes, if they are there.
-    groups: the paths of an HDF5 file's groups.
+    groups: the paths of an HDF5 file's groups; None for files of other kinds.
     """
 
     tensors: Tensors
     class_names: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
+    groups: tuple[str, ...] | None = None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def read_weights(resolve: Callable[[str], Path]) -> tuple[Path, Weights]:
 
 
 def read_preset_weights(resolve: Callable[[str], Path]) -> tuple[Path, Weights]:
-    """The same of a KerasHub preset, whose head, if it has one, is in a file of its own."""
+    """Read the tensors of a KerasHub preset: a head, if it has one, is in a second file."""
     path = resolve(KERAS_NAME)
     tensors, _ = read_h5(path)
     with contextlib.suppress(FileNotFoundError):

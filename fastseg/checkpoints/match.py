@@ -100,10 +100,6 @@ def match_tensors(
     return assignment
 
 
-def _is_classifier(name: str) -> bool:
-    return name.rpartition(".")[0] in ("classifier", "decode_head.classifier")
-
-
 def _describe(tensor: torch.Tensor) -> str:
     kind = "" if tensor.dtype in FLOATS else f" {str(tensor.dtype).removeprefix('torch.')}"
     return f"{tuple(tensor.shape)}{kind}"

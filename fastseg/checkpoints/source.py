@@ -74,7 +74,7 @@ def read_source(
     path: object,
     resolve: Callable[[str], Path],
     model_type: str,
-    names: CheckpointNames,
+    family: CheckpointNames,
     overrides: Mapping[str, Any],
 ) -> Source:
     """Read the checkpoint at `path`.
@@ -83,7 +83,7 @@ def read_source(
         resolve: gives the path of a file of the checkpoint by its name, or raises
             FileNotFoundError.
         model_type: that a config.json of transformers must have.
-        names: of the family.
+        family: the names that its checkpoints may have.
         overrides: fields of the configuration that the caller knows.
 
     Raises:
@@ -106,9 +106,9 @@ def read_source(
         _check_model_type(config, config_path, model_type)
         fields = config
     elif config_path is not None and library == "smp":
-        fields = _smp_fields(config, config_path, names)
+        fields = _smp_fields(config, config_path, family)
     elif config_path is not None:
-        fields = _preset_fields(config, config_path, resolve, names)
+        fields = _preset_fields(config, config_path, resolve, family)
 
     if library == "KerasHub":
         weights_path, weights = read_preset_weights(resolve)
@@ -119,13 +119,13 @@ def read_source(
     if library != "transformers":
         config_path = None
     try:
-        if library != "KerasHub":
-            foreign = names.foreign(weights.tensors, weights.groups)
+        if weights.groups is not None:
+            foreign = family.foreign(weights.tensors, weights.groups)
             if foreign is not None:
                 raise CheckpointError(foreign)
-        translation = names.translate(weights.tensors, {**fields, **overrides}.get("depths"))
+        translation = family.translate(weights.tensors, {**fields, **overrides}.get("depths"))
         if config_path is None:
-            fields = _inferred(translation, weights, names, {**fields, **overrides})
+            fields = _inferred(translation, weights, family, {**fields, **overrides})
     except CheckpointError as error:
         raise CheckpointError(f"{weights_path}: {error}") from error
     return Source(weights_path, config_path, {**translation.fields, **fields}, translation)
@@ -149,11 +149,11 @@ def _has_weights(path: object) -> bool:
 def _inferred(
     translation: Translation,
     weights: Weights,
-    names: CheckpointNames,
+    family: CheckpointNames,
     known: Mapping[str, Any],
 ) -> dict[str, Any]:
     named = {name: translation.tensors[label] for label, name in translation.names.items()}
-    inferred = names.infer_fields(named, known)
+    inferred = family.infer_fields(named, known)
     if weights.class_names and len(weights.class_names) == inferred.get("num_labels"):
         inferred["id2label"] = dict(enumerate(weights.class_names))
     return inferred
@@ -165,9 +165,9 @@ def _check_model_type(config: Mapping[str, Any], path: Path, model_type: str) ->
         raise CheckpointError(f"{path}: expected model_type {model_type!r}, got {stated!r}")
 
 
-def _smp_fields(config: Mapping[str, Any], path: Path, names: CheckpointNames) -> dict[str, Any]:
+def _smp_fields(config: Mapping[str, Any], path: Path, family: CheckpointNames) -> dict[str, Any]:
     try:
-        return names.read_smp(config)
+        return family.read_smp(config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -176,13 +176,13 @@ def _preset_fields(
     config: Mapping[str, Any],
     path: Path,
     resolve: Callable[[str], Path],
-    names: CheckpointNames,
+    family: CheckpointNames,
 ) -> dict[str, Any]:
     try:
         task = read_json(resolve(_TASK_NAME))
     except FileNotFoundError:
         task = None
     try:
-        return names.read_preset(config, task)
+        return family.read_preset(config, task)
     except CheckpointError as error:
         raise CheckpointError(f"{path.parent / str(error)}") from error

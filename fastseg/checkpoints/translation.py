@@ -44,7 +44,7 @@ class Translation:
 
 @dataclass(frozen=True)
 class CheckpointNames:
-    """What a family tells of its checkpoints: a model class has it as `checkpoint_names`.
+    """Names that checkpoints of a family may have: a model class has it as `checkpoint_names`.
 
     base: the prefix of the encoder's tensors in models with a head.
     heads: the top-level modules that a class of the family may have besides the encoder.

@@ -108,7 +108,7 @@ def _load(arguments: argparse.Namespace) -> Any:
 
 
 def _image_processor(source: str, model: Any) -> fastseg.SegformerImageProcessor | None:
-    """The one that the source has options of; None where it has none."""
+    """Image processor with the options that the source has; None where it has none."""
     place = source
     if Path(source).is_file():
         if model.preprocessor_file is None:

@@ -32,7 +32,7 @@ def open_image(path: Path) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """PIL's own conversion would cut every value over 255 down to white."""
+    """Scale grey of 16 bits to 8: PIL's conversion would cut values over 255 down to white."""
     if not image.mode.startswith(("I", "F")):
         image.load()
         return image

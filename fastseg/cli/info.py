@@ -63,7 +63,7 @@ def collect() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
-    """Read from the installed metadata: importing transformers takes seconds."""
+    """Version of a package by its installed metadata: importing transformers takes seconds."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -96,7 +96,7 @@ def _gpu(index: int) -> dict[str, Any]:
 
 
 def _backend(device: str) -> dict[str, str | None]:
-    """`backend` is None where the one asked for cannot run."""
+    """Backend on `device` and why; None where the one asked for cannot run."""
     try:
         name, reason = select_backend(torch.device(device))
     except (RuntimeError, ValueError) as error:  # FASTSEG_BACKEND asks for what is not there

@@ -32,7 +32,7 @@ class ResultWriter:
             raise CommandError(f"--model {self.model}: {error}") from error
 
     def write(self, target: Target, source: Path, image: Image.Image, labels: np.ndarray) -> None:
-        """`labels` is (H, W), of the size of `image`, which was read from `source`.
+        """Write the files of one picture: `labels` (H, W), of the size of `image`, from `source`.
 
         Raises:
             OSError: a file cannot be written.

@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     name, reason = select_backend(device)
     if device.type != "cuda" or name != "triton":
         raise CommandError(f"--device {device}: tuning needs a GPU that runs the kernels; {reason}")
-    from fastseg.kernels.tune import tuner as tuning  # it needs triton
+    from fastseg.kernels.tune import tuner  # it needs triton
 
     if not arguments.output.absolute().parent.is_dir():
         raise CommandError(f"--output {arguments.output}: there is no such folder", status=2)
@@ -80,13 +80,13 @@ def run(arguments: argparse.Namespace) -> int:
                 calls.setdefault(call.key(), call)
     if arguments.output.exists():
         try:
-            tuning.read_kernels(arguments.output)
+            tuner.read_kernels(arguments.output)
         except (OSError, ValueError) as error:
             raise CommandError(f"--output {arguments.output}: {error}", status=2) from error
     family = device_family(device)
-    done: list[tuning.Tuned] = []
+    done: list[tuner.Tuned] = []
 
-    def report(tuned: tuning.Tuned) -> None:
+    def report(tuned: tuner.Tuned) -> None:
         """Tell and write each result at once: a lost GPU loses nothing."""
         done.append(tuned)
         sizes = " ".join(f"{name} {size}" for name, size in tuned.query.sizes)
@@ -98,12 +98,12 @@ def run(arguments: argparse.Namespace) -> int:
             f"{tuned.query.kernel} ({sizes}): {tuned.microseconds:.1f} us, {gain:.2f}x as fast as "
             f"before, {tuned.tried} tried, {tuned.rejected} rejected: {tuned.config}"
         )
-        tuning.write_configs(arguments.output, family, _source(device), done)
+        tuner.write_configs(arguments.output, family, _source(device), done)
 
     print(f"{len(calls)} different calls of ops")
     start = time.monotonic()
     with torch.cuda.device(device):
-        tuning.tune(list(calls.values()), seconds=60 * arguments.minutes, report=report)
+        tuner.tune(list(calls.values()), seconds=60 * arguments.minutes, report=report)
     if time.monotonic() - start > 60 * arguments.minutes:
         print(f"stopped after {arguments.minutes} minutes: later calls were not tuned")
     print(

@@ -35,7 +35,7 @@ _address = torch.Tensor.data_ptr
 
 
 class Runner:
-    """Runner of a model that is no module itself: a `GraphedModel`."""
+    """Base of objects that run a model and are no modules: a `GraphedModel`."""
 
     model: nn.Module
 

@@ -64,7 +64,7 @@ def check_shapes(
     return list(dict.fromkeys(shapes))
 
 
-def check(
+def compare(
     model: nn.Module,
     run: Run,
     shapes: Sequence[tuple[int, int, int, int]],

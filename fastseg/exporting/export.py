@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import check as export_check
-from . import torch_program as export_torch
-from .check import Checked, ExportError, Run
-from .folded import Foldable, FoldedModel, fold_accelerated
+from .check import Checked, ExportError, Run, check_shapes, compare
+from .folded import FoldedModel, fold_accelerated
+from .torch_program import TWO_TOKENS, FoldedProgram, trace
 
 __all__ = ["FORMATS", "ExportError", "ExportResult", "ExportWarning", "export"]
 
@@ -107,7 +106,7 @@ def export(
     if folded.dtype != torch.float32:
         model = copy.deepcopy(model).float()
         folded = _folded(model)
-    reduced = export_torch.TWO_TOKENS if format == "torch-export" else 1
+    reduced = TWO_TOKENS if format == "torch-export" else 1
     smallest = folded.smallest_side(reduced)
     sizes: dict[str, Any] = {
         "batch": _size("batch", batch, 1),
@@ -132,8 +131,8 @@ def export(
             nodes, run, unchecked = _write_torch(folded, temporary, options, check)
         checked: list[Checked] = []
         if run is not None:
-            shapes = export_check.check_shapes(folded, **sizes, reduced=reduced)
-            checked = export_check.check(model, run, shapes, label_size, folded.gives_maps)
+            shapes = check_shapes(folded, **sizes, reduced=reduced)
+            checked = compare(model, run, shapes, label_size, folded.gives_maps)
         size_bytes = temporary.stat().st_size
     if check and unchecked is not None:
         warnings.warn(f"{target} was not checked: {unchecked}", ExportWarning, stacklevel=2)
@@ -145,9 +144,10 @@ def _folded(model: nn.Module) -> FoldedModel:
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if model.training:
         raise ValueError("model: expected eval mode, got training mode; call model.eval() first")
-    if isinstance(model, Foldable):
+    if hasattr(type(model), "folded_model"):  # of a family of fastseg, and no wrapper around one
         with torch.no_grad():
-            return model.folded_model()
+            own: Any = model
+            return own.folded_model()
     folded = fold_accelerated(model)
     if folded is None:
         raise TypeError(
@@ -160,12 +160,12 @@ def _folded(model: nn.Module) -> FoldedModel:
 
 def _check_around(model: nn.Module, folded: FoldedModel) -> None:
     """Raise where a model does more than its encoder and head, such as to normalise its input."""
-    side = 2 * folded.smallest_side(export_torch.TWO_TOKENS)
+    side = 2 * folded.smallest_side(TWO_TOKENS)
     first = folded.stages[0].embed["weight"]
     pixels = torch.linspace(-1, 1, first.shape[1] * side * side, device=first.device)
     pixels = pixels.view(1, -1, side, side).to(first.dtype)
     with torch.no_grad():
-        logits = export_torch.FoldedSegformer(folded, False, torch.int64)(pixels)
+        logits = FoldedProgram(folded, False, torch.int64)(pixels)
         output = model(pixels)
     expected = getattr(output, "logits", output)
     if (
@@ -276,7 +276,7 @@ def _temporary(target: Path) -> Iterator[Path]:
 def _write_onnx(
     folded: FoldedModel, path: Path, opset: int | None, options: dict[str, Any], checked: bool
 ) -> tuple[int, Run | None, str | None]:
-    """Nodes, the file in onnxruntime, or why there is none."""
+    """Write the file; return its nodes, how to run it in onnxruntime, and why not if not."""
     from .onnx import INPUT, build
 
     onnx = _onnx()
@@ -306,8 +306,8 @@ def _write_onnx(
 def _write_torch(
     folded: FoldedModel, path: Path, options: dict[str, Any], checked: bool
 ) -> tuple[int, Run | None, str | None]:
-    """Operators, the program as it is read back, or why there is none."""
-    program = export_torch.trace(folded, **options)
+    """Write the program; return its operators, how to run it as read back, and why not if not."""
+    program = trace(folded, **options)
     with open(path, "wb") as file:
         torch.export.save(program, file)
     nodes = sum(node.op == "call_function" for node in program.graph.nodes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -106,18 +106,6 @@ class FoldedModel:
                 for grid, stage in zip(self.grid_sides(side), self.stages, strict=True)
             )
         )
-
-
-@runtime_checkable
-class Foldable(Protocol):
-    """A model of one of fastseg's families."""
-
-    def folded_model(self) -> FoldedModel:
-        """The folded arguments of all its ops.
-
-        Raises:
-            ValueError: it has parts that folding would leave out: hooks, replaced layers.
-        """
 
 
 class ExportedPlan(Plan, Protocol):

@@ -305,7 +305,7 @@ class _Network:
         return graph.op("Conv", feature_map, *parameters, output=output, kernel_shape=[1, 1])
 
     def _activate(self, x: str, name: str) -> str:
-        """The function of `kernels.activations.ACTIVATIONS` of that name."""
+        """The function of `kernels.blocks.activations.ACTIVATIONS` of that name."""
         return _ACTIVATIONS[name](self, x)
 
     def _gelu(self, x: str) -> str:

@@ -17,7 +17,7 @@ from .folded import FoldedModel
 TWO_TOKENS = 2  # a traced grid of one token a side would be bound to it
 
 
-class FoldedSegformer(nn.Module):
+class FoldedProgram(nn.Module):
     """Module that runs a `FoldedModel`; its folded tensors are buffers.
 
     Args:
@@ -128,6 +128,6 @@ def trace(
         for size, example in zip((batch, height, width), examples, strict=True)
     )
     pixels = torch.zeros(rows, folded.num_channels, *sides)
-    module = FoldedSegformer(folded, labels, label_dtype).eval()
+    module = FoldedProgram(folded, labels, label_dtype).eval()
     with torch.no_grad(), kernels.backend("eager"):
         return torch.export.export(module, (pixels,), dynamic_shapes={"pixel_values": dynamic})

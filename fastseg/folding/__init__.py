@@ -1,1 +1,1 @@
-"""The way any model gets a fast path; nothing here knows a model."""
+"""The way any model gets a fast path; no model is imported here."""

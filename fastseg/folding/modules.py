@@ -98,6 +98,6 @@ def refold(model: nn.Module) -> None:
 
 
 def repack(model: nn.Module) -> None:
-    """Call `refold`, of which this is the name before 0.2; it goes with the release after that."""
+    """Call `refold`: its deprecated name, to be removed with the release after the first."""
     warnings.warn("repack: the name is refold now", DeprecationWarning, stacklevel=2)
     refold(model)

@@ -90,15 +90,15 @@ def problem(owner: nn.Module, roots: list[nn.Module], any_mode: bool = False) ->
 def find_leaf(owner: nn.Module, path: str, kind: type[Any]) -> Any:
     """The layer at `path`, a `kind` without modules in it.
 
-    Subclasses pass: what they compute is checked by `probe`.
+    Subclasses pass: what they compute is checked by a trial.
 
     Raises:
         Declined: it is something else.
     """
     module = find(owner, path)
     if not isinstance(module, kind) or module._modules or not module.weight.is_floating_point():
-        kind_there = "absent" if module is None else f"a {type(module).__name__}"
-        raise Declined(f"{path} is {kind_there}, no plain {kind.__name__}")
+        actual = "absent" if module is None else f"a {type(module).__name__}"
+        raise Declined(f"{path} is {actual}, no plain {kind.__name__}")
     return module
 
 

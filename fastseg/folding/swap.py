@@ -48,7 +48,7 @@ class Plan(Protocol):
         """Return whether it may run, as settled before, or as it is now in an export."""
 
     def parts(self) -> list[Part]:
-        """All its parts."""
+        """The parts of the module, folded or not."""
 
     def folded_parts(self) -> list[Part]:
         """The parts that run folded, as settled."""
@@ -68,7 +68,7 @@ class Host(Protocol):
 
     @property
     def name(self) -> str:
-        """The library's, for reports."""
+        """Name of the library, for reports and pickles."""
 
     @property
     def method(self) -> str:
@@ -86,6 +86,8 @@ _hosts: dict[tuple[str, str], Host] = {}
 
 def register_host(host: Host) -> None:
     """Make `host` known to pickles of accelerated modules, which name it."""
+    if _key(host) in _hosts:
+        raise ValueError(f"host: there is one of the name {host.name!r} already")
     _hosts[_key(host)] = host
 
 
@@ -185,6 +187,9 @@ class Accelerated(FoldOwner):
 
 
 def _rebuild(host_class: type[nn.Module], host: tuple[str, str], *arguments: Any) -> nn.Module:
+    if host not in _hosts:
+        known = ", ".join(name for _, name in _hosts)
+        raise ValueError(f"an accelerated model of the host {host[1]!r}: expected one of {known}")
     accelerated = accelerated_class(host_class, _hosts[host])
     return accelerated.__new__(accelerated, *arguments)
 

@@ -117,18 +117,22 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def difference(expected: Any, result: Any) -> str | None:
-    """Describe how outputs differ; None where they are the same up to rounding."""
+def difference(expected: Any, result: Any, family: str) -> str | None:
+    """Describe how outputs differ; None where they are the same up to rounding.
+
+    Args:
+        family: of the model that the result is of, as in "SegFormer".
+    """
     wanted, got = _flat(expected), _flat(result)
     if [one.shape for one in wanted] != [one.shape for one in got]:
-        return "it gives outputs of other shapes than a SegFormer's"
+        return f"it gives outputs of other shapes than a {family}'s"
     for one, other in zip(wanted, got, strict=True):
         if one.numel() == 0:
             continue
         error = (one.double() - other.double()).square().mean().sqrt()
         relative = (error / one.double().square().mean().sqrt()).item()
         if not relative <= TOLERANCE:
-            return f"it computes something else than a SegFormer's ({relative:.1e} off)"
+            return f"it computes something else than a {family}'s ({relative:.1e} off)"
     return None
 
 

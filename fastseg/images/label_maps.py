@@ -17,7 +17,7 @@ from .batch_feature import BatchFeature
 def post_process_semantic_segmentation(
     outputs: Any, target_sizes: Any = None, return_segmentation_scores: bool = False
 ) -> list[Any]:
-    """Do what `SegformerImageProcessor.post_process_semantic_segmentation` documents."""
+    """Label maps of a batch: see `SegformerImageProcessor.post_process_semantic_segmentation`."""
     logits = logits_of(outputs).detach()
     sizes = None if target_sizes is None else _parse_target_sizes(target_sizes, len(logits))
     if return_segmentation_scores:

@@ -38,7 +38,7 @@ _OPTION_NAMES = tuple(field.name for field in dataclasses.fields(ImageOptions))
 
 
 class SegformerImageProcessor:
-    """Resizes, rescales and normalizes images; resizes label maps and reduces their labels.
+    """Processor that resizes, rescales and normalizes images, and resizes and reduces label maps.
 
     Results equal those of transformers' PIL processor bit for bit, but for these:
     - Images of another number of channels than the three that `image_mean` and `image_std` are
@@ -105,7 +105,7 @@ class SegformerImageProcessor:
         self.extra: dict[str, Any] = {}
 
     def __call__(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
-        """`preprocess`."""
+        """Call `preprocess`."""
         return self.preprocess(images, segmentation_maps, **kwargs)
 
     def preprocess(
@@ -266,7 +266,7 @@ class SegformerImageProcessor:
         return processor
 
     def to_dict(self) -> dict[str, Any]:
-        """What `save_pretrained` writes: JSON types alone."""
+        """Options as `save_pretrained` writes them: JSON types alone."""
         config = {**self.extra, **dataclasses.asdict(self._resolve({}))}
         config["resample"] = int(config["resample"])
         if config["do_convert_rgb"] is None:

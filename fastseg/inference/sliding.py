@@ -105,12 +105,10 @@ def _label_rows(
             if begin >= end:
                 continue
             grid = row.logits
-            source = bilinear_neighbours(
-                row.bottom - row.top, grid.shape[1], grid.device, grid.dtype
-            )
+            rows = bilinear_neighbours(row.bottom - row.top, grid.shape[1], grid.device, grid.dtype)
             for window, left in zip(grid, lefts, strict=True):
                 scores[begin - top : end - top, left : left + crop_width] += upsample_rows(
-                    window[None], source, begin - row.top, end - row.top, crop_width
+                    window[None], rows, begin - row.top, end - row.top, crop_width
                 )[0]
         # One class: is it, or is it not.
         labels[top:bottom] = scores.max(dim=-1).indices if classes > 1 else scores[..., 0] > 0

@@ -124,7 +124,7 @@ def eager(
 
 
 class Forms(NamedTuple):
-    """Forms in which the op runs."""
+    """Names of the two forms that a call of the op takes."""
 
     key_value: str  # "one_launch", "split" (2 launches), or without a reduction "linear" (1)
     attention: str  # "one_head", "block" (1 launch each) or "per_head" (2)

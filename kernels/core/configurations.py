@@ -34,7 +34,7 @@ Config = dict[str, Any]
 
 
 class Query(NamedTuple):
-    """Look-up of a launch."""
+    """Key by which a launch looks up its configuration."""
 
     kernel: str
     dtype: str  # "half" or "float32"

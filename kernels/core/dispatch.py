@@ -115,7 +115,7 @@ def use_triton(op: str, device: torch.device, declined: str | None) -> bool:
 
 
 def fallbacks() -> dict[tuple[str, str], int]:
-    """Count how often an op ran eagerly where the backend was "triton", by (op, reason).
+    """Counts of calls that ran eagerly where the backend was "triton", by (op, reason).
 
     Counted since the process started; calls inside compiled graphs are not counted.
     """

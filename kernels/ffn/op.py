@@ -174,7 +174,10 @@ def fused(
     )
     form = config.pop("form")
     if form not in ("tail", "split"):
-        raise ValueError(f"mix_ffn: expected form 'tail' or 'split', got {form!r}")
+        raise ValueError(
+            f"mix_ffn: expected a configuration of the form 'tail' or 'split', got {form!r}; the "
+            "file that FASTSEG_CONFIGS names may be of an earlier version: unset it and tune anew"
+        )
     grid = (tiles(x, height, width, config),)
     sizes = {"HIDDEN": hidden_channels, "ACTIVATION": activation}
 

@@ -86,7 +86,7 @@ def _all_pixels(
 
 
 def _mixed_cells(labels: torch.Tensor) -> torch.Tensor:
-    """Return where a label (B, h, w) and its neighbours right, below and diagonal differ."""
+    """Mask of the labels (B, h, w) that differ from a neighbour right, below or diagonal."""
     right = torch.cat([labels[:, :, 1:], labels[:, :, -1:]], dim=2)
     below = torch.cat([labels[:, 1:], labels[:, -1:]], dim=1)
     differs_right = labels != right
@@ -174,7 +174,7 @@ def fused(logits: torch.Tensor, height: int, width: int, dtype: torch.dtype) -> 
 def _launch_cells(
     arguments: tuple, grid: Sequence[int], output: torch.Tensor, sizes: dict[str, int]
 ) -> None:
-    """Lanes own cells, or shares of cells of nearly equal size."""
+    """Launch lanes that own cells, or shares of cells of nearly equal size."""
     logits = arguments[0]
     batch, *size = output.shape
     config = look_up("upsample_argmax", logits.device, logits.dtype, sizes)

@@ -239,6 +239,8 @@ def test_commands_are_such_as_their_programs_take(tmp_path, quick, resume):
             parsed[stage.name] = options.parse(arguments)
         elif module == "bench.ops":
             parsed[stage.name] = op_options.parse(arguments)
+        elif module == "bench.gpu_tests":
+            assert set(gpu_tests._parser().parse_args(arguments).files) <= set(gpu_tests.FILES)
     assert set(parsed) >= {"models", "ops", "peers", "models-tuned", "autotune", "large"}
     for name, one in parsed.items():
         assert one.minutes == pytest.approx(1.8)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import fastseg
-from fastseg.exporting import check as export_check
 from fastseg.exporting import onnx as export_onnx
+from fastseg.exporting.check import compare
 from tests.model_cases import TINY, randomize
 
 
@@ -119,7 +119,7 @@ def test_labels_that_are_no_near_ties_are_an_error(model):
         return [labels]
 
     with pytest.raises(fastseg.ExportError, match="share of differing labels"):
-        export_check.check(model, run, [(1, 3, 64, 64)], (16, 16))
+        compare(model, run, [(1, 3, 64, 64)], (16, 16))
 
 
 def test_values_that_are_no_numbers_are_an_error(model):
@@ -127,7 +127,7 @@ def test_values_that_are_no_numbers_are_an_error(model):
         return [np.full((1, 5, 16, 16), np.nan, np.float32)]
 
     with pytest.raises(fastseg.ExportError, match="relative RMS error is nan"):
-        export_check.check(model, run, [(1, 3, 64, 64)], False)
+        compare(model, run, [(1, 3, 64, 64)], False)
 
 
 def test_places_that_cannot_be_written(model, tmp_path):

@@ -11,7 +11,7 @@ import torch
 
 import fastseg
 from tests.folding.fold_cases import count_folds, every_parameter, folded, folded_modules, plain
-from tests.half_precision import half_bound
+from tests.half_precision import half_bound, half_limit
 from tests.model_cases import relative_error, tiny_model
 
 PIXELS = (2, 3, 64, 96)
@@ -143,7 +143,7 @@ def test_dtype_round_trip(model, pixel_values, dtype):
     assert result.dtype == dtype
     # With the rounded weights and pixels.
     expected = plain(model.double(), pixel_values.to(dtype).double())
-    bound = 1e-12 if dtype == torch.float64 else half_bound(1.0, dtype)
+    bound = 1e-12 if dtype == torch.float64 else half_limit(dtype)
     assert relative_error(result, expected) <= bound
     model.float()
     assert_fresh(model, pixel_values)

@@ -1,4 +1,4 @@
-"""What is far away: sky with clouds, mountains, and a line of woods or towers on the horizon."""
+"""Things far away: sky with clouds, mountains, and a line of woods or towers on the horizon."""
 
 from __future__ import annotations
 

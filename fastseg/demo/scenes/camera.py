@@ -36,7 +36,7 @@ class Camera:
         return self.centre + x * scale, self.horizon + (self.eye - y) * scale
 
     def fraction(self, metres: float, z: float) -> float:
-        """What share of the picture's height an upright length at distance z takes."""
+        """Share of the picture's height that an upright length at distance z takes."""
         return metres * self.focal / (max(z, NEAR) * self.height)
 
 

@@ -63,7 +63,7 @@ class Light:
         return self.weather == "rain"
 
     def on(self, normal: tuple[float, float, float]) -> Array:
-        """What a surface's colour (3,) is multiplied by, from its normal."""
+        """Light (3,) that a surface's colour is multiplied by, from its normal."""
         facing = max(0.0, float(np.dot(self.direction, normal)))
         sky = 0.8 + 0.2 * normal[1]
         return self.ambient * sky + self.sun * facing

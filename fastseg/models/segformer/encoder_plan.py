@@ -267,7 +267,7 @@ class EncoderPlan:
         return tuple(stages)
 
     def folded_head(self) -> None:
-        """An encoder has none."""
+        """None: an encoder has no head."""
 
     def run(self, pixels: torch.Tensor, count: int | None = None) -> Maps:
         """Maps (B, C, H, W) of the first `count` stages, or all, in channels-last memory."""

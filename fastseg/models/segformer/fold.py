@@ -136,7 +136,7 @@ def fold_decode_head(
 def fold_fuse(
     projections: Sequence[nn.Linear], fuse: nn.Conv2d, batch_norm: nn.BatchNorm2d
 ) -> Folded:
-    """Arguments of `fold_decode_head` without the classifier."""
+    """Arguments of `kernels.decode_head`, but for the maps and the classifier."""
     fuse_weight, bias = wide_affine(fuse)
     slices = fuse_weight.flatten(1).chunk(len(projections), dim=1)[::-1]
     weights = []

@@ -116,7 +116,7 @@ class HeadPlan:
         yield "decode_head", {**self.neck.folded(), **classifier}
 
     def folded_stages(self) -> tuple[()]:
-        """A head has none."""
+        """None of them: a head has no stages."""
         return ()
 
     def folded_head(self) -> Folded | None:

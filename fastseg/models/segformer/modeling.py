@@ -30,7 +30,7 @@ from .names import SEGFORMER_NAMES
 
 
 class SegformerPreTrainedModel(nn.Module):
-    """What the three models share: initialisation, loading, saving and gradient checkpointing."""
+    """Base of the three models: initialisation, loading, saving and gradient checkpointing."""
 
     config_class = SegformerConfig
     checkpoint_names = SEGFORMER_NAMES
@@ -73,7 +73,7 @@ class SegformerPreTrainedModel(nn.Module):
         return FoldedModel(self._encoder.folded_stages(), **self._folded_head())
 
     def _folded_head(self) -> dict[str, Any]:
-        """What `FoldedModel` holds beside the stages."""
+        """Fields of `FoldedModel` beside the stages."""
         return {}
 
     def refold(self) -> None:
@@ -81,7 +81,7 @@ class SegformerPreTrainedModel(nn.Module):
         refold(self)
 
     def repack(self) -> None:
-        """Call `refold`, of which this is the name before 0.2; it goes with the release after."""
+        """Call `refold`: its deprecated name, to be removed with the release after the first."""
         warnings.warn("repack: the name is refold now", DeprecationWarning, stacklevel=2)
         refold(self)
 

@@ -20,6 +20,7 @@ from .head_plan import HeadHost
 from .hosts.encoders import find_encoder
 from .hosts.names import LayerNames
 
+_FAMILY = "SegFormer"
 _GRID = (4, 5)  # of tokens, at least
 _PIXELS = (64, 96)
 
@@ -37,7 +38,9 @@ def layer_refusal(layer: nn.Module, names: LayerNames) -> str | None:
         channels = next(iter(halves[0].roots[0].parameters())).shape[0]
         height, width = _grid(twin)
         x = torch.randn(2, height * width, channels, generator=seeded())
-        return difference(names.call(twin, x, height, width), plan.run(x, height, width, None))
+        return difference(
+            names.call(twin, x, height, width), plan.run(x, height, width, None), _FAMILY
+        )
     except Exception as error:  # of the host's code, which may be anything
         return failed(error)
 
@@ -63,7 +66,7 @@ def encoder_refusal(encoder: Any, host: EncoderHost, refused: dict[str, str]) ->
         x = torch.randn(1, conv.in_channels, *size, generator=seeded())
         output = host.forward(twin, plan.run, x)
         expected = getattr(type(twin), host.method)(twin, x)
-        return None if output is HOST else difference(expected, output)
+        return None if output is HOST else difference(expected, output, _FAMILY)
     except Exception as error:  # of the host's code, which may be anything
         return failed(error)
 
@@ -92,7 +95,7 @@ def head_refusal(head: Any, host: HeadHost) -> str | None:
                 for stage, channels in enumerate(widths)
             ]
         output = plan.run(host.maps(twin, inputs))
-        return difference(type(twin).forward(twin, inputs), output)
+        return difference(type(twin).forward(twin, inputs), output, _FAMILY)
     except Exception as error:  # of the host's code, which may be anything
         return failed(error)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastseg
-from tests.half_precision import half_bound
+from tests.half_precision import half_limit
 
 from .checks import (
     assert_parity,
@@ -197,7 +197,7 @@ def test_dtypes_and_back(host, model, pixels):
     low = run(host, model, pixels.bfloat16())
     assert low[0].dtype == torch.bfloat16
     expected = reference(host, fresh(host, model), pixels.bfloat16())
-    assert relative_error(low[0], expected[0]) <= half_bound(1.0, torch.bfloat16)
+    assert relative_error(low[0], expected[0]) <= half_limit(torch.bfloat16)
     model.float()
     assert_parity(host, model, fresh(host, model), pixels)
 

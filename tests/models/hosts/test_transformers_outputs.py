@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastseg
-from tests.half_precision import half_bound
+from tests.half_precision import half_limit
 
 from .checks import (
     FP32_BOUND,
@@ -200,7 +200,7 @@ def test_auto_class(tmp_path, pixels):
         plain = copy.deepcopy(model)
         fastseg.accelerate(model)
         assert isinstance(model, transformers.SegformerForSemanticSegmentation)
-        bound = FP32_BOUND if dtype == torch.float32 else half_bound(1.0, dtype)
+        bound = FP32_BOUND if dtype == torch.float32 else half_limit(dtype)
         expected = reference(HOST, plain, pixels.to(dtype))
         results = run(HOST, model, pixels.to(dtype))
         assert {result.dtype for result in results} == {dtype}
