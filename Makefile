@@ -14,16 +14,24 @@ SMP := $(VENV)/smp
 # The oldest Triton that is supported: tests marked "oldest" run on it once more.
 TRITON36 := $(VENV)/triton36
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-all lint bench clean
 
 demo: $(VENV)/.run
 	$(BIN)/fastseg demo --output output
 
-test: lint $(TRANSFORMERS4)/.done $(SMP)/.done $(TRITON36)/.done
-	$(BIN)/pytest
-	FASTSEG_TEST_HOSTS=transformers4 PYTHONPATH=$(TRANSFORMERS4) $(BIN)/pytest tests/models/hosts
-	FASTSEG_TEST_HOSTS=smp PYTHONPATH=$(SMP) $(BIN)/pytest tests/models/hosts
-	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/triton
+# In ten minutes on two cores; what takes long is marked "slow".
+test: lint $(TRANSFORMERS4)/.done $(SMP)/.done
+	$(BIN)/pytest -m "not slow"
+	FASTSEG_TEST_HOSTS=transformers4 PYTHONPATH=$(TRANSFORMERS4) $(BIN)/pytest tests/models/hosts -m "not slow"
+	FASTSEG_TEST_HOSTS=smp PYTHONPATH=$(SMP) $(BIN)/pytest tests/models/hosts -m "not slow"
+	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/triton -m "not slow"
+
+# The rest, and the oldest Triton.
+test-all: test $(TRITON36)/.done
+	$(BIN)/pytest -m slow
+	FASTSEG_TEST_HOSTS=transformers4 PYTHONPATH=$(TRANSFORMERS4) $(BIN)/pytest tests/models/hosts -m slow
+	FASTSEG_TEST_HOSTS=smp PYTHONPATH=$(SMP) $(BIN)/pytest tests/models/hosts -m slow
+	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/triton -m slow
 	PYTHONPATH=$(TRITON36) TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/triton -m oldest
 	PYTHONPATH=$(TRITON36) $(BIN)/pytest tests/kernels/test_ahead_of_time.py -m oldest
 

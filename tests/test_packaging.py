@@ -110,6 +110,7 @@ def test_an_sdist_holds_real_files(build, links):
     assert wanted <= members.keys()
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_runs(build, tmp_path):
     """Outside of the checkout, and with no other fastseg; torch and the rest are this process'."""
     site = tmp_path / "site"

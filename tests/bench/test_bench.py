@@ -316,6 +316,7 @@ def test_providers_are_listed_with_reasons(capsys):
     assert "smp: only where --providers names it" in lines
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_forward():
     samples, errors, gate = memory.measure("b0", (256, 256), threads=1, repeats=1)
     logits_megabytes = 4 * 150 * 64 * 64 / 1e6

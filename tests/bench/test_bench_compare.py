@@ -101,6 +101,7 @@ def _verdicts(output: str) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_slower_code_fails(repository, capsys):
     argv = ["--compare", "fast", "--to", "slow", "--variants", "b0,b1,b2,b3", *OPTIONS]
     assert compare.main(argv, repository) == 1
@@ -126,6 +127,7 @@ def test_slower_code_fails(repository, capsys):
         assert found[1].endswith(f"/{folder}/fastseg/__init__.py")
 
 
+@pytest.mark.slow
 def test_a_base_that_sleeps_and_an_edited_working_tree(repository, capsys):
     argv = ["--compare", "slow", "--variants", "b0", *OPTIONS]
     (repository / "fastseg" / "settings.py").write_text(FAST + "  # edited")

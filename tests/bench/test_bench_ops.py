@@ -292,6 +292,7 @@ def test_nothing_is_begun_after_the_time(tmp_path, capsys):
     assert capsys.readouterr().out == "b0, 64x96, batch 2, float32: not begun, the time is up\n"
 
 
+@pytest.mark.slow
 def test_resume_leaves_out_what_the_same_command_has_measured(tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
     given = ["--providers", "eager", "--device", "cpu", "--output", str(path)]

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 pytest.importorskip("pytest_benchmark")
 
 
+@pytest.mark.slow
 def test_suites_run_once(tmp_path):
     report = tmp_path / "report.xml"
     # B0 at 64x64, with providers that are quick to build.

@@ -176,6 +176,7 @@ def test_demo(tmp_path, capsys):
     assert len(np.unique(labels)) >= 4
 
 
+@pytest.mark.slow
 def test_demo_of_a_new_scene_agrees_with_its_true_labels(tmp_path, capsys):
     assert main(["demo", "--seed", "777777", "--output", str(tmp_path)]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "true labels" in line)

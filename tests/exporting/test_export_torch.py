@@ -129,6 +129,7 @@ def test_a_file_is_read_without_fastseg(tmp_path):
     assert float(done.stdout) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_ahead_of_time_compilation_for_any_number_and_multiples_of_the_stride(tmp_path):
     """AOTInductor of torch 2.13 cannot reason about the grids of sizes that leave a rest."""
     hf_model, model = twins(**SMALL)

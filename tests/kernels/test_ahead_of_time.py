@@ -110,6 +110,7 @@ def test_all_of_sm_90_in_float32(part):
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_other_targets(target, dtype):
     found = widest(target, dtype)
     assert len(found) > 10
@@ -121,7 +122,15 @@ LOGITS = (150, 128, 128)
 
 @pytest.mark.parametrize(
     ("target", "dtype"),
-    [*((target, torch.bfloat16) for target in SHARED_LIMIT), ("sm_90", torch.float32)],
+    [
+        ("sm_90", torch.bfloat16),
+        ("sm_90", torch.float32),
+        *(
+            pytest.param(target, torch.bfloat16, marks=pytest.mark.slow)
+            for target in SHARED_LIMIT
+            if target != "sm_90"
+        ),
+    ],
     ids=str,
 )
 def test_label_maps(target, dtype):

@@ -18,12 +18,19 @@ if not (INTERPRETING or HAS_GPU):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not HAS_GPU:
-        return
     folder = Path(__file__).parent
+    in_half = 0
     for item in items:
-        if folder in item.path.parents:
+        if folder not in item.path.parents:
+            continue
+        if HAS_GPU:
             item.add_marker(pytest.mark.gpu)
+            continue
+        # The interpreter takes minutes: float32 on all shapes, half precision on every third.
+        if any(name in item.name for name in ("float16", "half")):
+            in_half += 1
+            if in_half % 3:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

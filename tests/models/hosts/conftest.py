@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
 import fastseg
 
-from .host_models import FAMILIES, HOSTS, OPS, Host
+from .host_models import DEFAULT_FAMILIES, FAMILIES, HOSTS, OPS, Host
 
 collect_ignore_glob: list[str] = []
 if not {"transformers4", "transformers5"} & set(FAMILIES):
     collect_ignore_glob.append("test_transformers_*.py")
 if "smp" not in FAMILIES:
     collect_ignore_glob.append("test_smp_*.py")
+
+
+# What depends on a library's version. Of a second one the rest is slow: it was run with the first.
+_BY_VERSION = ("test_parity", "test_modes", "test_weights", "test_smp_models")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if ",".join(FAMILIES) == DEFAULT_FAMILIES:
+        return
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.path.stem not in _BY_VERSION:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(params=HOSTS.values(), ids=HOSTS)

@@ -191,6 +191,7 @@ def test_training_step_compiled(host, pixels, calls):
 
 
 @pytest.mark.parametrize("host", CPP, indirect=True)
+@pytest.mark.slow
 def test_inductor(host, pixels, calls):
     model = small(host, TWO_STAGES).requires_grad_(False)
     plain = copy.deepcopy(model)
@@ -218,6 +219,7 @@ def exported(host, model, pixels):
     [(name, frozen) for name in MAIN for frozen in (True, False) if frozen or name != "smp"],
     indirect=["host"],
 )
+@pytest.mark.slow
 def test_export_saved_and_loaded(host, pixels, frozen):
     # Four stages once; that gradients may be asked for changes none of their sizes.
     model = small(host, ONE_LAYER if frozen else TWO_STAGES).requires_grad_(not frozen)
