@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import fastseg
+from fastseg.folding import swap
 from tests.half_precision import half_limit
 
 from .checks import (
@@ -234,3 +235,16 @@ def test_accelerated_before_weights_are_loaded(host, pixels, calls, assign):
     model.load_state_dict(plain.state_dict(), assign=assign)
     assert_parity(host, model.eval(), plain, pixels)
     assert calls.count_and_clear() == host.calls()
+
+
+def test_a_pickle_names_its_host(host, model, pixels, monkeypatch):
+    """It does not count places in a list, to which other hosts may come."""
+    if host.name.startswith("fastseg"):
+        pytest.skip("fastseg's own models are of no host")
+    content = pickle.dumps(fastseg.accelerate(model))  # before a forward, for transformers 5
+    expected = run(host, model, pixels)
+    monkeypatch.setattr(swap, "_hosts", dict(reversed(swap._hosts.items())))
+    assert same_bits(run(host, pickle.loads(content), pixels), expected)
+    monkeypatch.setattr(swap, "_hosts", {})
+    with pytest.raises(ValueError, match="accelerated model of the host '.*': expected one of"):
+        pickle.loads(content)
