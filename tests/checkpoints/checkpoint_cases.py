@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import nn
 
-import fastseg.models.segformer.modeling
+import fastseg
 
 CLASSES = (
     "SegformerModel",
@@ -47,11 +47,7 @@ def theirs(name: str, **config: Any) -> Any:
 
 def ours(name: str, **config: Any) -> Any:
     """A random model of fastseg."""
-    return randomize(
-        getattr(fastseg.models.segformer.modeling, name)(
-            fastseg.models.segformer.modeling.SegformerConfig(**{**SIZES, **config})
-        )
-    )
+    return randomize(getattr(fastseg, name)(fastseg.SegformerConfig(**{**SIZES, **config})))
 
 
 def assert_same_tensors(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-import fastseg.models.segformer.modeling
+import fastseg
 from fastseg.checkpoints.load import CheckpointWarning
 from fastseg.models.auto import from_pretrained
 from fastseg.models.segformer.config import SegformerConfig
@@ -23,7 +23,7 @@ from tests.checkpoints.checkpoint_cases import (
     theirs,
 )
 
-pytestmark = pytest.mark.filterwarnings("error::fastseg.checkpoints.load.CheckpointWarning")
+pytestmark = pytest.mark.filterwarnings("error::fastseg.CheckpointWarning")
 
 # Makes, under the folder argv[1], a random model of each class, the same one as half-precision
 # shards, and a raw state dict.
@@ -69,7 +69,7 @@ def test_loads_what_transformers_5_saves(name, dtype, tmp_path):
     model = theirs(name).to(dtype)
     model.save_pretrained(tmp_path)
     loaded = from_pretrained(tmp_path)
-    assert type(loaded) is getattr(fastseg.models.segformer.modeling, name)
+    assert type(loaded) is getattr(fastseg, name)
     assert not loaded.training
     assert not loaded.load_report
     # On disk transformers has fastseg's names.
@@ -80,7 +80,7 @@ def test_loads_what_transformers_5_saves(name, dtype, tmp_path):
 def test_loaded_model_computes_the_same(name, tmp_path):
     model = theirs(name)
     model.save_pretrained(tmp_path)
-    loaded = getattr(fastseg.models.segformer.modeling, name).from_pretrained(tmp_path)
+    loaded = getattr(fastseg, name).from_pretrained(tmp_path)
     pixels = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         expected, got = model(pixels)[0], loaded(pixels)[0]
@@ -92,7 +92,7 @@ def test_loaded_model_computes_the_same(name, tmp_path):
 def test_loads_what_transformers_4_saves(name, variant, saved_by_4):
     folder = saved_by_4 / (name + variant)
     loaded = from_pretrained(folder)
-    assert type(loaded) is getattr(fastseg.models.segformer.modeling, name)
+    assert type(loaded) is getattr(fastseg, name)
     if variant == "-bin":
         expected = torch.load(folder / "pytorch_model.bin", weights_only=True)
     else:
@@ -188,7 +188,7 @@ def test_base_prefix_is_optional(tmp_path):
     assert_same_tensors(from_pretrained(tmp_path).state_dict(), dict(model.state_dict()))
 
     with pytest.warns(CheckpointWarning, match=r"classifier\.weight"):
-        encoder = fastseg.models.segformer.modeling.SegformerModel.from_pretrained(tmp_path)
+        encoder = fastseg.SegformerModel.from_pretrained(tmp_path)
     assert_same_tensors(encoder.state_dict(), dict(model.segformer.state_dict()))
     assert sorted(encoder.load_report.unexpected) == ["classifier.bias", "classifier.weight"]
     assert encoder.load_report.reinitialized == ()
@@ -199,9 +199,7 @@ def test_encoder_into_a_segmentation_model(source, tmp_path):
     encoder = theirs(source, initializer_range=0.01)
     encoder.save_pretrained(tmp_path)
     with pytest.warns(CheckpointWarning, match="newly initialised"):
-        model = fastseg.models.segformer.modeling.SegformerForSemanticSegmentation.from_pretrained(
-            tmp_path
-        )
+        model = fastseg.SegformerForSemanticSegmentation.from_pretrained(tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
     prefix = "segformer." if source == "SegformerModel" else ""
     expected = {prefix + name: value for name, value in stored.items() if "encoder." in name}

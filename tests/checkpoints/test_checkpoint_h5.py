@@ -21,7 +21,7 @@ from fastseg.models.auto import from_pretrained
 from tests.checkpoints.checkpoint_cases import assert_same_tensors
 from tests.model_cases import relative_error
 
-pytestmark = pytest.mark.filterwarnings("error::fastseg.checkpoints.load.CheckpointWarning")
+pytestmark = pytest.mark.filterwarnings("error::fastseg.CheckpointWarning")
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TENSORFLOW = FIXTURES / "tf_segformer"

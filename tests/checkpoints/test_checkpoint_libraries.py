@@ -18,7 +18,7 @@ from fastseg.models.auto import from_pretrained
 from tests.model_cases import randomize, relative_error
 from tests.models.hosts import mmseg
 
-pytestmark = pytest.mark.filterwarnings("error::fastseg.checkpoints.load.CheckpointWarning")
+pytestmark = pytest.mark.filterwarnings("error::fastseg.CheckpointWarning")
 
 # In float64 the networks agree to rounding, or else an epsilon or a weight is another.
 BOUND = 1e-12

@@ -38,7 +38,7 @@ class EncoderHost:
     """A kind of encoder.
 
     Args:
-        name: of the library, for reports.
+        name: of the library, for reports; pickles have it too, so it stays.
         method: the method of the encoder that is replaced.
         matches: whether a module is of this kind, by the names of its parts.
         stages: its stages, finest first.

@@ -23,7 +23,7 @@ class HeadHost:
     """A kind of decode head.
 
     Args:
-        name: of the library, for reports.
+        name: of the library, for reports; pickles have it too, so it stays.
         matches: whether a module is of this kind, by the names of its parts.
         roots: the modules that the fused map comes from.
         fold: arguments of `HeadPlan`'s neck: "weights" and "bias" of `kernels.decode_head`, and
@@ -32,7 +32,7 @@ class HeadHost:
         maps: (head, *arguments of forward) -> the stages' maps, finest first.
         called: containers that the host calls, and whose hooks would be left out.
         finish: (head, logits, maps) -> what forward returns.
-        exports: whether the logits are the result, and exporters can write all of the head.
+        exports: whether `fastseg.export` takes models with this head.
     """
 
     name: str

@@ -165,6 +165,8 @@ def _smp_masks(model: Any, logits: torch.Tensor, maps: Maps) -> Any:
     return masks, model.classification_head(maps[-1])
 
 
+# Exported are heads whose logits are the model's result. Those of smp are upsampled, and mmseg's
+# head has a ReLU before upsampling, which no exporter writes.
 HEADS: Sequence[HeadHost] = (
     HeadHost(
         "transformers",
