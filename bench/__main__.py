@@ -1,6 +1,14 @@
-"""`fastseg bench` (`python -m bench`): the grid, or with `--compare` or a name something else.
+"""`fastseg bench` (`python -m bench`): times models, or with a name or `--compare` something else.
 
-`fastseg bench ops ...` is `python -m bench.ops ...`, and so on for the names in COMMANDS.
+python -m bench                forwards, images to label maps, label maps alone, memory
+python -m bench ops            each op of a forward
+python -m bench hosts          other libraries' models before and after fastseg.accelerate
+python -m bench numerics       errors and label maps against float64
+python -m bench --compare REV  is the code here slower than a commit?
+python -m bench gpu            all that is to be known of a machine with a GPU
+python -m bench compiles       what the kernels take, compiled for GPUs that are not here
+python -m bench flops          multiply-adds of the models
+python -m bench tables, plots  tables and pictures of the rows
 """
 
 from __future__ import annotations
@@ -9,23 +17,27 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-# What they are for stands in their own docstrings.
-COMMANDS = ("ops", "hosts", "gpu", "plots", "table", "roofline", "compiles")
+_MODULES = {
+    "compare": "compare",
+    "compiles": "measure.compiles",
+    "gpu": "gpu.__main__",
+    "plots": "report.pictures",
+    "tables": "report.documents",
+}
+_MEASURING = ("ops", "hosts", "numerics")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Hand the command line to the module that it is for."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0] in COMMANDS:
-        name, argv = argv[0], argv[1:]
-    elif any(word.partition("=")[0] == "--compare" for word in argv):
-        name = "compare"  # it does without transformers
-    else:
-        name = "grid"
-    module = importlib.import_module(f"bench.{name}")
-    if name == "plots":
-        module = importlib.import_module("bench.plots.__main__")
-    return int(module.main(argv))
+    if any(word.partition("=")[0] == "--compare" for word in argv):
+        argv.insert(0, "compare")
+    if argv and argv[0] in _MODULES:
+        return int(importlib.import_module(f"bench.{_MODULES[argv[0]]}").main(argv[1:]))
+    from .measure.run import main as measure
+
+    command = argv.pop(0) if argv and argv[0] in _MEASURING else ""
+    return measure(argv, command)
 
 
 if __name__ == "__main__":

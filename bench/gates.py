@@ -76,3 +76,13 @@ def labels_gate(logits: torch.Tensor, size: tuple[int, int], bound: float = LABE
 
     measure = "shortfall of the chosen class in float64, of the largest logit"
     return Gate(measure, bound, error)
+
+
+def ends(batch: torch.Tensor) -> torch.Tensor:
+    """The first and the last image, or the only one."""
+    return batch if len(batch) < 3 else batch[[0, -1]]
+
+
+def of_ends(gate: Gate) -> Gate:
+    """A gate for whole batches from one for their `ends`."""
+    return Gate(gate.measure, gate.bound, lambda result: gate.error(ends(result)))

@@ -9,10 +9,10 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-import fastseg
+if TYPE_CHECKING:
+    import torch  # below where it is needed: bench.gpu must start where it is broken
 
 ROOT = Path(__file__).parent.parent
 # What figures depend on: rows added by the last run do not make the next one dirty.
@@ -21,6 +21,10 @@ _MEASURED = ("fastseg", "kernels", "bench", ":!bench/results")
 
 def machine(device: torch.device) -> dict[str, str]:
     """The fields of a row that tell the machine and the versions of all libraries."""
+    import torch
+
+    import fastseg  # not above: a side of a comparison imports another one
+
     on_gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else cpu_name(),
@@ -28,14 +32,24 @@ def machine(device: torch.device) -> dict[str, str]:
         "cpu": cpu_name(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": triton_version(),
-        "transformers": importlib.metadata.version("transformers"),
+        "triton": version("triton"),
+        "transformers": version("transformers"),
         "fastseg": fastseg.__version__,
     }
 
 
+def version(distribution: str) -> str:
+    """ "" where it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
 def cpu_name() -> str:
     """Name, number of cores and the widest instruction set that torch uses."""
+    import torch
+
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -45,35 +59,20 @@ def cpu_name() -> str:
     return f"{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def triton_version() -> str:
-    """ "" where it is not installed."""
-    try:
-        import triton
-    except ImportError:
-        return ""
-    return str(triton.__version__)
-
-
 def driver() -> str:
     """Version of the GPU's driver."""
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.split("\n", 1)[0].strip()
+    query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return (_output(*query) or "unknown").split("\n", 1)[0]
 
 
 @contextmanager
 def pinned_threads(threads: int, device: torch.device) -> Iterator[None]:
     """`threads` threads of torch; to measure a CPU, on the first (logical) cores that are allowed.
 
-    Beside a GPU all cores stay free for compilers, which take as many processes as there are cores.
+    Beside a GPU all cores stay free for compilers.
     """
+    import torch
+
     threads_before = torch.get_num_threads()
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     torch.set_num_threads(threads)
@@ -89,17 +88,14 @@ def pinned_threads(threads: int, device: torch.device) -> Iterator[None]:
 
 def commit() -> str:
     """Short commit, "-dirty" where measured code differs from it; "unknown" outside git."""
-    head = _git("rev-parse", "--short", "HEAD")
-    if head is None:
-        return "unknown"
-    return f"{head}-dirty" if _git("status", "--porcelain", "--", *_MEASURED) else head
+    head = _output("git", "rev-parse", "--short", "HEAD") or "unknown"
+    return f"{head}-dirty" if _output("git", "status", "--porcelain", "--", *_MEASURED) else head
 
 
-def _git(*arguments: str) -> str | None:
+def _output(*command: str) -> str:
+    """What a command prints; "" where it fails."""
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
-        )
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return ""
     return done.stdout.strip()

@@ -1,113 +1,103 @@
-"""The options of `python -m bench`."""
+"""The options of commands that measure: `python -m bench`, with `ops`, `hosts` or `numerics`."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product, starmap
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from .arguments import (
-    GPU_REPEATS,
-    QUICK_REPEATS,
-    REPEATS,
-    TELLING,
-    VARIANTS,
-    command_of,
-    list_of,
-    positive,
-    size,
-    some_of,
-)
-from .context import DTYPES, Setting
 from .machine import ROOT, commit
-from .providers import BASELINE, PROVIDERS, SLOW_TO_BUILD_ON_A_CPU
-from .rows import CACHES, KINDS
+from .providers import BASELINE, PROVIDERS
+from .setting import DTYPES, VARIANTS, Setting
 
 RESULTS = ROOT / "bench" / "results"
+KINDS = ("forward", "end to end", "labels", "memory")
 MEMORY_SIZE = (1024, 2048)
+OPS = ("patch_embed", "sr_attention", "mix_ffn", "layer_norm", "decode_head", "upsample_argmax")
+OP_PROVIDERS = ("eager", "compiled", "kernels")  # the first is the baseline
+HOSTS = ("transformers 5", "transformers 4", "smp", "NVlabs structure")
+MODES = ("eager", "compiled")
+
+# B3 to B5 make the calls of B2, only more of them; B1 is as wide, and shallow.
+_TELLING = ("b0", "b2")
+_QUICK_REPEATS, _REPEATS = 3, 11
+_GPU_REPEATS = 51  # of a millisecond each
+_DESCRIPTIONS = {
+    "": "Times SegFormer by fastseg, transformers and other runtimes on this machine, and takes "
+    "the peak of their memory. `--compare BASE` (see `--compare --help`) compares commits instead.",
+    "ops": "Times every op of a SegFormer forward against its eager twin, that twin under "
+    "torch.compile, and the least time that bytes and FLOPs allow.",
+    "hosts": "Times models of other libraries before and after fastseg.accelerate, each library "
+    "in a process of its own; `make test` installs them.",
+    "numerics": "Takes how far logits and labels of the embedded model are from float64, in each "
+    "precision, on drawn scenes that it was not trained on.",
+}
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to measure.
+class Options(argparse.Namespace):
+    """What to measure. What a command has no option for is empty."""
 
-    Attributes:
-        settings: of "forward" and "end to end", in the order in which they are measured.
-        memory_settings: of "memory".
-        label_sizes: of "labels".
-        output: None to add no rows.
-        resume: leave out what `output` has from the same command.
-    """
-
+    command: str
     kinds: Sequence[str]
-    settings: Sequence[Setting]
+    settings: Sequence[Setting]  # in the order in which they are measured
     memory_settings: Sequence[Setting]
-    label_sizes: Sequence[tuple[int, int]]
+    sizes: Sequence[tuple[int, int]]
     providers: Sequence[str]
+    ops: Sequence[str]
+    hosts: Sequence[str]
+    modes: Sequence[str]
+    images: int
+    list: bool
     device: torch.device
-    cache: str
     threads: int
     repeats: int
     minutes: float
-    output: Path | None
-    resume: bool
-    list_providers: bool
+    output: Path | None  # None: add no rows
+    resume: bool  # leave out what `output` has from the same command line
     commit: str
-    command: str
+    line: str  # the command line as rows have it
 
 
-def parse(argv: Sequence[str]) -> Options:
+def parse(argv: Sequence[str], command: str = "") -> Options:
     """Options from command line arguments; ends the program where they are wrong."""
-    parser = _parser()
-    given = parser.parse_args(argv)
-    device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    on_gpu = device.type == "cuda"
-    variants = given.variants or (VARIANTS[:1] if given.quick else VARIANTS)
-    sizes = given.sizes or [(512, 512)]
-    batches = given.batches or [1]
-    dtypes = given.dtypes or ["bfloat16" if on_gpu else "float32"]
-    results = RESULTS / f"{'gpu' if on_gpu else 'cpu'}.jsonl"
-    memory_variants = given.variants or VARIANTS[:1]
-    if on_gpu and "memory" in (given.kinds or ()):
-        parser.error(
-            "argument --kinds: memory is measured on a CPU; of a GPU it is in each forward"
-        )
-    kinds = given.kinds or [k for k in KINDS if k != "memory" or not on_gpu]
-    return Options(
-        kinds=kinds,
-        settings=_in_order(variants, sizes, batches, dtypes),
-        memory_settings=_in_order(memory_variants, given.sizes or [MEMORY_SIZE], [1], ["float32"]),
-        label_sizes=sizes,
-        providers=_providers(given.providers, on_gpu),
-        device=device,
-        cache=given.cache,
-        threads=given.threads,
-        repeats=given.repeats or _repeats(given.quick, on_gpu),
-        minutes=given.minutes,
-        output=given.output or (None if given.quick else results),
-        resume=given.resume,
-        list_providers=given.list,
-        commit=given.commit or commit(),
-        command=command_of("bench", argv),
+    parser = _parser(command)
+    options = parser.parse_args(argv, Options())
+    quick = options.quick
+    options.device = torch.device(
+        options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     )
-
-
-def _repeats(quick: bool, on_gpu: bool) -> int:
-    if quick:
-        return QUICK_REPEATS
-    return GPU_REPEATS if on_gpu else REPEATS
-
-
-def _providers(given: Sequence[str] | None, on_gpu: bool) -> list[str]:
-    """Those asked for, else all but the slowest; the baseline first in any case."""
-    if given is None:
-        given = [n for n in PROVIDERS if on_gpu or n not in SLOW_TO_BUILD_ON_A_CPU]
-    return [name for name in PROVIDERS if name in given or name == BASELINE]
+    on_gpu = options.device.type == "cuda"
+    if on_gpu and "memory" in options.kinds:
+        parser.error("argument --kinds: memory is measured on a CPU; a GPU's is in each forward")
+    options.kinds = options.kinds or [one for one in KINDS if one != "memory" or not on_gpu]
+    of_memory = (options.variants or VARIANTS[:1], options.sizes or [MEMORY_SIZE])
+    options.memory_settings = _in_order(*of_memory, [1], ["float32"])
+    wide = command == "ops" and on_gpu and not quick
+    options.variants = options.variants or (VARIANTS[:1] if quick else VARIANTS)
+    options.sizes = options.sizes or [(512, 512), (1024, 1024)][: 2 if wide else 1]
+    batches = options.batches or [1, 8][: 2 if wide else 1]
+    dtypes = options.dtypes or ["bfloat16" if on_gpu else "float32"]
+    options.settings = _in_order(options.variants, options.sizes, batches, dtypes)
+    if command == "ops":
+        chosen = options.providers or OP_PROVIDERS
+        options.providers = [n for n in OP_PROVIDERS if n in chosen or n == OP_PROVIDERS[0]]
+    else:
+        usual = [name for name, one in PROVIDERS.items() if on_gpu or not one.slow_to_build]
+        chosen = options.providers or usual
+        options.providers = [name for name in PROVIDERS if name in chosen or name == BASELINE]
+    repeats = _GPU_REPEATS if on_gpu and command == "" else _REPEATS
+    options.repeats = options.repeats or (_QUICK_REPEATS if quick else repeats)
+    where = {"": "{}", "ops": "ops_{}"}.get(command, command).format("gpu" if on_gpu else "cpu")
+    options.output = options.output or (None if quick else RESULTS / f"{where}.jsonl")
+    options.commit = options.commit or commit()
+    options.command, options.line = command, _line(command, argv)
+    return options
 
 
 def _in_order(
@@ -120,85 +110,115 @@ def _in_order(
 
     def rank(setting: Setting) -> tuple[int, int, bool, int]:
         height, width = setting.size
-        untelling = setting.variant not in TELLING
+        untelling = setting.variant not in _TELLING
         return dtypes.index(setting.dtype), height * width, untelling, setting.batch
 
     return sorted(starmap(Setting, product(variants, sizes, batches, dtypes)), key=rank)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _line(command: str, argv: Sequence[str]) -> str:
+    """Without what changes only how far a run gets."""
+    kept = [word for word in argv if word != "--resume" and not word.startswith("--minutes=")]
+    if "--minutes" in kept:
+        at = kept.index("--minutes")
+        del kept[at : at + 2]
+    return shlex.join(["python", "-m", "bench", *filter(None, [command]), *kept])
+
+
+# Types of arguments
+
+
+def list_of(parse_one: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """Of values between commas."""
+    return lambda text: list(dict.fromkeys(map(parse_one, text.split(","))))
+
+
+def some_of(choices: Iterable[str]) -> Callable[[str], list[str]]:
+    """Of names between commas, in upper or lower case, spaces as hyphens."""
+    by_name = {choice.lower().replace(" ", "-"): choice for choice in choices}
+
+    def one(text: str) -> str:
+        name = text.strip().lower().replace(" ", "-")
+        if name not in by_name:
+            raise argparse.ArgumentTypeError(f"expected some of {tuple(by_name)}, got {text!r}")
+        return by_name[name]
+
+    return list_of(one)
+
+
+def integer(least: int = 1) -> Callable[[str], int]:
+    """From `least`."""
+
+    def parse_one(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected an integer from {least}, got {text!r}")
+        return int(text)
+
+    return parse_one
+
+
+def size(text: str) -> tuple[int, int]:
+    """A side, or height x width."""
+    sides = [int(side) if side.isdecimal() else 0 for side in text.split("x")]
+    if len(sides) > 2 or any(side < 64 or side % 4 for side in sides):
+        raise argparse.ArgumentTypeError(f"expected multiples of 4 from 64, got {text!r}")
+    return sides[0], sides[-1]
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
-        prog="fastseg bench",
-        description="Times SegFormer by fastseg, transformers and other runtimes on this machine, "
-        "and takes the peak of their memory. A result that is not right gets no figure, and the "
-        "status is 1. `--compare BASE` (see `--compare --help`) compares two commits instead.",
+        prog=f"python -m bench {command}".strip(),
+        description=f"{_DESCRIPTIONS[command]} A result that is not right gets no figure, and the "
+        "status is 1.",
     )
-    add = parser.add_argument
-    add("--variants", type=some_of(VARIANTS), metavar="B0,B2", help="default: all")
+    grid, ops, hosts, numerics = (command == name for name in _DESCRIPTIONS)
+    models = not numerics
+
+    def add(wanted: bool, name: str, help: str, default: Any = (), **settings: Any) -> None:
+        if wanted:
+            parser.add_argument(name, default=default, help=help, **settings)
+        else:
+            parser.set_defaults(**{name.strip("-"): default})
+
+    kinds = ", ".join(kind.replace(" ", "-") for kind in KINDS)
+    slow = ", ".join(name for name, one in PROVIDERS.items() if one.slow_to_build)
+    names = (
+        f"beside {BASELINE}, the baseline; `--list` tells them (default: all, on a CPU not {slow})"
+    )
+    if ops:
+        names = "beside eager, the baseline (default: all)"
+    add(models, "--variants", "default: all", type=some_of(VARIANTS), metavar="b0,b2")
+    sizes = (
+        "of images, multiples of 4 (default: 512; of memory 1024x2048, of ops on a GPU 512,1024)"
+    )
+    add(models, "--sizes", sizes, type=list_of(size), metavar="512,1024x2048")
+    batches = "default: 1; of ops on a GPU 1,8"
+    add(grid or ops, "--batches", batches, type=list_of(integer()), metavar="1,8")
+    dtypes = "default: bfloat16 on a GPU, float32 elsewhere"
+    add(grid or ops, "--dtypes", dtypes, type=some_of(DTYPES), metavar="float32,bfloat16")
+    kinds = f"of {kinds} (default: all; a GPU's memory is in the rows of forwards)"
+    add(grid, "--kinds", kinds, type=some_of(KINDS), metavar="A,B")
+    known = OP_PROVIDERS if ops else PROVIDERS
+    add(grid or ops, "--providers", names, type=some_of(known), metavar="A,B")
+    add(ops, "--ops", "default: all", OPS, type=some_of(OPS), metavar="mix_ffn,layer_norm")
+    libraries = f"of {', '.join(HOSTS)} (default: all)"
+    add(hosts, "--hosts", libraries, HOSTS, type=some_of(HOSTS), metavar="A,B")
+    add(hosts, "--modes", "default: eager,compiled", MODES, type=some_of(MODES), metavar="eager")
+    add(numerics, "--images", "scenes (default: 4)", 4, type=integer())
     add(
-        "--sizes",
-        type=list_of(size),
-        metavar="512,1024x2048",
-        help="of the images, multiples of 4 (default: 512; for memory 1024x2048)",
+        grid, "--list", "tell which providers can run here, and why not", False, action="store_true"
     )
-    add("--batches", type=list_of(positive), metavar="1,8", help="default: 1")
-    add(
-        "--dtypes",
-        type=some_of(DTYPES),
-        metavar="float32,bfloat16",
-        help="default: bfloat16 on a GPU, float32 elsewhere",
-    )
-    add(
-        "--kinds",
-        type=some_of(KINDS),
-        metavar="forward,labels",
-        help=f"some of {', '.join(k.replace(' ', '-') for k in KINDS)} (default: all; a GPU's "
-        "memory is in the rows of forwards)",
-    )
-    add(
-        "--providers",
-        type=some_of(PROVIDERS),
-        metavar="fastseg-eager,onnx-runtime",
-        help=f"beside {BASELINE}, the baseline; `--list` tells them (default: all, but on a CPU "
-        f"not {', '.join(SLOW_TO_BUILD_ON_A_CPU)})",
-    )
-    add("--list", action="store_true", help="tell which providers can run here, and why others not")
-    add(
-        "--device",
-        choices=("cpu", "cuda"),
-        help="default: cuda, the current one, where there is one, else cpu",
-    )
-    add(
-        "--cache",
-        choices=CACHES,
-        default="warm",
-        help="cold: write over a GPU's L2 cache before each call (default: warm)",
-    )
-    add("--threads", type=positive, default=2, metavar="N", help="on the CPU (default: 2)")
-    add(
-        "--repeats",
-        type=positive,
-        metavar="N",
-        help=f"rounds (default: {REPEATS}, on a GPU {GPU_REPEATS})",
-    )
-    add(
-        "--minutes",
-        type=float,
-        default=math.inf,
-        metavar="M",
-        help="begin nothing new after this time (default: no limit)",
-    )
-    add(
-        "--quick",
-        action="store_true",
-        help=f"B0 alone, {QUICK_REPEATS} rounds; adds no rows unless --output is given",
-    )
-    add("--output", type=Path, metavar="FILE", help="add rows here (default: bench/results)")
-    add(
-        "--resume",
-        action="store_true",
-        help="leave out what the output has from the same command",
-    )
-    add("--commit", metavar="ID", help="for the rows, where git does not tell")
+    device = "default: cuda where there is one, else cpu"
+    add(not hosts, "--device", device, "cpu" if hosts else None, choices=("cpu", "cuda"))
+    add(True, "--threads", "on the CPU (default: 2)", 2, type=integer(), metavar="N")
+    add(models, "--repeats", "rounds", None, type=integer(), metavar="N")
+    late = "begin nothing new after this time (default: no limit)"
+    add(models, "--minutes", late, math.inf, type=float, metavar="M")
+    quick = f"B0, {_QUICK_REPEATS} rounds; adds no rows unless --output is given"
+    add(models, "--quick", quick, False, action="store_true")
+    add(True, "--output", "add rows here (default: in bench/results)", None, type=Path)
+    done = "leave out what the output has from this command"
+    add(models, "--resume", done, False, action="store_true")
+    add(True, "--commit", "for the rows, where git does not tell", None, metavar="ID")
     return parser

@@ -1,180 +1,147 @@
-"""Results as rows: JSON lines that are only ever added to, each checked against one schema.
+"""Results as rows: JSON lines that are only ever added to, each checked as it is written and read.
 
-Rows of schema 1, which knew one CPU and two providers, are read as what they mean in schema 2.
+One dataclass serves all kinds of measurements. Files keep rows as they were written; those of older
+schemas are read as what they mean today.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-Row = dict[str, Any]
-Field = type | tuple[type, ...]
-
-SCHEMA_VERSION = 2
-KINDS = ("forward", "end to end", "labels", "memory")
+SCHEMA = 3
 WHOLE = "whole"
-PARTS = (WHOLE, "pre", "forward", "post")  # of "end to end"; the other kinds are whole
-METHODS = ("calls", "CUDA events")
-CACHES = ("warm", "cold")
-
-# Rows that agree in these are measurements of the same thing, of which the newest counts.
-CASE_FIELDS = ("kind", "case", "size", "batch", "dtype", "device", "threads", "cache")
-
-_MAYBE_FLOAT = (float, type(None))
-_MAYBE_INT = (int, type(None))
-
-FIELDS: dict[str, Field] = {
-    "schema": int,
-    "date": str,  # UTC, ISO 8601; the same in all rows of one case of one run
-    "kind": str,  # one of KINDS
-    "part": str,  # one of PARTS
-    "case": str,  # "b0" to "b5"; of "labels", the name of the logits
-    "size": list,  # height, width of the image or of the label map
-    "batch": int,
-    "dtype": str,
-    "device": str,
-    "driver": str,  # "" on a CPU
-    "cpu": str,
-    "threads": int,  # of torch and of other runtimes, on the CPU
-    "provider": str,
-    "provider_version": str,  # of the library that computes
-    "baseline": str,  # the provider that `ratio` compares with
-    "method": str,  # how it was timed: one of METHODS
-    "cache": str,  # whether a GPU's L2 cache was left as it was: one of CACHES
-    "unit": str,  # ms or MB
-    "p20": float,
-    "p50": float,
-    "p80": float,
-    "repeats": int,
-    "ratio": float,  # median of the baseline over this one's: above 1 is better than it
-    "paired_ratio": float,  # median of the ratios of single rounds
-    "setup_s": _MAYBE_FLOAT,  # from weights on disk to the first result: loading, compiling
-    "peak_mb": _MAYBE_FLOAT,  # of GPU memory during a call, weights included; None where unknown
-    "flops": _MAYBE_INT,  # the least work of such a case; None where nobody has counted it
-    "bytes": _MAYBE_INT,
-    "flops_per_second": _MAYBE_FLOAT,  # what the device was measured to do in this run
-    "bytes_per_second": _MAYBE_FLOAT,
-    "floor_ms": _MAYBE_FLOAT,  # the least time, by these
-    "parity": str,  # what parity_error is
-    "parity_error": float,
-    "parity_gate": float,
-    "python": str,
-    "torch": str,
-    "triton": str,  # "" where it is not installed
-    "transformers": str,
-    "fastseg": str,
-    "commit": str,
-    "command": str,
+# Kinds, and what their figures are.
+UNITS = {
+    "forward": "ms",  # pixel_values to logits
+    "end to end": "ms",  # images to label maps
+    "labels": "ms",  # logits to label maps
+    "memory": "MB",
+    "op": "ms",  # one call
+    "host": "ms",  # a forward before and after fastseg.accelerate
+    "numerics": "share",  # how far from float64; one figure over all images
 }
-
-# The fields that may be None, all of them None.
-NOT_TAKEN: Row = {name: None for name, kind in FIELDS.items() if kind in (_MAYBE_FLOAT, _MAYBE_INT)}
-# What schema 1 had not, and what it meant.
-_NEW_IN_2: Row = {
-    **NOT_TAKEN,
-    "part": WHOLE,
-    "driver": "",
-    "method": "calls",
-    "cache": "warm",
-    "triton": "",
-}
+STEPS = ("pre", "forward", "post")  # parts of "end to end", beside the whole
+_KEY = ("kind", "case", "host", "mode", "size", "batch", "dtype", "device", "threads", "cache")
 
 
-def upgrade(row: Any) -> Any:
-    """`row` in schema 2; what is not a row of schema 1 is left alone."""
-    if not isinstance(row, dict) or row.get("schema") != 1:
-        return row
-    new = {**row, **_NEW_IN_2, "schema": SCHEMA_VERSION, "device": row.get("cpu")}
-    if row.get("kind") in ("forward", "memory") and row.get("provider") == "fastseg":
-        new["provider"] = "fastseg eager"
-    theirs = str(row.get("provider")).startswith("transformers")
-    new["provider_version"] = row.get("transformers" if theirs else "fastseg")
-    if row.get("kind") == "labels" and row.get("provider") != "fastseg":
-        new["provider_version"] = row.get("torch")
-    return new
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """The figures of one provider in one case; a ValueError tells all that is wrong with them."""
+
+    schema: int = SCHEMA
+    date: str  # UTC, ISO 8601; the same in all rows of one case of one run
+    kind: str  # a key of UNITS
+    case: str  # "b0" to "b5"; of "labels" the name of the logits
+    part: str = WHOLE  # of "end to end" also one of STEPS; of "op" the op and its stage
+    host: str = ""  # of "host" the library
+    mode: str = ""  # of "host": "eager" or "compiled"
+    size: tuple[int, int]  # height, width of the image or of the label map
+    batch: int
+    dtype: str
+    device: str
+    driver: str = ""  # "" on a CPU
+    cpu: str
+    threads: int  # of torch and of other runtimes, on the CPU
+    provider: str
+    provider_version: str  # of the library that computes
+    baseline: str  # the provider that `ratio` compares with
+    method: str = "calls"  # how it was timed
+    cache: str = "warm"  # "cold": a GPU's L2 cache held nothing of use
+    unit: str
+    p20: float
+    p50: float
+    p80: float
+    repeats: int
+    count: int = 1  # of "op": how often a forward makes the call
+    ratio: float | None = None  # median of the baseline over this one's: above 1 is better than it
+    paired_ratio: float | None = None  # median of the ratios of single rounds
+    setup_s: float | None = None  # from weights on disk to the first result: loading, compiling
+    peak_mb: float | None = None  # of GPU memory during a call, weights included
+    flops: int | None = None  # the least work of such a case; None where nobody has counted it
+    bytes: int | None = None
+    flops_per_second: float | None = None  # what the device was measured to do in this run
+    bytes_per_second: float | None = None
+    floor_ms: float | None = None  # the least time, by these
+    parity: str  # what parity_error is
+    parity_error: float
+    parity_gate: float
+    python: str
+    torch: str
+    triton: str = ""  # "" where it is not installed
+    transformers: str = ""
+    fastseg: str
+    commit: str
+    command: str
+
+    def __post_init__(self) -> None:
+        if wrong := [*self._wrong_types()] or [*self._wrong_values()]:
+            raise ValueError("row: " + "; ".join(wrong))
+
+    def _wrong_types(self) -> Iterator[str]:
+        for name, kinds in _TYPES.items():
+            value = getattr(self, name)
+            # bool is an int to isinstance.
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                yield f"{name}: expected {kinds}, got {value!r}"
+
+    def _wrong_values(self) -> Iterator[str]:
+        floor = (self.flops, self.bytes, self.flops_per_second, self.bytes_per_second)
+        positive = self.p20 > 0 or self.kind == "numerics"
+        for name, expected, right in (
+            ("schema", SCHEMA, self.schema == SCHEMA),
+            ("kind", tuple(UNITS), self.kind in UNITS),
+            ("unit", UNITS.get(self.kind), self.unit == UNITS.get(self.kind)),
+            ("cache", "warm or cold", self.cache in ("warm", "cold")),
+            ("size", "two integers", [type(side) for side in self.size] == [int, int]),
+            ("p20", "0 < p20 <= p50", positive and 0 <= self.p20 <= self.p50),
+            ("p80", "p50 <= p80", self.p50 <= self.p80),
+            ("parity_error", "at most parity_gate", self.parity_error <= self.parity_gate),
+            ("ratio", "1 of the baseline", self.provider != self.baseline or self.ratio == 1),
+            ("floor_ms", "work and ceilings", (self.floor_ms is None) == (None in floor)),
+            ("date", "ISO 8601 with a time zone", _has_time_zone(self.date)),
+        ):
+            if not right:
+                yield f"{name}: expected {expected}, got {getattr(self, name)!r}"
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the device is a CPU."""
+        return self.device == self.cpu
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What rows share that measure the same thing; of these the newest count."""
+        return case_key(vars(self))
 
 
-def check_row(row: Any) -> None:
-    """Raise a ValueError that lists all that is wrong with `row`."""
-    wrong = wrong_fields(row, FIELDS) or _wrong_values(row)
-    if wrong:
-        raise ValueError("row: " + "; ".join(wrong))
+def case_key(fields: Mapping[str, Any]) -> tuple[Any, ...]:
+    """`Row.key` of rows with these fields; those that a kind has no use for may be missing."""
+    part = fields["part"] if fields["kind"] == "op" else WHOLE
+    return part, *(fields.get(name, "") for name in _KEY)
 
 
-def wrong_fields(row: Any, fields: Mapping[str, Field]) -> list[str]:
-    """What is wrong with the names and types in `row`."""
-    if not isinstance(row, dict):
-        return [f"expected an object, got {row!r}"]
-    wrong = [f"{name} is missing" for name in fields if name not in row]
-    wrong += [f"{name} is not a field" for name in row if name not in fields]
-    for name, kind in fields.items():
-        # bool is an int to isinstance.
-        if name in row and (not isinstance(row[name], kind) or isinstance(row[name], bool)):
-            wrong.append(f"{name}: expected {kind}, got {row[name]!r}")
-    return wrong
-
-
-def wrong_measurement(row: Row, schema: int) -> list[str]:
-    """What is wrong with the values of the fields that rows of any schema have."""
-    wrong = []
-    if row["schema"] != schema:
-        wrong.append(f"schema: expected {schema}, got {row['schema']}")
-    if not 0 < row["p20"] <= row["p50"] <= row["p80"]:
-        wrong.append(
-            f"expected 0 < p20 <= p50 <= p80, got {row['p20']}, {row['p50']}, {row['p80']}"
-        )
-    if not row["parity_error"] <= row["parity_gate"]:
-        wrong.append(f"parity_error {row['parity_error']} is above its gate {row['parity_gate']}")
-    if len(row["size"]) != 2 or not all(isinstance(side, int) for side in row["size"]):
-        wrong.append(f"size: expected two integers, got {row['size']}")
-    if row["provider"] == row["baseline"] and row["ratio"] != 1:
-        wrong.append(f"ratio: expected 1 for the baseline itself, got {row['ratio']}")
+def _has_time_zone(date: str) -> bool:
     try:
-        if datetime.fromisoformat(row["date"]).utcoffset() is None:
-            raise ValueError("no time zone")
-    except ValueError as error:
-        wrong.append(f"date: expected ISO 8601 with a time zone, got {row['date']!r} ({error})")
-    return wrong
+        return datetime.fromisoformat(date).utcoffset() is not None
+    except ValueError:
+        return False
 
 
-def _wrong_values(row: Row) -> list[str]:
-    wrong = wrong_measurement(row, SCHEMA_VERSION)
-    parts = PARTS if row["kind"] == "end to end" else (WHOLE,)
-    for name, expected in (
-        ("kind", KINDS),
-        ("part", parts),
-        ("unit", ("MB",) if row["kind"] == "memory" else ("ms",)),
-        ("method", METHODS),
-        ("cache", CACHES),
-    ):
-        if row[name] not in expected:
-            wrong.append(f"{name}: expected one of {expected}, got {row[name]!r}")
-    floor = [row[name] for name in ("flops", "bytes", "flops_per_second", "bytes_per_second")]
-    if (row["floor_ms"] is None) != (None in floor):
-        wrong.append("floor_ms: expected work and ceilings beside it, and none without it")
-    return wrong
+_TYPES = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(Row).items()}
+_TYPES["size"] = (tuple,)
 
 
-def append_rows(
-    path: Path,
-    rows: Iterable[Row],
-    check: Callable[[Any], None] = check_row,
-    fields: Iterable[str] = tuple(FIELDS),
-) -> None:
+def append_rows(path: Path, rows: Iterable[Row]) -> None:
     """Add rows at the end of `path`, made with its folder where absent.
 
-    Args:
-        check: raises a ValueError for a row that does not fit its schema.
-        fields: of the schema, in the order in which they are written.
+    Raises a ValueError where its last line is cut off.
     """
-    rows, fields = list(rows), tuple(fields)
-    for row in rows:
-        check(row)
-    text = "".join(json.dumps({name: row[name] for name in fields}) + "\n" for row in rows)
+    text = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         if file.tell() > 0:
@@ -184,37 +151,90 @@ def append_rows(
         file.write(text.encode())
 
 
-def read_rows(path: Path, check: Callable[[Any], None] = check_row) -> list[Row]:
-    """All rows of `path`, oldest first, in the newest schema.
+def read_rows(path: Path) -> list[Row]:
+    """All rows of `path`, oldest first, in today's schema.
 
-    Raises:
-        ValueError: a line is not a valid row; its number is named.
-        OSError: the file cannot be read.
+    Raises a ValueError for a line that is not a valid row; its number is named.
     """
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            row = json.loads(line)
-            if check is check_row:
-                row = upgrade(row)
-            check(row)
+            rows += [_row(values) for values in _upgraded(json.loads(line))]
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
-        rows.append(row)
     return rows
 
 
 def newest(rows: Iterable[Row]) -> list[list[Row]]:
     """The rows of the newest run of each case, all providers together, in order of first sight."""
-    latest: dict[str, list[Row]] = {}
+    latest: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        group = latest.setdefault(case_key(row), [])
-        if group and group[0]["date"] != row["date"]:
+        group = latest.setdefault(row.key, [])
+        if group and group[0].date != row.date:
             group.clear()
         group.append(row)
     return list(latest.values())
 
 
-def case_key(row: Row) -> str:
-    """What rows of the same case have in common."""
-    return json.dumps([row[name] for name in CASE_FIELDS])
+def _row(values: dict[str, Any]) -> Row:
+    known = {field.name for field in fields(Row)}
+    wrong = [f"{name} is not a field" for name in values if name not in known]
+    wrong += [f"{name} is missing" for name in known if name not in values]
+    if wrong:
+        raise ValueError("row: " + "; ".join(sorted(wrong)))
+    size = values["size"]
+    return Row(**{**values, "size": tuple(size) if isinstance(size, list) else size})
+
+
+# Older schemas. Each kind of file had its own.
+
+_DEFAULTS = {one.name: one.default for one in fields(Row) if one.default is not MISSING}
+
+
+def _upgraded(old: Any) -> Iterator[dict[str, Any]]:
+    """What an object in a file means today: itself, or the rows of an older schema."""
+    if not isinstance(old, dict):
+        raise ValueError(f"row: expected an object, got {old!r}")
+    if old.get("schema") not in (1, 2):  # checked with all else
+        yield old
+        return
+    try:
+        convert = _numerics if "shortfall" in old else _host if "host_version" in old else _grid
+        for new in convert(old):
+            yield {**_DEFAULTS, **new, "schema": SCHEMA}
+    except KeyError as error:
+        raise ValueError(f"row: {error} is missing") from error
+
+
+def _grid(old: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Schemas 1, which knew one CPU and two providers, and 2."""
+    if old["schema"] != 1:
+        yield old
+        return
+    theirs = old["provider"].startswith("transformers")
+    library = "transformers" if theirs else "fastseg"
+    if old["kind"] == "labels" and old["provider"] != "fastseg":
+        library = "torch"
+    new = {**old, "device": old["cpu"], "provider_version": old[library]}
+    if old["kind"] != "labels" and old["provider"] == "fastseg":
+        new["provider"] = "fastseg eager"
+    yield new
+
+
+def _host(old: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    new = {**old, "kind": "host", "case": old["variant"], "device": old["cpu"]}
+    new["provider_version"] = new.pop("host_version")
+    del new["variant"]
+    yield new
+
+
+def _numerics(old: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row had all three figures."""
+    kept = {**old, "kind": "numerics", "case": "scenes-b0", "unit": UNITS["numerics"]}
+    kept |= {"batch": 1, "threads": 0, "repeats": kept.pop("images"), "baseline": "float64"}
+    kept |= {"parity_error": 0.0, "parity_gate": 0.0}
+    kept["provider_version"] = old["fastseg" if "fastseg" in old["provider"] else "transformers"]
+    for part in (parts := ("error", "differing", "shortfall")):
+        value = {name: old[part] for name in ("p20", "p50", "p80")}
+        new = {**kept, **value, "part": part, "parity": part}
+        yield {name: value for name, value in new.items() if name not in parts}

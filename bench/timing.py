@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from .rows import STEPS, WHOLE
+
 WARM_UP_ROUNDS = 2
 # Before each call: threads that another library left spinning go to sleep meanwhile.
 _PAUSE_SECONDS = 0.01
@@ -27,11 +29,8 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Milliseconds of each call: `repeats` rounds in which every function is called once.
 
-    Rounds to warm up come first and are not in the result. A bar on stderr shows the rounds.
-
-    Args:
-        warm_up_seconds: rounds go on for at least as long before any counts: a GPU that was idle
-            while a CPU compiled has slow clocks.
+    Rounds to warm up come first and do not count, nor do those of `warm_up_seconds`: a GPU that was
+    idle while a CPU compiled has slow clocks.
     """
     clock = clock or wall_clock
     samples: dict[str, list[float]] = {name: [] for name in functions}
@@ -48,34 +47,33 @@ def interleave(
 
 
 def interleave_steps(
-    pipelines: Mapping[str, Mapping[str, Callable[[Any], Any]]],
+    pipelines: Mapping[str, Sequence[Callable[[Any], Any]]],
     source: Any,
     repeats: int,
     label: str = "",
     wait: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, list[float]]]:
-    """Milliseconds of each step of each pipeline, taken in turn as in `interleave`.
+    """Milliseconds of the whole and of each step, by part and by name, taken in turn.
 
-    Args:
-        pipelines: by name, steps by name: the first gets `source`, each of the others what the
-            one before gave.
-        wait: returns when the device is done with what was asked of it; called after each step.
+    Of a pipeline, the functions of STEPS, the first gets `source`, each of the others what the one
+    before gave. `wait` returns when the device has done what it was asked for.
     """
     samples: dict[str, dict[str, list[float]]] = {
-        name: {step: [] for step in steps} for name, steps in pipelines.items()
+        part: {name: [] for name in pipelines} for part in (WHOLE, *STEPS)
     }
     for number in _rounds(repeats, label):
-        for name, steps in pipelines.items():
+        for name, functions in pipelines.items():
             time.sleep(_PAUSE_SECONDS)
-            value = source
-            for step, function in steps.items():
+            value, taken = source, []
+            for function in functions:
                 start = time.perf_counter()
                 value = function(value)
                 wait()
-                taken = 1000 * (time.perf_counter() - start)
-                if number >= 0:
-                    samples[name][step].append(taken)
+                taken.append(1000 * (time.perf_counter() - start))
             del value
+            if number >= 0:
+                for part, one in zip(samples, (sum(taken), *taken), strict=True):
+                    samples[part][name].append(one)
     return samples
 
 
@@ -94,22 +92,16 @@ def wall_clock(function: Callable[[], Any]) -> float:
     return taken
 
 
-def event_clock(device: torch.device, cold: bool) -> Clock:
+def event_clock(device: torch.device) -> Clock:
     """Milliseconds between events before and after a call, as a GPU meets them.
 
     The CPU's own work is in it where the GPU has to wait for it: that is what a caller sees.
-
-    Args:
-        cold: write over the L2 cache before each call.
     """
-    l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
-    scratch = torch.empty(4 * l2_bytes if cold else 0, dtype=torch.uint8, device=device)
 
     def clock(function: Callable[[], Any]) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         function()  # the caches are as this provider leaves them, not as the one before did
-        scratch.zero_()
         torch.cuda.synchronize(device)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         function()
         end.record()
@@ -121,10 +113,7 @@ def event_clock(device: torch.device, cold: bool) -> Clock:
 
 def quantiles(samples: Sequence[float]) -> dict[str, float]:
     """The quantiles p20, p50 and p80."""
-    return {
-        name: float(np.quantile(samples, share))
-        for name, share in (("p20", 0.2), ("p50", 0.5), ("p80", 0.8))
-    }
+    return {f"p{share}": float(np.quantile(samples, share / 100)) for share in (20, 50, 80)}
 
 
 def ratios(baseline: Sequence[float], samples: Sequence[float]) -> dict[str, float]:

@@ -20,7 +20,6 @@ import torch
 
 import fastseg
 import fastseg.cli
-from bench import numerics
 from fastseg import kernels
 
 ROOT = Path(__file__).parent.parent
@@ -220,7 +219,7 @@ def test_documents(path):
         ("```\nmake absent\n```", "command make absent: no such target"),
         ("`python -m bench.absent`", "command python -m bench.absent: no such module"),
         ("`fastseg bench --absent`", "command fastseg bench --absent: bench has no option"),
-        ("```\npython -m bench.ops --absent 1\n```", "command python -m bench.ops --absent 1: "),
+        ("```\npython -m bench ops --absent 1\n```", "command python -m bench ops --absent 1: "),
         ("```python\nmodel = (\n```", "code: "),
         ("`fastseg.absent(model)`", "name fastseg.absent"),
         ("```python\nfastseg.kernels.absent(x)\n```", "name fastseg.kernels.absent"),
@@ -240,7 +239,7 @@ def test_what_is_right_is_left_alone(tmp_path):
         "# A heading: one\n[here](#a-heading-one), [there](page.md), [web](https://example.org/x)\n"
         "`fastseg.kernels.mix_ffn`, `fastseg tune`, `config.json`, `torch.ops.fastseg.*`, "
         "`tests/test_docs.py::test_documents`, `kernels/core/configs/*.json`, `make test`\n"
-        "```\nfastseg info\nA=b.json python -m bench.ops --minutes 8  # a comment\n```\n"
+        "```\nfastseg info\nA=b.json python -m bench ops --minutes 8  # a comment\n```\n"
         "```python\n    fastseg.segment(model, images)\n```\n"
         "<!-- bench:cpu -->\n`python -m bench.absent`\n<!-- /bench:cpu -->\n",
         encoding="utf-8",
@@ -267,9 +266,3 @@ def test_pages_of_ops_have_their_signatures(op):
     assert [(p.name, p.kind, p.default) for p in shown] == [
         (p.name, p.kind, p.default) for p in real
     ]
-
-
-def test_the_table_of_numerics_is_that_of_its_rows():
-    """As `python -m bench.numerics --docs` writes it."""
-    made = numerics.markdown(numerics.rows.read_rows(numerics.RESULTS, numerics.check_row))
-    assert f"<!-- bench:numerics -->\n{made}\n<!--" in numerics.DOCS.read_text(encoding="utf-8")

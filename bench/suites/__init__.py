@@ -1,1 +1,1 @@
-"""The benchmarks' cases as pytest-benchmark suites: `pytest bench/suites --benchmark-only`."""
+"""For pytest-benchmark: `pytest bench/suites --benchmark-only`."""

@@ -10,6 +10,7 @@ import json
 import operator
 import re
 
+import pandas as pd
 import pytest
 import torch
 
@@ -18,10 +19,12 @@ from fastseg.kernels.core import configurations, optional_triton
 if not optional_triton.HAS_TRITON or optional_triton.interpreting():
     pytest.skip("compiling needs Triton, not its interpreter", allow_module_level=True)
 
-from bench import ahead_of_time, compiles
-from bench.ahead_of_time import SHARED_LIMIT, Compiled, compile_launch
-from bench.launches import pretend_gpu, trace
+from bench.measure import compiles
+from bench.work import pretend_gpu
 from fastseg.kernels import upsample_argmax
+from fastseg.kernels.tune import ahead_of_time
+from fastseg.kernels.tune.ahead_of_time import SHARED_LIMIT, Compiled, compile_launch
+from fastseg.kernels.tune.launches import trace
 
 # Bytes a thread may spill. Elsewhere a spill is a matter of speed that nothing has measured.
 SPILL_LIMIT = {"sm_90": 0, "sm_80": 64}
@@ -38,7 +41,8 @@ def fresh_cache(tmp_path_factory):
 
 @functools.cache
 def launches(target: str, dtype: torch.dtype, variants: tuple[str, ...], batches: tuple[int, ...]):
-    uniques = compiles.unique_launches(target, variants, batches, [dtype])
+    name = str(dtype).removeprefix("torch.")
+    uniques = compiles.unique_launches(target, variants, batches, [name])
     return [unique.launch for unique in uniques]
 
 
@@ -269,31 +273,32 @@ def test_overflows_are_found():
 # The report
 
 
-def test_report(tmp_path, monkeypatch):
-    compiled = Compiled("x", "sm_90", {}, 100, 8, 2048, "wgmma", 500, 3)
-
+def test_report(tmp_path, monkeypatch, capsys):
     def pretend(launch, target):
         if launch.name == "layer_norm_kernel":
             raise RuntimeError("out of luck")
-        return compiled
+        return Compiled(launch.name, target, launch.options, 100, 8, 2048, "wgmma", 500, 3)
 
     monkeypatch.setattr(compiles, "compile_launch", pretend)
-    output = tmp_path / "docs" / "compiles.md"
-    arguments = ["--target", "sm_90", "gfx942", "--variants", "b0", "b1", "--output", str(output)]
-    assert compiles.main(arguments) == 1
-    text = output.read_text()
-    assert "python -m bench.compiles --target sm_90 gfx942 --variants b0 b1" in text
-    assert "not run" in text
-    assert text.index("## sm_90") < text.index("## gfx942")
-    assert "| 100 | 8 | 2 | wgmma | 500 | 3 | B0-B1 b1 |" in text
-    assert re.search(r"\| layer_norm \| bfloat16 \| .* \| does not compile: RuntimeError \|", text)
-    assert "do not compile." in text
-
-
-def test_users_of_a_kernel():
-    names = ["B1 b1", "B2 b1", "B3 b1", "B5 b1", "B1 b8"]
-    assert compiles.users(names) == "B1-B3, B5 b1; B1 b8"
-    assert compiles.users(["B0 b8", "B0 b1"]) == "B0 b1 and b8"
+    output = tmp_path / "new" / "compiles.csv"
+    given = ["--targets", "sm_90,gfx942", "--variants", "b0,b1", "--output", str(output)]
+    assert compiles.main(given) == 1
+    said = capsys.readouterr().out
+    assert "python -m bench compiles --targets sm_90,gfx942 --variants b0,b1" in said
+    kernels = pd.read_csv(output)
+    assert list(dict.fromkeys(kernels["target"])) == ["sm_90", "gfx942"]
+    failed = kernels["kernel"].str.contains("layer_norm_kernel")
+    assert set(kernels["error"][failed]) == {"RuntimeError"}
+    assert kernels["error"][~failed].isna().all()
+    figures = [100, 8, 2048, "wgmma", 500, 3]
+    columns = ["registers", "spill_bytes", "shared_bytes", "tensor_core", "instructions"]
+    for line in kernels[~failed][[*columns, "ctas_per_sm"]].itertuples(index=False):
+        assert list(line) == figures
+    assert "b0 x 1, b0 x 8, b1 x 1, b1 x 8" in set(kernels["launched_by"])
+    on_sm_90 = next(line for line in said.splitlines() if line.startswith("| sm_90 "))
+    here = kernels["target"] == "sm_90"
+    cells = [int(cell) for cell in on_sm_90.strip("| ").split("|")[1:]]
+    assert cells == [here.sum(), (here & failed).sum(), (here & ~failed).sum(), 8, 100, 2]
 
 
 # Configurations

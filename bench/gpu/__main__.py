@@ -1,0 +1,71 @@
+"""`python -m bench gpu --out DIR`: stages, each in a process of its own and within its time.
+
+Everything is written under DIR as it comes. A second call with the same DIR goes on where the first
+stopped. It needs torch, triton and what `fastseg` imports, no network, and no installed fastseg:
+`python /path/to/bench/gpu` works from anywhere. See docs/gpu.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # started as a folder, which is on the path instead of the checkout
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from bench.gpu import run
+from bench.gpu.stages import STAGES, Options, Stage
+from bench.machine import commit
+
+
+def main(argv: Sequence[str] | None = None, stages: Sequence[Stage] = STAGES) -> int:
+    """Run the command line; the status is 1 where a stage failed, 130 where it was stopped."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench gpu",
+        description="Set-up check, timings, kernel tests, tuner, sanitizer and plots on a machine "
+        "with a GPU. Results are written under DIR; a further call with the same DIR goes on.",
+    )
+    names = [stage.name for stage in stages]
+
+    def some_of_names(text: str) -> list[str]:
+        found = [name.strip().lower() for name in text.split(",")]
+        if not set(found) <= set(names):
+            raise argparse.ArgumentTypeError(f"expected some of {names}, got {text!r}")
+        return found
+
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path, metavar="DIR", help="where results are written")
+    what.add_argument("--list", action="store_true", help="print the stages in their order")
+    minutes = "of this call; what runs then is stopped (default: 10)"
+    add("--minutes", type=_minutes, default=10.0, metavar="M", help=minutes)
+    add("--stages", type=some_of_names, default=names, metavar="A,B", help="only these")
+    again = "from the start, though they are done; rows already written are kept"
+    add("--again", type=some_of_names, default=[], metavar="A,B", help=again)
+    add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the script itself")
+    add("--quick", action="store_true", help="the smallest work of every stage")
+    add("--commit", metavar="ID", help="for the rows, where git does not tell")
+    given = parser.parse_args(argv)
+    if given.list:
+        for stage in stages:
+            print(f"{stage.name:<14}{stage.purpose}")
+        return 0
+    known = (given.device, given.quick, given.commit or commit())
+    options = Options(given.out.resolve(), given.minutes, *known)
+    return run.run(options, stages, chosen=given.stages, again=given.again)
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not minutes >= 0.1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0.1, got {text!r}")
+    return minutes
+
+
+if __name__ == "__main__":
+    sys.exit(main())

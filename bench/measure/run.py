@@ -1,0 +1,204 @@
+"""A run of `python -m bench`: rows of one case after another, notes on what has none, tables.
+
+Parity is checked first: what fails it gets no figure, and the status is 1. Providers of a case are
+timed in turn in one process. Rows are added to their file as they come.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from .. import rows, timing, work
+from ..gates import Gate, RedGate
+from ..machine import machine, pinned_threads
+from ..options import Options, parse
+from ..rows import UNITS, Row
+from ..setting import DTYPES, Setting, SkippedCase, first_line
+from ..work import Ceilings, Work
+
+# By command, the modules whose `measure` takes a Run; a new measure is one more file here.
+MEASURES = {"": ("models", "labels", "memory")}
+_GPU_WARM_UP_SECONDS = 0.5
+
+
+def main(argv: Sequence[str], command: str = "") -> int:
+    """Run the command line; the status is 1 where a result was wrong or fastseg failed."""
+    run = Run(parse(argv, command))
+    with pinned_threads(run.options.threads, run.options.device), torch.no_grad():
+        # float32 is IEEE on all sides; cuDNN's convolutions are not, left to themselves.
+        torch.backends.cudnn.allow_tf32 = False
+        for name in MEASURES.get(command, (command,)):
+            importlib.import_module(f"bench.measure.{name}").measure(run)
+    if run.measured:
+        from ..report import tables  # needs pandas
+
+        print(tables.markdown(run.measured))
+    for line in run.notes:
+        print(line)
+    return int(run.bad)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A provider whose result is right."""
+
+    function: Callable[..., Any]
+    version: str  # of the library that computes
+    gate: Gate
+    error: float
+    setup_s: float | None = None  # from files to the first result
+    peak_mb: float | None = None  # of GPU memory during a call; None where it is not counted
+
+    def fields(self) -> dict[str, Any]:
+        """Those of its row."""
+        parity = {"parity": self.gate.measure, "parity_gate": self.gate.bound}
+        peak = {"setup_s": self.setup_s, "peak_mb": self.peak_mb, "provider_version": self.version}
+        return {**parity, "parity_error": self.error, **peak}
+
+
+Fields = Mapping[str, Any]  # of rows
+Providers = Mapping[str, Checked]  # by name; the first is the baseline
+
+
+class Run:
+    """What is known of the machine, what was measured, and what went wrong."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.on_gpu = options.device.type == "cuda"
+        self.measured: list[Row] = []
+        self.notes: list[str] = []
+        self.bad = False
+        self._stop = time.monotonic() + 60 * options.minutes
+        self._ceilings: dict[str, Ceilings] = {}
+        self.facts = {
+            **machine(options.device),
+            "threads": options.threads,
+            "commit": options.commit,
+            "command": options.line,
+        }
+        known = options.output if options.resume else None
+        before = rows.read_rows(known) if known is not None and known.exists() else []
+        self._done = {row.key for row in before if row.command == options.line}
+
+    # Rows
+
+    def time(
+        self, what: Fields, providers: Providers, label: str, works: Sequence[Work] = ()
+    ) -> None:
+        """Time functions in turn, and add their rows, with the fields `what`.
+
+        `works` are the least work of the case; there are none where nobody has counted it.
+        """
+        floor = self.floor(works, what["dtype"]) if works else {}
+        functions = {name: one.function for name, one in providers.items()}
+        device, repeats = self.options.device, self.options.repeats
+        with torch.inference_mode():
+            if self.on_gpu:
+                clock = timing.event_clock(device)
+                warm_up = _GPU_WARM_UP_SECONDS
+                samples = timing.interleave(functions, repeats, label, clock, warm_up)
+            else:
+                samples = timing.interleave(functions, repeats, label)
+        method = "CUDA events" if self.on_gpu else "calls"
+        self.add(self.rows({"method": method, **what, **floor}, samples, providers))
+
+    def rows(
+        self, what: Fields, samples: Mapping[str, Sequence[float]], providers: Providers
+    ) -> list[Row]:
+        """A row a provider; the first is the baseline."""
+        baseline = next(iter(samples))
+        common = {
+            **self.facts,
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "unit": UNITS[what["kind"]],
+            "baseline": baseline,
+            **what,
+        }
+        found = []
+        for name, taken in samples.items():
+            own = {**providers[name].fields(), "provider": name, "repeats": len(taken)}
+            figures = {**timing.quantiles(taken), **timing.ratios(samples[baseline], taken)}
+            found.append(Row(**{**common, **own, **figures}))
+        return found
+
+    def floor(self, works: Sequence[Work], dtype: str) -> dict[str, Any]:
+        """The fields on the least work of a case, and its least time here."""
+        least, known = work.total(works), self.ceilings(dtype)
+        return {**least._asdict(), **known._asdict(), "floor_ms": known.floor_ms(works)}
+
+    def ceilings(self, dtype: str) -> Ceilings:
+        """Measured once a run, for which there must be memory for large matrices."""
+        if dtype not in self._ceilings:
+            self._ceilings[dtype] = work.ceilings(self.options.device, DTYPES[dtype])
+        return self._ceilings[dtype]
+
+    def add(self, found: Sequence[Row]) -> None:
+        """Keep rows of a case, in the file too."""
+        if self.options.output is not None and found:
+            rows.append_rows(self.options.output, found)
+        self.measured += found
+
+    def wants(self, what: Mapping[str, Any], label: str) -> bool:
+        """Whether there is time for a case, and no row of it to resume from."""
+        if rows.case_key({"cache": "warm", **self.facts, **what}) in self._done:
+            self.say(f"{label}: measured before")
+        elif time.monotonic() >= self._stop:
+            self.say(f"{label}: not begun, the time is up")
+        else:
+            return True
+        return False
+
+    # What is said
+
+    def say(self, message: str, bad: bool = False) -> None:
+        """Now, and again after the tables, once; `bad` makes the status 1."""
+        self.bad |= bad
+        if message not in self.notes:
+            self.notes.append(message)
+            tqdm.write(message, file=sys.stderr)
+
+    @contextmanager
+    def telling(self, label: str, provider: str, ours: bool) -> Iterator[None]:
+        """What happens to one provider is told, and costs no other.
+
+        Of others a failure is a limit; of `ours` a defect. Raises where the GPU is lost.
+        """
+        try:
+            yield
+        except SkippedCase as reason:
+            self.say(f"{label}: {provider} skipped, {reason}")
+        except torch.OutOfMemoryError as reason:
+            self.say(f"{label}: {provider} skipped, {first_line(reason)}")
+        except RedGate as reason:
+            self.say(f"{label}: no figure, parity gate is red: {reason}", bad=True)
+        except Exception as reason:  # of any compiler, converter or driver
+            outcome = "no figure" if ours else "skipped"
+            self.say(f"{label}: {provider} {outcome}, {first_line(reason)}", bad=ours)
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
+
+
+def what_of(kind: str, setting: Setting) -> dict[str, Any]:
+    """The fields that tell a case of a model."""
+    variant, size, batch, dtype = setting
+    return {"kind": kind, "case": variant, "size": size, "batch": batch, "dtype": dtype}
+
+
+def tidy(device: torch.device) -> None:
+    """Let go of models and compiled graphs: dynamo keeps few graphs of a function."""
+    torch.compiler.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

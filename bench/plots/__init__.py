@@ -1,1 +1,0 @@
-"""Pictures of the rows: `python -m bench.plots` draws them."""

@@ -1,0 +1,1 @@
+"""Tables and pictures of rows; nothing in them is typed by hand."""

@@ -1,0 +1,226 @@
+"""The markdown tables of rows. Each function gives those of all settings, and a caption behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+
+from ..options import HOSTS, OP_PROVIDERS
+from ..providers import BASELINE
+from ..rows import STEPS, WHOLE, Row
+from . import frames
+from .frames import frame_of, geometric_mean, number, percent, pivot, times
+
+NO_ROWS = "Not measured yet: there are no such rows."
+
+Table = Callable[[pd.DataFrame], pd.DataFrame]
+
+_METHOD = "Parity was checked first, and providers of a case ran in turn in one process. "
+
+
+def markdown_table(cells: pd.DataFrame, left: int = 1) -> str:
+    """Cells of text as markdown, the first `left` columns on the left."""
+    alignment = ["left"] * left + ["right"] * (len(cells.columns) - left)
+    return cells.to_markdown(index=False, disable_numparse=True, colalign=alignment)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The tables of all kinds that `rows` have."""
+    found = [table(rows) for table in (forward, end_to_end, labels, memory, ops, hosts, numerics)]
+    return "\n\n".join(text for text in found if text != NO_ROWS)
+
+
+def forward(rows: Sequence[Row]) -> str:
+    """One table a setting: a line a provider, a column a variant, medians in ms."""
+    text = f"Medians in ms from `pixel_values` to logits; then how many times as fast as {BASELINE}"
+    text += ", geometric mean over the variants, and how near the least possible time. "
+    return _tables(frame_of(rows, "forward"), _by_provider, text + _METHOD)
+
+
+def memory(rows: Sequence[Row]) -> str:
+    """A line a provider, a column a variant, peaks in MB."""
+    text = "Peak memory of a forward in MB (10^6 bytes) above that before it, with weights and "
+    text += "image loaded; each provider in processes of its own. "
+    return _tables(frame_of(rows, "memory"), _by_provider, text)
+
+
+def _by_provider(frame: pd.DataFrame) -> pd.DataFrame:
+    ratios = pivot(frame, "ratio")
+    cells = pivot(frame, "p50").map(number)
+    cells.columns = cells.columns.str.upper()
+    title = "times less" if frame["unit"].iloc[0] == "MB" else "times as fast"
+    title += ", mean" if len(ratios.columns) > 1 else ""
+    cells[title] = geometric_mean(ratios).map(times)
+    if frame["floor_ms"].notna().any():
+        share = pivot(frame.assign(share=frame["floor_ms"] / frame["p50"]), "share")
+        cells["of the floor"] = geometric_mean(share).map(percent)
+    lower = set(frame["provider"][frame["lower"]])
+    cells.loc[cells.index.isin(lower), cells.columns == "of the floor"] = "-"  # it has another
+    cells.insert(0, "", [f"{name} \\*" if name in lower else name for name in cells.index])
+    ours = ratios[ratios.index.str.startswith("fastseg") & ~ratios.index.isin(lower)]
+    if len(ours) > 1:
+        best = ours.max()
+        line = [*best, geometric_mean(best)] if len(best) > 1 else [*best]
+        bold = ["**best of fastseg**, times as fast", *(f"**{times(one)}**" for one in line)]
+        cells.loc["best"] = bold + [""] * (len(cells.columns) - len(bold))
+    return cells
+
+
+def end_to_end(rows: Sequence[Row], short: bool = False) -> str:
+    """A line for each variant and provider: its steps, the whole, and the speed-up.
+
+    Args:
+        short: only the baseline and the fastest provider of fastseg.
+    """
+
+    def table(frame: pd.DataFrame) -> pd.DataFrame:
+        whole = frame[frame["part"] == WHOLE].set_index(["case", "provider"])
+        medians = frame.pivot(index=["case", "provider"], columns="part", values="p50")
+        cells = medians.loc[whole.index, [*STEPS, WHOLE]].map(number)
+        cells[" "] = whole["ratio"].map(times)
+        ours = whole["ratio"][whole["ours"] & ~whole["lower"]].groupby("case", sort=False)
+        if short:
+            kept = [(case, BASELINE) for case in cells.index.unique("case")] + [*ours.idxmax()]
+            cells = cells[cells.index.isin(kept)]
+        cells = cells.reset_index()
+        cells["case"] = cells["case"].str.upper()
+        if ours.ngroups > 1:
+            mean = f"**{times(geometric_mean(ours.max()))}**"
+            cells.loc[len(cells)] = ["", "best of fastseg, geometric mean", *[""] * 4, mean]
+        return cells.rename(columns={"case": "", "provider": "  "})
+
+    text = "Medians in ms from an 8-bit image to its label map of the same size: image processor, "
+    text += f"model, upsampling and argmax; behind, how many times as fast as {BASELINE}. "
+    return _tables(frame_of(rows, "end to end"), table, text + _METHOD, left=2)
+
+
+def labels(rows: Sequence[Row]) -> str:
+    """A line for each kind of logits, a column a provider, and what fastseg gains over each."""
+
+    def table(frame: pd.DataFrame) -> pd.DataFrame:
+        medians = pivot(frame, "p50", index="case")
+        cells = medians.map(number)
+        for name in medians.columns.drop("fastseg", errors="ignore"):
+            gains = (medians[name] / medians.get("fastseg", float("nan"))).map(times)
+            cells[name] += " (" + gains + ")"
+        return cells.reset_index().rename(columns={"case": "logits"})
+
+    text = "Medians in ms from logits at a quarter of the size to the label map, and how many "
+    text += "times as fast fastseg is. "
+    return _tables(frame_of(rows, "labels"), table, text + _METHOD)
+
+
+def ops(rows: Sequence[Row]) -> str:
+    """A line for each kind of call of a forward, in us, and the sums over a forward."""
+
+    def table(frame: pd.DataFrame) -> pd.DataFrame:
+        return pd.concat([_ops_of(variant, one) for variant, one in frame.groupby("case")])
+
+    text = "Medians in us of a call, its least possible time, and how often a forward makes it. "
+    return _tables(frame_of(rows, "op"), table, text)
+
+
+def _ops_of(variant: str, frame: pd.DataFrame) -> pd.DataFrame:
+    names = [name for name in OP_PROVIDERS if name in set(frame["provider"])]
+    figures = 1e3 * frame.pivot(index="part", columns="provider", values="p50")[names]
+    parts = frame.drop_duplicates("part").set_index("part")
+    figures.insert(0, "floor", 1e3 * parts["floor_ms"])
+    counts = parts["count"].loc[figures.index]
+    figures = figures.loc[parts.index]
+    figures.loc["sum"] = figures.mul(counts, axis=0).sum(skipna=False)
+    counts["sum"] = counts.sum()
+    ours = names[-1]
+    cells = figures.map(number)
+    cells.insert(0, "count", counts.astype(str))
+    cells[f"{names[0]} / {ours}"] = (figures[names[0]] / figures[ours]).map(times)
+    cells["of the floor"] = (figures["floor"] / figures[ours]).map(percent)
+    cells.insert(0, "", [f"{variant.upper()} {part}" for part in cells.index])
+    return cells
+
+
+def hosts(rows: Sequence[Row]) -> str:
+    """A line a model before and after `fastseg.accelerate`, and the mean of each library."""
+    frame = frame_of(rows, "host")
+    if frame.empty:
+        return NO_ROWS
+    versions = frame["provider_version"]
+    frame["model"] = frame["host"].where(versions == "", frame["host"].str.rstrip("45 "))
+    frame["model"] = (frame["model"] + " " + versions).str.strip()
+    frame["order"] = frame["host"].map(HOSTS.index)
+    frame["figures"] = [_figures(row) for _, row in frame.iterrows()]
+    lines = []
+    for (_, setting, _), group in frame.groupby(["order", "setting", frame["mode"] != "eager"]):
+        model, mode = group["model"].iloc[0], group["mode"].iloc[0]
+        cells = group.pivot(index="case", columns="provider", values="figures").fillna("")
+        gains = group[group["provider"] == "accelerated"].set_index("case")["ratio"]
+        for variant, line in cells.iterrows():
+            figures = [
+                line["host"],
+                line["accelerated"],
+                times(gains[variant]),
+                line.get("own", ""),
+            ]
+            lines.append([f"{model}, {variant.upper()}", mode, setting, *figures])
+        if len(gains) > 1:
+            title = f"{model}, geometric mean of these {len(gains)}"
+            mean = f"**{times(geometric_mean(gains))}**"
+            lines.append([title, mode, setting, "", "", mean, ""])
+    columns = ["model", "", "of", "as it is", "accelerated", "gain", "fastseg's own"]
+    text = "Medians in ms (p20 to p80); parity was checked first, and the models of a line ran in "
+    text += f"turn in one process. {_checks(frame)}"
+    return f"{markdown_table(pd.DataFrame(lines, columns=columns), left=3)}\n\n{text}{_made(frame)}"
+
+
+def _figures(row: pd.Series) -> str:
+    return f"{number(row['p50'])} ({number(row['p20'])} to {number(row['p80'])})"
+
+
+def _checks(frame: pd.DataFrame) -> str:
+    """What the check of the weights costs of a forward of B0, the shortest."""
+    eager = frame[(frame["case"] == "b0") & (frame["mode"] == "eager")]
+    taken = eager.pivot(index="model", columns="provider", values="p50")
+    return "".join(
+        f"The check that weights are fresh takes {1000 * one['check']:.0f} us, "
+        f"{one['check'] / one['accelerated']:.1%}, of {model} B0. "
+        for model, one in taken.iterrows()
+    )
+
+
+def numerics(rows: Sequence[Row]) -> str:
+    """A line for each dtype and provider: how far from float64."""
+    frame = frame_of(rows, "numerics")
+    if frame.empty:
+        return NO_ROWS
+    keys = ["dtype", "provider", "device"]
+    order = pd.MultiIndex.from_frame(frame[keys].drop_duplicates())
+    figures = frame.pivot(index=keys, columns="part", values="p50").loc[order]
+    cells = pd.DataFrame(
+        {
+            "error of the logits": figures["error"].map("{:.1e}".format),
+            "other class": figures["differing"].map("{:.4%}".format),
+            "shortfall": figures["shortfall"].map("{:.1e}".format),
+        }
+    ).reset_index()
+    on_cpu = {row.device: "CPU" for row in rows if row.on_cpu}
+    cells["device"] = cells["device"].replace(on_cpu)
+    height, width = frame["size"].iloc[0]
+    text = f"{frames.all_of(frame, 'repeats')} scenes of {height}x{width}. "
+    return f"{markdown_table(cells, left=3)}\n\n{text}{_made(frame)}"
+
+
+def _tables(frame: pd.DataFrame, table: Table, text: str, left: int = 1) -> str:
+    """A title and a table for each setting; behind those of a machine what they have in common."""
+    found: list[str] = []
+    for _, of_machine in frame.groupby(frames.MACHINE, sort=False):
+        for setting, of_setting in of_machine.groupby("setting", sort=False):
+            found += [f"{setting}:", markdown_table(table(of_setting), left)]
+        lower = frames.lower_precision(of_machine)
+        star = "\\* computes in a lower precision, and is not taken as best: "
+        found.append(text + (f"{star}{lower}. " if lower else "") + _made(of_machine))
+    return "\n\n".join(found) or NO_ROWS
+
+
+def _made(frame: pd.DataFrame) -> str:
+    commands = ", ".join(f"`{command}`" for command in dict.fromkeys(frame["command"]))
+    return f"{frames.machine_of(frame)}; {frames.versions_of(frame)}; by {commands}."

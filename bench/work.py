@@ -1,0 +1,214 @@
+"""The least work of ops and of whole forwards, and the least time that it takes on a device.
+
+Bytes: each input, weight and output of an op passes once between memory and chip. What a fused op
+need not write does not count: hidden tensors, keys and values, projections of coarse maps. FLOPs:
+of matrix products and convolutions, two for a multiply-add, as torch's FlopCounterMode counts the
+eager twin on meta tensors. A kernel may do more of either; none can do with less, but for inputs
+that were left in a cache.
+
+Not in it: instructions that are no matrix product (softmax, activation, interpolation, comparison),
+which bound some of the ops before bytes and FLOPs do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+import fastseg
+from fastseg.kernels.core import configurations, dispatch, registry
+from fastseg.kernels.tune.calls import OpCall, OpRecorder
+from fastseg.kernels.tune.launches import Trace, trace
+
+from .setting import CLASSES, DTYPES
+
+# The tensors that an op cannot do without. Others, the sums of weights say, follow from these.
+NEEDED = {
+    "patch_embed": (
+        *("feature_map", "weight", "bias", "norm_weight", "norm_bias"),
+        *("pixel_scale", "pixel_offset"),
+    ),
+    "sr_attention": (
+        *("x", "key_value_weight", "output_bias", "query_weight", "query_bias", "output_weight"),
+        *("key_offset_weight", "sr_weight", "sr_bias"),
+    ),
+    "mix_ffn": (
+        *("x", "fc1_weight", "fc1_bias", "dwconv_weight", "dwconv_bias", "fc2_weight", "fc2_bias"),
+        *("norm_weight", "norm_bias"),
+    ),
+    "layer_norm": ("x", "weight", "bias"),
+    "decode_head": ("feature_maps", "weights", "bias", "classifier_weight", "classifier_bias"),
+    "upsample_argmax": ("logits",),
+}
+_LABEL_BYTES = 8  # of a class number in a label map, int64
+
+
+class Work(NamedTuple):
+    """What has to be done at least."""
+
+    bytes: int
+    flops: int
+
+
+class Ceilings(NamedTuple):
+    """What a device can do at best."""
+
+    bytes_per_second: float
+    flops_per_second: float
+
+    def floor_ms(self, works: Iterable[Work]) -> float:
+        """The least time of one after another: of each the larger of that of bytes and of FLOPs."""
+        return sum(
+            1e3 * max(one.bytes / self.bytes_per_second, one.flops / self.flops_per_second)
+            for one in works
+        )
+
+
+def size_of(value: Any) -> int:
+    """Bytes of a tensor, or of those in a list."""
+    return sum(one.nbytes for one in tree_leaves(value) if isinstance(one, torch.Tensor))
+
+
+def total(works: Iterable[Work]) -> Work:
+    """The sum of bytes and that of FLOPs."""
+    return Work(*map(sum, zip(*works, strict=True)))
+
+
+def work(call: OpCall) -> Work:
+    """The least work of `call`; nothing of it is computed."""
+    arguments = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), call.arguments)
+    on_meta = OpCall(call.op, arguments)
+    output = on_meta.bind(getattr(torch.ops.fastseg, call.op))()
+    flops = 0
+    if call.op != "upsample_argmax":  # compares and blends
+        flops = counted_flops(on_meta.bind(registry.EAGER[call.op]))
+    return Work(size_of([arguments[name] for name in NEEDED[call.op]] + [output]), flops)
+
+
+def counted_flops(function: Callable[[], Any]) -> int:
+    """FLOPs of the matrix products and convolutions in a call, which makes meta tensors."""
+
+    def of_product_with_a_vector(matrix: Any, vector: Any, **rest: Any) -> int:
+        return 2 * matrix[0] * matrix[1]
+
+    missing_in_torch = {torch.ops.aten.mv: of_product_with_a_vector}
+    counter = FlopCounterMode(display=False, custom_mapping=missing_in_torch)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        function()
+    return int(counter.get_total_flops())
+
+
+@contextlib.contextmanager
+def pretend_gpu(family: str = "default") -> Iterator[None]:
+    """Meta tensors inside the block dispatch to kernels, configured for `family`."""
+    with (
+        mock.patch.object(dispatch, "_device_reason", return_value=None),
+        mock.patch.object(configurations, "device_family", return_value=family),
+        torch.no_grad(),
+    ):
+        yield
+
+
+@functools.cache
+def forward_work(
+    variant: str, size: tuple[int, int], batch: int, dtype: str, labels: bool = False
+) -> Sequence[Work]:
+    """The least work of each op of a forward, pixels to logits or `labels`, in order.
+
+    It needs neither a GPU nor Triton.
+    """
+    calls: list[OpCall] = []
+    # Outside of inference mode, in which edits of weights are not counted, nor folds kept.
+    with torch.inference_mode(False), pretend_gpu(), fastseg.backend("auto"):
+        model, pixels = meta_model(variant, size, batch, DTYPES[dtype])
+        with OpRecorder(calls.append):
+            logits = model(pixels).logits
+            if labels:
+                fastseg.kernels.upsample_argmax(logits, size)
+        return [work(call) for call in calls]
+
+
+def meta_model(
+    variant: str, size: tuple[int, int], batch: int, dtype: torch.dtype
+) -> tuple[torch.nn.Module, torch.Tensor]:
+    """A model without memory, and pixels for it."""
+    with torch.device("meta"):
+        model = fastseg.from_preset(f"segformer_{variant}", num_classes=CLASSES)
+    return model.eval().to(dtype), torch.empty(batch, 3, *size, device="meta", dtype=dtype)
+
+
+def trace_model(
+    variant: str, size: tuple[int, int], batch: int, dtype: torch.dtype, family: str
+) -> Trace:
+    """What a forward of `variant` to its label map would launch on `family`."""
+    with pretend_gpu(family):
+        model, pixels = meta_model(variant, size, batch, dtype)
+        return trace(lambda: fastseg.kernels.upsample_argmax(model(pixels).logits, size))
+
+
+def labels_work(classes: int, size: tuple[int, int]) -> Work:
+    """From float32 logits, a quarter as high and wide, to a label map of `size` (H, W).
+
+    Comparing classes is no FLOP here.
+    """
+    height, width = size
+    logits = 4 * classes * (height // 4) * (width // 4)
+    return Work(logits + _LABEL_BYTES * height * width, 0)
+
+
+# What a device does at best
+
+_SECONDS = 1.0  # that a ceiling is measured for, warm-up included
+_COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}  # beyond any cache
+_PIECE_BYTES = {"cuda": 1 << 30, "cpu": 1 << 22}
+# Short products and copies of short pieces escape what else runs on a CPU; long products fill its
+# cores.
+_SIDES = {"cuda": (8192,), "cpu": (256, 512, 2048)}
+
+
+def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """What a large copy and a large matrix product reach on `device`, with the threads set."""
+    source = torch.ones(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
+    target = source.clone()  # in memory, before any time is taken
+    # Piece after piece: each has left the caches before its turn comes again.
+    piece = _PIECE_BYTES[device.type]
+    pieces = itertools.cycle(zip(target.split(piece), source.split(piece), strict=True))
+
+    def copy() -> None:
+        to, source = next(pieces)
+        to.copy_(source)
+
+    bytes_per_second = 2 * piece / least_seconds(copy, device)  # read and written
+    best = 0.0
+    for side in _SIDES[device.type]:
+        if best and 2 * side**3 / best > _SECONDS:
+            break  # a CPU has no fast product of this dtype
+        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        product = functools.partial(torch.mm, left, right)
+        best = max(best, 2 * side**3 / least_seconds(product, device))
+    return Ceilings(bytes_per_second, best)
+
+
+def least_seconds(function: Callable[[], Any], device: torch.device) -> float:
+    """Of many runs, with warm clocks, the fastest: what else runs only adds to a run.
+
+    A ceiling still follows the machine, whose clock and neighbours may change between it and what
+    it is compared with.
+    """
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    least, stop = float("inf"), time.perf_counter() + _SECONDS
+    while (start := time.perf_counter()) < stop:
+        function()
+        wait()
+        least = min(least, time.perf_counter() - start)
+    return least
