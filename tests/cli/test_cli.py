@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -128,7 +127,6 @@ def test_the_module_runs_and_info_imports_no_transformers():
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("versions")
@@ -166,7 +164,8 @@ def test_agreement_with_true_labels():
     assert mean_iou == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
-def test_demo(tmp_path, capsys):
+def test_demo(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "ROUNDS", 1)
     assert main(["demo", "--output", str(tmp_path)]) == 0
     assert tree(tmp_path) == {"scene_labels.png", "scene_overlay.png"}
     printed = capsys.readouterr().out
@@ -177,7 +176,8 @@ def test_demo(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_demo_of_a_new_scene_agrees_with_its_true_labels(tmp_path, capsys):
+def test_demo_of_a_new_scene_agrees_with_its_true_labels(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "ROUNDS", 1)
     assert main(["demo", "--seed", "777777", "--output", str(tmp_path)]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "true labels" in line)
     share = float(line.split(": ")[1].split("%")[0])
