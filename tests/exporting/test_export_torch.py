@@ -143,6 +143,7 @@ def test_files_of_other_models(tmp_path):
         assert fastseg.export(model, path, **fixed).checked
         found = torch.export.load(path).module()(torch.randn(1, 3, 64, 75))
         assert len(found) == outputs
+    assert not fastseg.export(model, path, check=False, **fixed).checked
 
 
 @pytest.mark.slow
