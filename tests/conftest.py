@@ -21,8 +21,10 @@ SMP = Path(__file__).parent.parent / ".venv" / "smp"
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    # The tests run in as many processes as there are cores; the models here are small.
+    # The tests run in as many processes as there are cores; the models here are small. Threads
+    # that wait for each other, in processes that tests start too, would take all their time.
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +57,6 @@ def _run_beside(packages: Path, code: str, *arguments: object) -> str:
         **os.environ,
         "PYTHONPATH": str(packages),
         "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "2",
     }
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],

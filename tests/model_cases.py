@@ -1,4 +1,7 @@
-"""Small models with random weights, of transformers and of fastseg, and how to compare them."""
+"""Small models with random weights, of transformers and of fastseg, and how to compare them.
+
+transformers is imported where it is needed alone, as tests of kernels do without it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import tempfile
 from typing import Any
 
 import torch
-import transformers
 from safetensors.torch import load_file
 
 import fastseg
@@ -66,6 +68,8 @@ def twins(
     `attention` of transformers': "sdpa", its default, or "eager", which can give the probabilities
     but takes its softmax in float32 whatever the model's dtype.
     """
+    import transformers
+
     hf_config = transformers.SegformerConfig(**config, attn_implementation=attention)
     hf_model = getattr(transformers, class_name)(hf_config).eval()
     randomize(hf_model)

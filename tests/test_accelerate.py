@@ -64,11 +64,17 @@ def test_synchronised_batch_norm_in_a_head():
 
 
 def test_no_host_library_is_imported():
+    """By `accelerate`, and by the command line, run as a module."""
     code = """
-import sys
+import runpy, sys
 import fastseg
 from tests.models.hosts import nvlabs
 fastseg.accelerate(nvlabs.MixVisionTransformer())
+sys.argv = ["fastseg", "info"]
+try:
+    runpy.run_module("fastseg", run_name="__main__")
+except SystemExit as end:
+    assert end.code == 0, end.code
 assert not {"transformers", "timm", "segmentation_models_pytorch", "mmseg"} & set(sys.modules)
 """
     done = subprocess.run(
@@ -79,3 +85,4 @@ assert not {"transformers", "timm", "segmentation_models_pytorch", "mmseg"} & se
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("versions")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,13 +26,15 @@ from tests.checkpoints.checkpoint_cases import (
 
 pytestmark = pytest.mark.filterwarnings("error::fastseg.CheckpointWarning")
 
-# Makes, under the folder argv[1], a random model of each class, the same one as half-precision
-# shards, and a raw state dict.
-SAVE_WITH_4 = """
+# Makes, under the folder argv[1], a random model of each class of argv[3:], the same one as
+# half-precision shards, and a raw state dict. Then loads each folder of argv[2] and writes what
+# came of it into the folder's loaded.pt.
+WITH_4 = """
 import json, pathlib, sys
 import torch, transformers
 assert transformers.__version__.startswith("4."), transformers.__version__
-folder, sizes, classes = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]
+folder, ours, sizes, *classes = sys.argv[1:]
+folder, sizes = pathlib.Path(folder), json.loads(sizes)
 torch.manual_seed(4)
 for name in classes:
     model = getattr(transformers, name)(transformers.SegformerConfig(**sizes))
@@ -40,67 +43,116 @@ for name in classes:
     model.save_pretrained(folder / name)
     model.save_pretrained(folder / (name + "-bin"), safe_serialization=False)
     model.half().save_pretrained(folder / (name + "-half"), max_shard_size="50KB")
-"""
-
-# Loads each folder of argv[1:] and writes what came of it into the folder's loaded.pt.
-LOAD_WITH_4 = """
-import json, sys
-import torch, transformers
-for folder in sys.argv[1:]:
-    name = json.load(open(folder + "/config.json"))["architectures"][0]
+for saved in sorted(pathlib.Path(ours).iterdir()):
+    name = json.loads((saved / "config.json").read_text())["architectures"][0]
     model, info = getattr(transformers, name).from_pretrained(
-        folder, output_loading_info=True, torch_dtype="auto"
+        saved, output_loading_info=True, torch_dtype="auto"
     )
-    torch.save(model.state_dict(), folder + "/loaded.pt")
-    print(json.dumps({key: list(map(str, value)) for key, value in info.items()}))
+    torch.save(model.state_dict(), saved / "loaded.pt")
+    info = {key: list(map(str, value)) for key, value in info.items()}
+    (saved / "info.json").write_text(json.dumps(info))
 """
 
 
 @pytest.fixture(scope="module")
-def saved_by_4(run_transformers4, tmp_path_factory):
+def saved_for_4(tmp_path_factory):
+    """A folder of fastseg's checkpoints, and the models by the folders' names."""
+    folder = tmp_path_factory.mktemp("fastseg")
+    models = {name: ours(name).to(torch.bfloat16) for name in CLASSES}
+    models["sharded"] = ours(SEGMENTATION)
+    for name, model in models.items():
+        model.save_pretrained(folder / name, max_shard_size="30KB" if name == "sharded" else None)
+    assert (folder / "sharded" / "model.safetensors.index.json").exists()
+    return folder, models
+
+
+@pytest.fixture(scope="module")
+def saved_by_4(run_transformers4, saved_for_4, tmp_path_factory):
+    """A folder of transformers 4's, which in the same process loaded what fastseg saved."""
     folder = tmp_path_factory.mktemp("transformers4")
-    run_transformers4(SAVE_WITH_4, folder, json.dumps(SIZES), *CLASSES)
+    run_transformers4(WITH_4, folder, saved_for_4[0], json.dumps(SIZES), *CLASSES)
     return folder
 
 
+def by_transformers_5(name, folder, dtype=torch.float32):
+    theirs(name).to(dtype).save_pretrained(folder)
+    return load_file(folder / "model.safetensors")  # on disk transformers has fastseg's names
+
+
+def raw_by_transformers_5(name, folder, prefix=""):
+    model = theirs(name)
+    model.save_pretrained(folder)
+    expected = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    raw = {prefix + key: value for key, value in model.state_dict().items()}
+    assert any("stages.0.blocks.0.attention.q_proj" in key for key in raw)
+    torch.save(raw, folder / "pytorch_model.bin")
+    return expected
+
+
+def tensors_of_4(folder):
+    if folder.name.endswith("-bin"):
+        return torch.load(folder / "pytorch_model.bin", weights_only=True)
+    files = sorted(folder.glob("*.safetensors"))
+    assert len(files) > 1 or not folder.name.endswith("-half")
+    return {key: value for file in files for key, value in load_file(file).items()}
+
+
+def in_pickled_shards(name, folder):
+    """By fastseg, the second of PyTorch's old format."""
+    model = ours(name)
+    model.save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    state = model.state_dict()
+    names = list(state)
+    halves = {"one.bin": names[: len(names) // 2], "two.bin": names[len(names) // 2 :]}
+    for file, part in halves.items():
+        torch.save(
+            {name: state[name] for name in part},
+            folder / file,
+            _use_new_zipfile_serialization=file == "one.bin",
+        )
+    index = {"weight_map": {name: file for file, part in halves.items() for name in part}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    return dict(state)
+
+
+# Who wrote which kind of file: a function that does it, or the ending of transformers 4's folder.
+FILES = {
+    "transformers 5": by_transformers_5,
+    "transformers 5, float16": partial(by_transformers_5, dtype=torch.float16),
+    "transformers 5, bfloat16": partial(by_transformers_5, dtype=torch.bfloat16),
+    "transformers 5, raw": raw_by_transformers_5,
+    "transformers 5, raw, data parallel": partial(raw_by_transformers_5, prefix="module."),
+    "transformers 5, raw, compiled": partial(raw_by_transformers_5, prefix="_orig_mod.module."),
+    "transformers 4": "",
+    "transformers 4, pickled": "-bin",
+    "transformers 4, float16 shards": "-half",
+    "fastseg, pickled shards": in_pickled_shards,
+}
+
+
 @pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_loads_what_transformers_5_saves(name, dtype, tmp_path):
-    model = theirs(name).to(dtype)
-    model.save_pretrained(tmp_path)
-    loaded = from_pretrained(tmp_path)
+@pytest.mark.parametrize("kind", FILES)
+def test_loads(kind, name, tmp_path, request):
+    write = FILES[kind]
+    if isinstance(write, str):
+        folder = request.getfixturevalue("saved_by_4") / (name + write)
+        expected = tensors_of_4(folder)
+    else:
+        folder, expected = tmp_path, write(name, tmp_path)
+    loaded = from_pretrained(folder)
     assert type(loaded) is getattr(fastseg, name)
     assert not loaded.training
     assert not loaded.load_report
-    # On disk transformers has fastseg's names.
-    assert_same_tensors(loaded.state_dict(), load_file(tmp_path / "model.safetensors"))
-
-
-@pytest.mark.parametrize("name", CLASSES)
-def test_loaded_model_computes_the_same(name, tmp_path):
-    model = theirs(name)
-    model.save_pretrained(tmp_path)
-    loaded = getattr(fastseg, name).from_pretrained(tmp_path)
-    pixels = torch.randn(1, 3, 64, 96)
-    with torch.no_grad():
-        expected, got = model(pixels)[0], loaded(pixels)[0]
-    assert (got - expected).norm() <= 1e-5 * expected.norm()
-
-
-@pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize("variant", ["", "-bin", "-half"])
-def test_loads_what_transformers_4_saves(name, variant, saved_by_4):
-    folder = saved_by_4 / (name + variant)
-    loaded = from_pretrained(folder)
-    assert type(loaded) is getattr(fastseg, name)
-    if variant == "-bin":
-        expected = torch.load(folder / "pytorch_model.bin", weights_only=True)
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-        assert len(files) > 1 or variant == ""
-        expected = {key: value for file in files for key, value in load_file(file).items()}
     assert_same_tensors(loaded.state_dict(), expected)
-    assert loaded.dtype == (torch.float16 if variant == "-half" else torch.float32)
+    dtype = next((one for one in ("bfloat16", "float16") if one in kind), "float32")
+    assert loaded.dtype == getattr(torch, dtype)
+    if kind == "transformers 5":
+        pixels = torch.randn(1, 3, 64, 96)
+        with torch.no_grad():
+            logits = getattr(transformers, name).from_pretrained(folder).eval()(pixels)[0]
+            assert (loaded(pixels)[0] - logits).norm() <= 1e-5 * logits.norm()
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -117,48 +169,13 @@ def test_transformers_5_loads_what_fastseg_saves(name, max_shard_size, tmp_path)
     assert_same_tensors(load_file(tmp_path / "back" / "model.safetensors"), model.state_dict())
 
 
-def test_transformers_4_loads_what_fastseg_saves(run_transformers4, tmp_path):
-    models = {name: ours(name).to(torch.bfloat16) for name in CLASSES}
-    models["sharded"] = ours(SEGMENTATION)
+def test_transformers_4_loads_what_fastseg_saves(saved_for_4, saved_by_4):
+    folder, models = saved_for_4
     for name, model in models.items():
-        model.save_pretrained(tmp_path / name, max_shard_size="30KB" if name == "sharded" else None)
-    assert (tmp_path / "sharded" / "model.safetensors.index.json").exists()
-    printed = run_transformers4(LOAD_WITH_4, *(tmp_path / name for name in models))
-    for (name, model), line in zip(models.items(), printed.splitlines(), strict=True):
-        assert not any(json.loads(line).values()), line
-        loaded = torch.load(tmp_path / name / "loaded.pt", weights_only=True)
+        info = json.loads((folder / name / "info.json").read_text())
+        assert not any(info.values()), info
+        loaded = torch.load(folder / name / "loaded.pt", weights_only=True)
         assert_same_tensors(loaded, dict(model.state_dict()))
-
-
-@pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
-def test_raw_state_dict_of_transformers_5(name, prefix, tmp_path):
-    model = theirs(name)
-    model.save_pretrained(tmp_path)
-    expected = load_file(tmp_path / "model.safetensors")
-    (tmp_path / "model.safetensors").unlink()
-    raw = {prefix + key: value for key, value in model.state_dict().items()}
-    assert any("stages.0.blocks.0.attention.q_proj" in key for key in raw)
-    torch.save(raw, tmp_path / "pytorch_model.bin")
-    assert_same_tensors(from_pretrained(tmp_path).state_dict(), expected)
-
-
-def test_pytorch_files_of_the_old_format_and_in_shards(tmp_path):
-    model = ours(SEGMENTATION)
-    model.save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    state = model.state_dict()
-    names = list(state)
-    halves = {"one.bin": names[: len(names) // 2], "two.bin": names[len(names) // 2 :]}
-    for file, part in halves.items():
-        torch.save(
-            {name: state[name] for name in part},
-            tmp_path / file,
-            _use_new_zipfile_serialization=file == "one.bin",
-        )
-    index = {"weight_map": {name: file for file, part in halves.items() for name in part}}
-    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    assert_same_tensors(from_pretrained(tmp_path).state_dict(), dict(state))
 
 
 @pytest.mark.parametrize("dtype", ["float32", torch.bfloat16])

@@ -107,6 +107,7 @@ def assert_logits(model, outputs) -> None:
     """Plain and folded, in float64; and in float32 within its rounding."""
     assert type(model) is fastseg.SegformerForSemanticSegmentation
     assert model.dtype == torch.float32
+    assert epsilons(model) == NVLABS_EPS
     pixels = outputs["pixels"]
     assert relative_error(model(pixels.float()).logits, outputs["logits"]) <= 2e-6
     model.double()
@@ -120,7 +121,6 @@ def test_nvlabs(nvlabs, outputs, tmp_path):
     torch.save({"state_dict": nvlabs, "meta": {"epoch": 3}}, tmp_path / "segformer.b0.pth")
     model = from_pretrained(tmp_path / "segformer.b0.pth")
     assert not model.load_report
-    assert epsilons(model) == NVLABS_EPS
     config = model.config
     assert config.hidden_sizes == B0
     assert config.num_attention_heads == HEADS
@@ -162,18 +162,13 @@ def assert_maps(model, pixels, maps) -> None:
         assert relative_error(ours, theirs) <= BOUND
 
 
-def test_smp_files(smp, outputs):
-    model = from_pretrained(smp / "smp.pth")
-    assert epsilons(model) == NVLABS_EPS
-    assert_logits(model, outputs)
+def test_smp_files_and_folders(smp, outputs, tmp_path):
+    os.link(smp / "smp.pth", tmp_path / "pytorch_model.bin")  # a folder without config.json
+    for path in (smp / "smp.pth", smp / "saved", tmp_path):
+        model = from_pretrained(path)
+        assert model.config.num_labels == 6
+        assert_logits(model, outputs)
     assert_maps(from_pretrained(smp / "encoder.pth"), outputs["pixels"], outputs["maps"])
-
-
-def test_smp_folder(smp, outputs):
-    model = from_pretrained(smp / "saved")
-    assert model.config.num_labels == 6
-    assert epsilons(model) == NVLABS_EPS
-    assert_logits(model, outputs)
 
 
 def test_smp_with_another_encoder(smp):
@@ -203,9 +198,7 @@ def test_saved_config_keeps_the_epsilons(suffix, nvlabs, outputs, tmp_path):
     written = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert written["block_norm_eps"] == written["stage_norm_eps"] == 1e-6
     assert written["patch_norm_eps"] == written["reduction_norm_eps"] == 1e-5
-    again = from_pretrained(tmp_path / "saved")
-    assert epsilons(again) == NVLABS_EPS
-    assert_logits(again, outputs)
+    assert_logits(from_pretrained(tmp_path / "saved"), outputs)
 
 
 def mmseg_model(head: type | None = None):
@@ -277,7 +270,6 @@ def test_mmseg_encoder_with_the_authors_head(nvlabs, outputs, tmp_path):
     torch.save({"state_dict": state}, tmp_path / "it.pth")
     # The weights were made with the authors' epsilons.
     model = from_pretrained(tmp_path / "it.pth", patch_norm_eps=1e-5, reduction_norm_eps=1e-5)
-    assert epsilons(model) == NVLABS_EPS
     assert_logits(model, outputs)
 
 
@@ -339,11 +331,6 @@ def test_a_raw_state_dict_of_transformers_5_alone(tmp_path):
     with torch.no_grad():
         expected = model.double()(pixels).logits
         assert relative_error(loaded(pixels).logits, expected) <= BOUND
-
-
-def test_a_folder_without_config_json(smp, outputs, tmp_path):
-    os.link(smp / "smp.pth", tmp_path / "pytorch_model.bin")
-    assert_logits(from_pretrained(tmp_path), outputs)
 
 
 def test_a_config_json_counts_for_a_file_of_a_checkpoints_name_only(tmp_path):

@@ -21,7 +21,7 @@ from tests.cuda_graphs.graph_cases import (
     capture,
     runner_of,
 )
-from tests.model_cases import TINY, relative_error, twins
+from tests.model_cases import SMALL, TINY, relative_error, tiny_model, twins
 
 
 def test_replays_equal_the_model_in_float64():
@@ -192,7 +192,8 @@ def test_warmup_captures_ahead_of_time(runner, model):
         runner.warmup([(3, 64, 64)])
 
 
-def test_a_compiled_model(model):
+def test_a_compiled_model():
+    model = tiny_model(**SMALL)
     compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
     runner = runner_of(compiled)
     image = torch.randn(SHAPE)

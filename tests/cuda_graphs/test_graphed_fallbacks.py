@@ -18,7 +18,7 @@ from tests.cuda_graphs.graph_cases import (
     capture,
     runner_of,
 )
-from tests.model_cases import relative_error
+from tests.model_cases import SMALL, relative_error, tiny_model
 
 
 def check_eager(runner, reason, *args, **kwargs):
@@ -93,8 +93,9 @@ def test_modes_and_captures_around(runner):
     assert runner._capturer.replays == replays + 1
 
 
-def test_traced_and_compiled(runner, model):
-    model.requires_grad_(False)
+def test_traced_and_compiled():
+    model = tiny_model(**SMALL).requires_grad_(False)
+    runner = runner_of(model)
     image, other = torch.randn(SHAPE), torch.randn(SHAPE)
     capture(runner, image)
     compiled = torch.compile(lambda x: runner(x).logits, fullgraph=True, backend="eager")

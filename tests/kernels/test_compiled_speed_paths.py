@@ -23,9 +23,9 @@ from fastseg.kernels.blocks.bilinear import (
 from fastseg.kernels.blocks.onednn import dense, dense_residual
 from fastseg.kernels.ffn import op
 from tests.half_precision import half_limit
-from tests.model_cases import relative_error, tiny_model
+from tests.model_cases import SMALL, relative_error, tiny_model
 
-OPS = {"patch_embed": 4, "sr_attention": 4, "mix_ffn": 4, "decode_head": 1}
+OPS = {"patch_embed": 2, "sr_attention": 2, "mix_ffn": 2, "decode_head": 1}  # of two stages
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ def plain(model, pixels):
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_a_graph_for_a_cpu_takes_ops_whole(dynamic):
-    model, pixels = tiny_model(), torch.randn(2, 3, 64, 96)
+    model, pixels = tiny_model(**SMALL), torch.randn(2, 3, 64, 96)
     graphs = Graphs()
     compiled = torch.compile(model, fullgraph=True, backend=graphs, dynamic=dynamic)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_a_graph_for_a_cpu_takes_ops_whole(dynamic):
 
 
 def test_inductor_keeps_memory_formats():
-    model, pixels = tiny_model(), torch.randn(1, 3, 64, 64)
+    model, pixels = tiny_model(**SMALL), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = model(pixels).logits
         result = torch.compile(model, fullgraph=True, dynamic=False)(pixels).logits
@@ -96,14 +96,6 @@ def test_ops_of_a_graph_work_in_stripes(monkeypatch):
         result = torch.compile(model, fullgraph=True, backend="aot_eager")(pixels).logits
     assert max(counts) > 4
     assert relative_error(result, plain(model, pixels)) <= 2e-6
-
-
-def test_an_exported_graph_has_operators_that_all_readers_know():
-    model = tiny_model().requires_grad_(False)
-    program = torch.export.export(model, (torch.zeros(1, 3, 64, 64),))
-    names = {str(n.target) for n in program.graph.nodes if n.op == "call_function"}
-    assert any("layer_norm" in name for name in names)
-    assert not any("fastseg" in name or "mkldnn" in name for name in names)
 
 
 def ffn_arguments(dtype=torch.float32, channels=8, hidden=32):

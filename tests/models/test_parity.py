@@ -15,8 +15,16 @@ from tests.half_precision import half_bound
 from tests.model_cases import TINY, WIDE, relative_error, twins
 
 FP32_BOUND = 2e-6
-# (batch, size); several images of a small size, as float64 references take long.
-INPUTS = [(1, (512, 512)), (1, (517, 389)), (1, (64, 64)), (3, (64, 64)), (3, (33, 97))]
+# (batch, size); several images of a small size, as float64 references take long. A whole B0 has
+# images of the size that people use in every run.
+INPUTS = [
+    pytest.param(1, (512, 512), marks=pytest.mark.slow),
+    pytest.param(1, (517, 389), marks=pytest.mark.slow),
+    (1, (261, 197)),
+    (1, (64, 64)),
+    (3, (64, 64)),
+    (3, (33, 97)),
+]
 B0 = {"hidden_sizes": [32, 64, 160, 256], "num_labels": 150}
 # Every preset's widths, one layer a stage.
 SHALLOW = {

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import pytest
 import torch
 
 import fastseg
+from fastseg.kernels.core import configurations
 from fastseg.kernels.core.launch import record_launches
 from tests.half_precision import HALF_FACTOR, sane_error
 
@@ -35,6 +37,16 @@ def relative_error(result: torch.Tensor, reference: torch.Tensor) -> float:
     reference = reference.double().cpu()
     error = (result.double().cpu() - reference).square().mean().sqrt()
     return (error / reference.square().mean().sqrt().clamp(min=1e-30)).item()
+
+
+def set_config(monkeypatch: pytest.MonkeyPatch, kernel: str, config: dict[str, Any]) -> None:
+    """Have all look-ups of `kernel` answer `config`, whatever the sizes."""
+    answer = configurations.answer
+
+    def chosen(query: configurations.Query, device: torch.device) -> dict[str, Any]:
+        return dict(config) if query.kernel == kernel else answer(query, device)
+
+    monkeypatch.setattr(configurations, "answer", chosen)
 
 
 def wide(value: Any) -> Any:

@@ -10,17 +10,11 @@ import torch
 from torch import nn
 
 import fastseg
+from tests.model_cases import relative_error
 
 from .host_models import Host
 
 FP32_BOUND = 2e-6
-
-
-def relative_error(result: torch.Tensor, reference: torch.Tensor) -> float:
-    """Root mean square of the error over that of the reference, in float64."""
-    reference = reference.double()
-    error = (result.double() - reference).square().mean()
-    return (error / reference.square().mean()).sqrt().item()
 
 
 def errors(results: Sequence[torch.Tensor], references: Sequence[torch.Tensor]) -> list[float]:

@@ -10,7 +10,7 @@ import torch
 
 import fastseg
 
-from .host_models import DEFAULT_FAMILIES, FAMILIES, HOSTS, OPS, Host
+from .host_models import DEFAULT_FAMILIES, FAMILIES, HOSTS, OPS, WHOLE, Host
 
 collect_ignore_glob: list[str] = []
 if not {"transformers4", "transformers5"} & set(FAMILIES):
@@ -23,11 +23,20 @@ if "smp" not in FAMILIES:
 _BY_VERSION = ("test_parity", "test_modes", "test_weights", "test_smp_models")
 
 
+# Of encoders alone, which whole models have inside, and of classifiers the rest is slow too. One
+# of them is a model that has no module around what is accelerated.
+_OF_ALL_HOSTS = ("test_parity", "test_modes")
+_QUICK = {*WHOLE, "transformers-base"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if ",".join(FAMILIES) == DEFAULT_FAMILIES:
-        return
     for item in items:
-        if item.path.parent == Path(__file__).parent and item.path.stem not in _BY_VERSION:
+        if item.path.parent != Path(__file__).parent:
+            continue
+        of_second = ",".join(FAMILIES) != DEFAULT_FAMILIES and item.path.stem not in _BY_VERSION
+        host = getattr(item, "callspec", None) and item.callspec.params.get("host")
+        of_part = isinstance(host, Host) and host.name not in _QUICK
+        if of_second or (of_part and item.path.stem not in _OF_ALL_HOSTS):
             item.add_marker(pytest.mark.slow)
 
 

@@ -144,11 +144,15 @@ def can_be_pickled(host, plain, pixels):
     return True
 
 
-@pytest.mark.parametrize("has_run", [False, True], ids=["unused", "used"])
 @pytest.mark.parametrize(
-    "duplicate",
-    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), by_torch_save],
-    ids=["deepcopy", "pickle", "torch.save"],
+    ("duplicate", "has_run"),
+    [
+        (copy.deepcopy, False),
+        (copy.deepcopy, True),
+        (lambda model: pickle.loads(pickle.dumps(model)), True),  # unused: in the last test
+        (by_torch_save, False),
+    ],
+    ids=["deepcopy, unused", "deepcopy, used", "pickle, used", "torch.save, unused"],
 )
 def test_copies_are_accelerated_and_fold_for_themselves(
     host, model, pixels, calls, duplicate, has_run

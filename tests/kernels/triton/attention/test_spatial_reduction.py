@@ -13,9 +13,14 @@ from tests.kernels.triton.kernel_cases import check_parity, randn
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("splits", [1, 2, 4, 16])  # of 9 taps: 9, 5 + 4, 3 + 3 + 3, single ones
 @pytest.mark.parametrize(
-    ("channels", "heads", "form"), [(32, 1, "one_launch"), (32, 1, "split"), (160, 5, "split")]
+    ("channels", "heads", "form", "splits"),
+    [
+        # Of 9 taps: 9, 5 + 4, 3 + 3 + 3, single ones.
+        *((32, 1, form, splits) for form in ("one_launch", "split") for splits in (1, 2, 4, 16)),
+        (160, 5, "split", 2),
+        (160, 5, "split", 16),
+    ],
 )
 def test_splits(channels, heads, form, splits, dtype, device, monkeypatch):
     force(monkeypatch, form)

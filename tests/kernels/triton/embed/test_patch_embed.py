@@ -2,61 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
 import fastseg
 from fastseg.kernels import patch_embed
-from fastseg.kernels.core.configurations import FAMILIES, FOLDER
 from fastseg.kernels.core.launch import record_launches
-from fastseg.kernels.embed import op
-from tests.kernels.triton.kernel_cases import DTYPES, check_parity, randn
-
-FORMS = {
-    "whole_row": {
-        "form": "whole_row",
-        "BLOCK_M": 32,
-        "BLOCK_N": 32,
-        "BLOCK_K": 32,
-        "num_warps": 4,
-        "num_stages": 2,
-    },
-    "split": {
-        "form": "split",
-        "BLOCK_M": 32,
-        "BLOCK_N": 32,
-        "BLOCK_K": 32,
-        "SPLIT": 2,
-        "num_warps": 4,
-        "num_stages": 2,
-    },
-}
-
-
-def parameters(in_channels, channels, kernel, dtype, device):
-    """weight, bias, norm_weight, norm_bias."""
-    scale = (in_channels * kernel**2) ** -0.5
-    weight = randn(channels, in_channels, kernel, kernel, dtype=dtype, device=device, scale=scale)
-    bias, norm_bias = (randn(channels, dtype=dtype, device=device, scale=0.3) for _ in range(2))
-    norm_weight = randn(channels, dtype=dtype, device=device, scale=0.2) + 1
-    return weight.contiguous(memory_format=torch.channels_last), bias, norm_weight, norm_bias
-
-
-def tokens_map(batch, channels, height, width, dtype, device):
-    tokens = randn(batch, height * width, channels, dtype=dtype, device=device)
-    return tokens.view(batch, height, width, channels).permute(0, 3, 1, 2)
-
-
-def use(monkeypatch, config, kernel="patch_embed"):
-    """Make look_up give `config` for `kernel`."""
-    look_up = op.look_up
-
-    def chosen(name, *arguments, **keywords):
-        return dict(config) if name == kernel else look_up(name, *arguments, **keywords)
-
-    monkeypatch.setattr(op, "look_up", chosen)
+from tests.kernels.triton.embed.embed_cases import FORMS, parameters, tokens_map
+from tests.kernels.triton.kernel_cases import DTYPES, check_parity, randn, set_config
 
 
 def launched(*arguments, **keywords):
@@ -161,7 +114,7 @@ def test_tokens(batch, in_channels, channels, size, grid, dtype, device):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_widest_tokens(form, device, monkeypatch):
-    use(monkeypatch, FORMS[form] | {"BLOCK_N": 128, "BLOCK_K": 64})
+    set_config(monkeypatch, "patch_embed", FORMS[form] | {"BLOCK_N": 128, "BLOCK_K": 64})
     feature_map = tokens_map(1, 320, 3, 3, torch.float16, device)
     weights = parameters(320, 512, 3, torch.float16, device)
     check_parity(patch_embed, feature_map, *weights, stride=2, padding=1, eps=1e-6)
@@ -171,7 +124,7 @@ def test_widest_tokens(form, device, monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("channels", [64, 160])
 def test_forms(form, channels, dtype, device, monkeypatch):
-    use(monkeypatch, FORMS[form])
+    set_config(monkeypatch, "patch_embed", FORMS[form])
     feature_map = tokens_map(3, 64, 9, 7, dtype, device)
     weights = parameters(64, channels, 3, dtype, device)
     keywords = {"stride": 2, "padding": 1, "eps": 1e-6}
@@ -188,46 +141,10 @@ def test_forms(form, channels, dtype, device, monkeypatch):
     ("kernel", "stride", "padding"), [(2, 2, 0), (5, 3, 2), (1, 1, 0), (3, 1, 3), (7, 4, 3)]
 )
 def test_tokens_under_other_kernels(kernel, stride, padding, form, device, monkeypatch):
-    use(monkeypatch, FORMS[form])
+    set_config(monkeypatch, "patch_embed", FORMS[form])
     feature_map = tokens_map(2, 32, 9, 8, torch.float32, device)
     weights = parameters(32, 64, kernel, torch.float32, device)
     check_parity(patch_embed, feature_map, *weights, stride=stride, padding=padding, eps=1e-6)
-
-
-def committed(kernel):
-    """The distinct committed configurations of a kernel, of all families."""
-    found = {}
-    for family in ("default", *FAMILIES):
-        entries = json.loads((FOLDER / f"{family}.json").read_text())["kernels"].get(kernel, [])
-        found.update({json.dumps(entry["config"]): entry["config"] for entry in entries})
-    return list(found.values())
-
-
-@pytest.mark.parametrize("config", committed("patch_embed"), ids=str)
-def test_committed_configurations_of_tokens(config, device, monkeypatch):
-    use(monkeypatch, config)
-    feature_map = tokens_map(2, 64, 3, 4, torch.float16, device)
-    channels = {32: 160, 64: 64, 128: 256, 256: 256}[config["BLOCK_N"]]
-    weights = parameters(64, channels, 3, torch.float16, device)
-    check_parity(patch_embed, feature_map, *weights, stride=2, padding=1, eps=1e-6)
-
-
-@pytest.mark.parametrize("channels", [32, 160, 512])
-@pytest.mark.parametrize("config", committed("patch_embed_pixels"), ids=str)
-def test_committed_configurations_of_pixels(config, channels, device, monkeypatch):
-    use(monkeypatch, config, "patch_embed_pixels")
-    pixels = torch.randn(1, 3, 9, 20, device=device)
-    weights = parameters(3, channels, 7, torch.float32, device)
-    check_parity(patch_embed, pixels, *weights, stride=4, padding=3, eps=1e-6)
-
-
-@pytest.mark.parametrize("config", committed("patch_embed_reduce"), ids=str)
-def test_committed_configurations_of_the_reduction(config, device, monkeypatch):
-    use(monkeypatch, config, "patch_embed_reduce")
-    use(monkeypatch, FORMS["split"])
-    feature_map = tokens_map(3, 32, 5, 5, torch.float32, device)
-    weights = parameters(32, 96, 3, torch.float32, device)
-    check_parity(patch_embed, feature_map, *weights, stride=2, padding=1, eps=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -236,7 +153,7 @@ def test_rows_far_from_zero(kind, dtype, device, monkeypatch):
     """The convolution's rows have a mean of 100 times their deviation."""
     in_channels = 3 if kind == "pixels" else 32
     if kind in FORMS:
-        use(monkeypatch, FORMS[kind])
+        set_config(monkeypatch, "patch_embed", FORMS[kind])
     feature_map = tokens_map(2, in_channels, 9, 9, dtype, device)
     weight, bias, norm_weight, norm_bias = parameters(in_channels, 64, 3, dtype, device)
     weights = (weight, torch.full_like(bias, 100.0), norm_weight, norm_bias)
@@ -258,7 +175,7 @@ def test_large_and_tiny_values(dtype, scale, device):
 def test_constant_rows_give_the_bias(kind, device, monkeypatch):
     in_channels = 3 if kind == "pixels" else 32
     if kind in FORMS:
-        use(monkeypatch, FORMS[kind])
+        set_config(monkeypatch, "patch_embed", FORMS[kind])
     weight, bias, norm_weight, norm_bias = parameters(in_channels, 160, 3, torch.float32, device)
     feature_map = torch.randn(1, in_channels, 5, 5, device=device)
     weights = (torch.zeros_like(weight), torch.full_like(bias, 0.5), norm_weight, norm_bias)
@@ -270,7 +187,7 @@ def test_constant_rows_give_the_bias(kind, device, monkeypatch):
 def test_nan_stays_in_the_patches_that_hold_it(kind, device, monkeypatch):
     in_channels = 3 if kind == "pixels" else 32
     if kind in FORMS:
-        use(monkeypatch, FORMS[kind])
+        set_config(monkeypatch, "patch_embed", FORMS[kind])
     feature_map = tokens_map(2, in_channels, 8, 8, torch.float32, device)
     feature_map[1, 1, 3, 4] = float("nan")
     weights = parameters(in_channels, 64, 3, torch.float32, device)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,12 +11,18 @@ from torch import nn
 import fastseg
 from fastseg.kernels import mix_ffn
 from fastseg.kernels.blocks.activations import ACTIVATIONS, activate
-from fastseg.kernels.core.configurations import FOLDER
 from fastseg.kernels.core.launch import record_launches
 from fastseg.kernels.core.optional_triton import tl, triton
 from fastseg.kernels.ffn.op import supports
 from fastseg.models.segformer.fold import fold_mix_ffn
-from tests.kernels.triton.kernel_cases import DTYPES, check_parity, randn, relative_error
+from tests.kernels.triton.ffn.ffn_cases import weights
+from tests.kernels.triton.kernel_cases import (
+    DTYPES,
+    check_parity,
+    randn,
+    relative_error,
+    set_config,
+)
 
 TAIL = {
     "form": "tail",
@@ -34,49 +38,9 @@ SPLIT = {"form": "split", "BLOCK_Y": 4, "BLOCK_X": 4, "STRIP": 4, "BLOCK_E": 64}
 FORMS = {"tail": TAIL, "whole rows": {**TAIL, "CHUNKS": 5}, "split": SPLIT}
 
 
-def committed() -> list[tuple[str, int, int, dict]]:
-    """Each committed configuration that differs in more than its launch: dtype, sizes, config."""
-    found = {}
-    for path in sorted(FOLDER.glob("*.json")):
-        for entry in json.loads(path.read_text())["kernels"].get("mix_ffn", []):
-            config = {k: v for k, v in entry["config"].items() if k not in ("num_warps", "maxnreg")}
-            channels, tokens = entry["sizes"]["channels"], entry["sizes"]["tokens"]
-            found.setdefault((entry["dtype"], channels, str(config)), (tokens, config))
-    return [(key[0], key[1], *value) for key, value in found.items()]
-
-
 @pytest.fixture
-def choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict], None]:
-    """Configure the op as a user would: a file of one's own."""
-
-    def write(config: dict) -> None:
-        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
-        entry = {"dtype": "any", "sizes": {}, "config": {"num_warps": 4, **config}}
-        path.write_text(json.dumps({"kernels": {"mix_ffn": [entry]}}))
-        monkeypatch.setenv("FASTSEG_CONFIGS", str(path))
-
-    return write
-
-
-def weights(channels, dtype, device, ratio=4, norm=False, like=randn):
-    """Folded tensors that keep values of order one, the taps laid out as kernels like them."""
-    hidden = ratio * channels
-    taps = like(9, hidden, dtype=dtype, device=device, scale=1 / 3)
-    folded = {
-        "eps": 1e-5,
-        "fc1_weight": like(hidden, channels, dtype=dtype, device=device, scale=channels**-0.5),
-        "fc1_bias": like(hidden, dtype=dtype, device=device, scale=0.5),
-        "dwconv_weight": taps.t().unflatten(1, (1, 3, 3)),
-        "dwconv_bias": like(hidden, dtype=dtype, device=device, scale=0.3),
-        "fc2_weight": like(channels, hidden, dtype=dtype, device=device, scale=hidden**-0.5),
-        "fc2_bias": like(channels, dtype=dtype, device=device, scale=0.3),
-    }
-    folded["fc1_weight_sum"] = folded["fc1_weight"].sum(1, dtype=torch.float32)
-    if norm:
-        folded["norm_weight"] = like(channels, dtype=dtype, device=device, scale=0.2) + 1
-        folded["norm_bias"] = like(channels, dtype=dtype, device=device, scale=0.2)
-        folded["norm_eps"] = 1e-3
-    return folded
+def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict], None]:
+    return lambda config: set_config(monkeypatch, "mix_ffn", {"num_warps": 4, **config})
 
 
 @pytest.mark.parametrize("norm", [False, True], ids=["", "norm"])
@@ -92,27 +56,13 @@ def weights(channels, dtype, device, ratio=4, norm=False, like=randn):
         (160, (3, 11), 1, torch.bfloat16),
         (160, (4, 8), 2, torch.float32),
     ],
+    ids=str,
 )
 def test_parity(channels, grid, batch, dtype, form, norm, choose, device):
     choose(FORMS[form])
     x = randn(batch, grid[0] * grid[1], channels, dtype=dtype, device=device)
     result = check_parity(mix_ffn, x, *grid, **weights(channels, dtype, device, norm=norm))
     assert result.is_contiguous()
-
-
-@pytest.mark.parametrize(("kind", "channels", "tokens", "config"), committed())
-def test_committed_configurations(kind, channels, tokens, config, choose, device):
-    dtype = torch.float32 if kind == "float32" else torch.bfloat16
-    choose(config)
-    tile_width = config["BLOCK_X"] * config["STRIP"]
-    grid = (3, tile_width + 1) if config["BLOCK_Y"] < 8 else (9, tile_width - 1)
-    x = randn(1, grid[0] * grid[1], channels, dtype=dtype, device=device)
-    folded = weights(channels, dtype, device, 1 if channels > 160 else 2, norm=tokens > 2048)
-    with record_launches(dry=True) as launches:
-        mix_ffn(x, *grid, **folded)
-    del config["form"]
-    assert config.items() <= launches[1].options.items()
-    check_parity(mix_ffn, x, *grid, **folded)
 
 
 @pytest.mark.parametrize(("channels", "ratio"), [(96, 1), (160, 3), (256, 1), (512, 1)])
@@ -126,7 +76,7 @@ def test_configurations_are_found_for_any_width(channels, ratio, dtype, device):
 @pytest.mark.parametrize("form", ["whole rows", "split"])
 def test_tiles(form, grid, choose, device):
     choose(FORMS[form])
-    x = randn(2, grid[0] * grid[1], 32, dtype=torch.float16, device=device)
+    x = randn(1, grid[0] * grid[1], 32, dtype=torch.float16, device=device)
     check_parity(mix_ffn, x, *grid, **weights(32, torch.float16, device, ratio=2))
 
 

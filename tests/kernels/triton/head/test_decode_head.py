@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 import fastseg
 from fastseg.kernels import decode_head
-from fastseg.kernels.core.configurations import FAMILIES, FOLDER
 from fastseg.kernels.core.launch import record_launches
 from fastseg.kernels.head import op
-from tests.kernels.triton.kernel_cases import DTYPES, check_parity, randn
+from tests.kernels.triton.head.head_cases import B0, B1, NARROW, head
+from tests.kernels.triton.kernel_cases import DTYPES, check_parity, set_config
 
 ODD = ((13, 19), (7, 10), (4, 5), (2, 3))
 EXACT = ((16, 32), (8, 16), (4, 8), (2, 4))
 ONE = ((1, 1),) * 4
-B0 = (32, 64, 160, 256)
-B1 = (64, 128, 320, 512)
-NARROW = (32, 32, 32, 32)
 
 WIDE_TILE = {
     "TILE_HEIGHT": 1,
@@ -43,28 +38,6 @@ SIZES = {
     "one row": ((1, 40), (1, 20), (1, 10), (1, 5)),
     "one column": ((33, 1), (17, 1), (9, 1), (5, 1)),
 }
-
-
-def head(batch, sizes, channels, width, classes, dtype, device):
-    """Arguments of decode_head."""
-    maps = [
-        randn(batch, h * w, c, dtype=dtype, device=device).view(batch, h, w, c).permute(0, 3, 1, 2)
-        for (h, w), c in zip(sizes, channels, strict=True)
-    ]
-    weights = [randn(width, c, dtype=dtype, device=device, scale=c**-0.5) for c in channels]
-    bias = randn(width, dtype=dtype, device=device, scale=0.3)
-    classifier = randn(classes, width, dtype=dtype, device=device, scale=width**-0.5)
-    return maps, weights, bias, classifier, randn(classes, dtype=dtype, device=device, scale=0.3)
-
-
-def use(monkeypatch, config, kernel="decode_head"):
-    """Make look_up give `config` for `kernel`."""
-    look_up = op.look_up
-
-    def chosen(name, *arguments, **keywords):
-        return dict(config) if name == kernel else look_up(name, *arguments, **keywords)
-
-    monkeypatch.setattr(op, "look_up", chosen)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -133,7 +106,7 @@ def test_each_map_has_its_place(device):
 @pytest.mark.parametrize("sizes", [(1024, 512), (2001, 1001), (7, 7), (500, 3)])
 def test_shares_far_along_an_axis(sizes, device, monkeypatch):
     """A long axis costs no digits: positions are computed in integers."""
-    use(monkeypatch, WIDE_TILE)
+    set_config(monkeypatch, "decode_head", WIDE_TILE)
     size, source_size = sizes
     maps = [torch.zeros(1, 32, 1, side, device=device) for side in (size, source_size, 1, 1)]
     maps[1] = torch.randn(1, 32, 1, source_size, device=device)
@@ -156,32 +129,6 @@ def test_windows_hold_all_neighbours():
                     last = min(first + tile, size) - 1
                     upper = min(reads[last] + 1, source_size - 1)
                     assert upper - reads[first] < window
-
-
-def committed(kernel):
-    """The distinct committed configurations of a kernel, of all families."""
-    found = {}
-    for family in ("default", *FAMILIES):
-        entries = json.loads((FOLDER / f"{family}.json").read_text())["kernels"].get(kernel, [])
-        found.update({json.dumps(entry["config"]): entry["config"] for entry in entries})
-    return list(found.values())
-
-
-@pytest.mark.parametrize("config", committed("decode_head"), ids=str)
-@pytest.mark.parametrize("classes", [19, 150])
-def test_committed_configurations(config, classes, device, monkeypatch):
-    use(monkeypatch, config)
-    arguments = head(1, ((9, 10), (5, 5), (3, 3), (2, 2)), NARROW, 64, classes, torch.half, device)
-    check_parity(decode_head, *arguments)
-
-
-@pytest.mark.parametrize("config", committed("decode_head_project"), ids=str)
-def test_committed_configurations_of_the_projection(config, device, monkeypatch):
-    use(monkeypatch, config, "decode_head_project")
-    arguments = head(
-        3, ((9, 10), (5, 9), (3, 3), (2, 2)), (32, 64, 128, 192), 96, 2, torch.half, device
-    )
-    check_parity(decode_head, *arguments)
 
 
 def test_class_blocks():

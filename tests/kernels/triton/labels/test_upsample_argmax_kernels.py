@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -11,11 +10,11 @@ import torch.nn.functional as F
 
 import fastseg
 from fastseg.kernels import upsample_argmax
-from fastseg.kernels.core import configurations
 from fastseg.kernels.core.launch import record_launches
 from fastseg.kernels.core.optional_triton import interpreting
 from fastseg.kernels.labels import kernels as argmax_kernels
 from tests.kernels.triton.kernel_cases import DTYPES
+from tests.kernels.triton.labels.label_cases import check, resize
 
 CELLS = {
     "form": "cells",
@@ -54,25 +53,6 @@ def smooth(batch, classes, height, width, device):
     return F.interpolate(coarse, size=(height, width), mode="bicubic")
 
 
-def resize(logits, size):
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-
-
-def check(logits, size, kernel="upsample_argmax_kernel", **options):
-    """One launch, and every pixel equals a float64 run's but where its two best classes tie."""
-    with record_launches() as launches:
-        labels = upsample_argmax(logits, size, **options)
-    assert [launch.name for launch in launches] == [kernel]
-    assert labels.dtype == options.get("dtype", torch.int64)
-    assert labels.shape == (logits.shape[0], *size)
-    resized = resize(logits.double(), size)
-    best = resized.topk(2, dim=1).values
-    clear = best[:, 0] - best[:, 1] > 1e-5 * best[:, 0].abs().clamp(min=1)
-    assert clear.float().mean() > 0.9
-    assert torch.equal(labels[clear].long(), resized.argmax(1)[clear])
-    return labels
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("scale", [2, 4, 8])
 @pytest.mark.parametrize("grid", [(1, 1), (7, 5), (16, 16), (33, 9)])
@@ -81,8 +61,10 @@ def test_whole_scales(grid, scale, dtype, device):
     check(logits, (scale * grid[0], scale * grid[1]))
 
 
-@pytest.mark.parametrize("classes", [2, 3, 19, 150])
-@pytest.mark.parametrize("prefetch", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("classes", "prefetch"),
+    [*((classes, prefetch) for classes in (2, 3, 19) for prefetch in (1, 2, 4)), (150, 4)],
+)
 def test_classes(classes, prefetch, use_config, device):
     """Also counts that groups of classes do not divide, or that are fewer than a group."""
     use_config(PREFETCH=prefetch, UNROLL=prefetch)
@@ -137,27 +119,10 @@ def test_shares_of_cells(lane_outputs, scale, use_config, device):
 
 @pytest.mark.parametrize("form", ["cells", "agree"])
 @pytest.mark.parametrize("block_rows", [1, 2, 4])
-@pytest.mark.parametrize("batch", [1, 3])
-def test_blocks(batch, block_rows, form, use_config, device):
+def test_blocks(block_rows, form, use_config, device):
     """Blocks that cells do not fill, that span rows, and bands with rows outside the image."""
     use_config(form=form, BLOCK=32, BLOCK_ROWS=block_rows)
-    check(smooth(batch, 4, 9, 12, device), (36, 48))
-
-
-def committed() -> list[tuple[str, str, dict[str, Any]]]:
-    found = []
-    for family in ("default", *configurations.FAMILIES):
-        entries = json.loads((configurations.FOLDER / f"{family}.json").read_text())["kernels"]
-        for kernel in ("upsample_argmax", "upsample_argmax_gather"):
-            found += [(kernel, family, entry["config"]) for entry in entries.get(kernel, [])]
-    return found
-
-
-@pytest.mark.parametrize(("kernel", "family", "config"), committed())
-def test_committed_configurations(kernel, family, config, use_config, device):
-    use_config(**config)
-    size = (52, 44) if kernel == "upsample_argmax" else (9, 10)
-    check(torch.randn(2, 5, 13, 11, device=device), size, f"{kernel}_kernel")
+    check(smooth(2, 4, 9, 12, device), (36, 48))
 
 
 class TestAgreement:
