@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import math
+import signal
 import subprocess
 import sys
 import tempfile
@@ -58,6 +59,7 @@ class Finding:
 def main(argv: Sequence[str], repository: Path = ROOT) -> int:
     """Run the command line; the status is as the module says."""
     options = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # removes what is temporary
     try:
         with checkouts(repository, options.compare, options.to) as folders:
             found = measure(options, *folders)
@@ -177,7 +179,7 @@ def checkouts(repository: Path, base: str, new: str | None) -> Iterator[tuple[Pa
                     title = _git(repository, "show", "--no-patch", "--format=%h %s", commit)
                 print(f"{folder.name}: {title}")
                 kernels = folder / "fastseg" / "kernels"
-                if (folder / "fastseg").is_dir() and not kernels.is_dir():
+                if revision is not None and kernels.parent.is_dir() and not kernels.is_dir():
                     kernels.unlink(missing_ok=True)  # a link that became a text file
                     kernels.symlink_to("../kernels")
                 if not kernels.is_dir():

@@ -92,9 +92,12 @@ class Row:
     def _wrong_values(self) -> Iterator[str]:
         floor = (self.flops, self.bytes, self.flops_per_second, self.bytes_per_second)
         positive = self.p20 > 0 or self.kind == "numerics"
+        several = {"end to end": (WHOLE, *STEPS), "op": (self.part,), "numerics": (self.part,)}
+        parts = several.get(self.kind, (WHOLE,))
         for name, expected, right in (
             ("schema", SCHEMA, self.schema == SCHEMA),
             ("kind", tuple(UNITS), self.kind in UNITS),
+            ("part", parts, self.part in parts),
             ("unit", UNITS.get(self.kind), self.unit == UNITS.get(self.kind)),
             ("cache", "warm or cold", self.cache in ("warm", "cold")),
             ("size", "two integers", [type(side) for side in self.size] == [int, int]),

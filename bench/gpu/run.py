@@ -47,17 +47,18 @@ def run(
         for one in stages
         if one.name in again or (one.name in chosen and (one.always or one.name not in done))
     ]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does
     stopped = False
-    for index, stage in enumerate(pending):
-        seconds = _share(stage, pending[index:], stop - time.monotonic())
-        if seconds is None:
-            print(f"{stage.name}: not begun, the time is up", flush=True)
-            continue
-        resume = stage.name not in again
-        if _run_stage(options, stage, seconds, layout, resume) == INTERRUPTED:
-            stopped = True
-            break
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does
+    try:
+        for index, stage in enumerate(pending):
+            seconds = _share(stage, pending[index:], stop - time.monotonic())
+            if seconds is None:
+                print(f"{stage.name}: not begun, the time is up", flush=True)
+                continue
+            _run_stage(options, stage, seconds, layout, resume=stage.name not in again)
+    except KeyboardInterrupt:
+        stopped = True
+    signal.signal(signal.SIGTERM, before)
     text = summary(options.out, [stage.name for stage in stages])
     (options.out / "summary.md").write_text(text, encoding="utf-8")
     print(text, flush=True)
@@ -71,7 +72,7 @@ def _share(stage: Stage, pending: Sequence[Stage], left: float) -> float | None:
     return min(max(share, stage.least), left) if left >= stage.least else None
 
 
-def _run_stage(options: Options, stage: Stage, seconds: float, layout: Path, resume: bool) -> str:
+def _run_stage(options: Options, stage: Stage, seconds: float, layout: Path, resume: bool) -> None:
     began = time.monotonic()
     record = {"name": stage.name, "status": SKIPPED, "complete": False, "command": ""}
     record["reason"] = reason = stage.skip(options)
@@ -98,7 +99,8 @@ def _run_stage(options: Options, stage: Stage, seconds: float, layout: Path, res
         file.write(json.dumps(record) + "\n")
     because = f", {reason}" if reason else ""
     print(f"{stage.name}: {record['status']} after {taken:.0f} s{because}", flush=True)
-    return str(record["status"])
+    if record["status"] == INTERRUPTED:
+        raise KeyboardInterrupt
 
 
 def _process(

@@ -36,9 +36,10 @@ def _figures(out: Path) -> list[str]:
     try:
         from ..report.tables import forward
         from ..rows import read_rows
-    except ImportError as error:
+
+        return [f"{path.name}:\n\n{forward(read_rows(path))}\n" for path in files]
+    except (ImportError, ValueError) as error:  # the table of stages is there all the same
         return [f"No figures: {error}."]
-    return [f"{path.name}:\n\n{forward(read_rows(path))}\n" for path in files]
 
 
 def _found(out: Path, name: str) -> str:

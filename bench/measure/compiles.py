@@ -93,14 +93,15 @@ def summary(kernels: pd.DataFrame) -> str:
             "most registers": groups["registers"].max(),
             "most shared, KiB": groups["shared_bytes"].max() / 1024,
         }
-    ).astype(int)
+    ).fillna(0)
+    table = table.astype(int)
     return markdown_table(table.reset_index().astype(str))
 
 
-def forwards() -> str:
+def forwards(variants: Sequence[str], batches: Sequence[int]) -> str:
     """A table of whole forwards to the label map, in bfloat16."""
     lines = []
-    for batch, variant in product(BATCHES, VARIANTS):
+    for batch, variant in product(batches, variants):
         works = forward_work(variant, SIZE, batch, "bfloat16", labels=True)
         least = total(works)
         launches = trace_model(variant, SIZE, batch, torch.bfloat16, "sm_90").launches
@@ -132,7 +133,8 @@ def main(argv: Sequence[str]) -> int:
     kernels.to_csv(options.output, index=False)
     made = f"triton {triton.__version__}, fastseg at {commit()}; "
     made += f"by `{shlex.join(['python', '-m', 'bench', 'compiles', *argv])}`."
-    text = f"{summary(kernels)}\n\n{forwards()}\n\n{made}"
+    tables = summary(kernels), forwards(options.variants, options.batches)
+    text = "\n\n".join([*tables, made])
     if options.docs:
         rewrite(DOCS, text, "compiles")
     else:

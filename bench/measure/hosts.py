@@ -59,7 +59,9 @@ def measure(run: Run) -> None:
         path = [str(folder)] if HOSTS[host].folder else []
         with run.telling(host, "its process", ours=True):
             with ProcessPoolExecutor(1, spawn, _start, (path,)) as process:
-                rows, notes, bad = process.submit(measure_host, run.options, host).result()
+                options = copy.copy(run.options)
+                options.minutes = run.minutes_left
+                rows, notes, bad = process.submit(measure_host, options, host).result()
             run.measured += rows  # which it has added to the file
             run.notes += notes
             run.bad |= bad

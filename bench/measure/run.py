@@ -154,11 +154,16 @@ class Run:
         """Whether there is time for a case, and no row of it to resume from."""
         if rows.case_key({"cache": "warm", **self.facts, **what}) in self._done:
             self.say(f"{label}: measured before")
-        elif time.monotonic() >= self._stop:
+        elif self.minutes_left <= 0:
             self.say(f"{label}: not begun, the time is up")
         else:
             return True
         return False
+
+    @property
+    def minutes_left(self) -> float:
+        """Of those that were given."""
+        return (self._stop - time.monotonic()) / 60
 
     # What is said
 
