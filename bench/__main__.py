@@ -7,7 +7,6 @@ python -m bench numerics       errors and label maps against float64
 python -m bench --compare REV  is the code here slower than a commit?
 python -m bench gpu            all that is to be known of a machine with a GPU
 python -m bench compiles       what the kernels take, compiled for GPUs that are not here
-python -m bench flops          multiply-adds of the models
 python -m bench tables, plots  tables and pictures of the rows
 """
 

@@ -32,12 +32,6 @@ from .options import integer, some_of
 from .report.tables import markdown_table
 from .setting import VARIANTS
 
-_SIDE = Path(__file__).with_name("compare_side.py")
-_WIDE_BAND = 0.1
-_FEWEST_ROUNDS = 4
-_RESAMPLES = 2000
-_CONFIDENCE = 0.99
-
 
 class CompareError(Exception):
     """Why there is no comparison."""
@@ -79,7 +73,7 @@ def measure(options: argparse.Namespace, base: Path, new: Path) -> list[Finding]
     found = []
     for case in rounds[0][0]:
         times: Any = [[turn[case] for turn in turns] for turns in rounds]
-        errors = [(n, one) for one in times for n, one in enumerate(one) if isinstance(one, str)]
+        errors = [(n, ms) for turns in times for n, ms in enumerate(turns) if isinstance(ms, str)]
         if errors:  # what the base cannot do yet is no regression
             turn, why = min(errors)
             side = (base, new, base)[turn].name
@@ -105,7 +99,8 @@ def _turn(options: argparse.Namespace, folder: Path) -> dict[str, float | str]:
     """Milliseconds by case, or why there are none, from a process with the code in `folder`."""
     _scratch(folder).mkdir(exist_ok=True)
     given = (folder, _scratch(folder), options.threads, options.device, *options.variants)
-    command = [sys.executable, str(_SIDE), *map(str, given)]
+    side = str(ROOT / "bench" / "compare_side.py")
+    command = [sys.executable, side, *map(str, given)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise CompareError(f"{folder.name}: its process ended with {done.returncode}, see above")
@@ -122,8 +117,8 @@ def noise_band(first: Sequence[float], second: Sequence[float]) -> float:
     quantile of |log(median)|.
     """
     logs = np.log(np.divide(first, second))
-    draws = np.random.default_rng(0).choice(logs, size=(_RESAMPLES, len(logs)))
-    return math.expm1(np.quantile(np.abs(np.median(draws, axis=1)), _CONFIDENCE))
+    draws = np.random.default_rng(0).choice(logs, size=(2000, len(logs)))
+    return math.expm1(np.quantile(np.abs(np.median(draws, axis=1)), 0.99))
 
 
 def judge(case: str, times: Sequence[Sequence[float]], threshold: float) -> Finding:
@@ -212,28 +207,22 @@ def _table(found: Sequence[Finding]) -> str:
 
 
 def _explanation(options: argparse.Namespace, found: Sequence[Finding]) -> str:
-    text = (
-        f"Ratio: median over {options.rounds} rounds of base / new, below 1 is slower. Band: how "
-    )
-    text += f"far from 1 the base comes against itself, at least {options.threshold} %.\n"
+    text = f"Ratio: median over {options.rounds} rounds of base / new, below 1 is slower. Band: "
+    text += f"how far from 1 the base comes against itself, at least {options.threshold} %.\n"
     text += f"{cpu_name()}; {options.device}; threads: {options.threads}; float32, batch 1."
-    if blind := "; ".join(one.case for one in found if one.band > _WIDE_BAND):
-        text += f"\nToo noisy here to see a change of {100 * _WIDE_BAND:.0f} %: {blind}. "
+    if blind := "; ".join(one.case for one in found if one.band > 0.1):
+        text += f"\nToo noisy here to see a change of 10 %: {blind}. "
         text += "Use a quiet machine, or more rounds."
     return text
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench",
-        description="Compares the speed of two commits on this machine. The status is 1 where the "
-        "new side is slower beyond the noise of the machine.",
-    )
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     add = parser.add_argument
     add("--compare", required=True, metavar="BASE", help="the commit to compare with")
     add("--to", metavar="REV", help="the new side (default: the working tree as it is)")
     add("--variants", type=some_of(VARIANTS), default="b0,b2", help="default: b0,b2")
-    add("--rounds", type=integer(_FEWEST_ROUNDS), default=8, metavar="N", help="default: 8")
+    add("--rounds", type=integer(4), default=8, metavar="N", help="default: 8")
     quiet = "what counts as slower where the machine is quiet (default: 3)"
     add("--threshold", type=integer(), default=3, metavar="PERCENT", help=quiet)
     add("--threads", type=integer(), default=2, metavar="N", help="of torch (default: 2)")

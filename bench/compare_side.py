@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,10 +55,7 @@ def main(folder: str, scratch: str, threads: str, device: str, *variants: str) -
     answers.write(json.dumps(found))
 
 
-Case = tuple[str, Callable[[], Callable[[], torch.Tensor]]]
-
-
-def cases(variants: tuple[str, ...], device: torch.device) -> Iterator[Case]:
+def cases(variants: tuple[str, ...], device: torch.device) -> Iterator[tuple[str, Any]]:
     """Forwards, one so small that dispatch is most of it, and the way to a label map."""
     for variant in variants:
         yield f"forward {variant}, 512x512", partial(forward, variant, 512, device)

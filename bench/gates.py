@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +24,7 @@ class Gate:
     error: Callable[[torch.Tensor], float]
 
     def check(self, provider: str, result: torch.Tensor) -> float:
-        """The error of `result`.
-
-        Raises:
-            RedGate: it is above the bound, or not a number.
-        """
+        """The error of `result`; a RedGate where it is above the bound, or not a number."""
         error = self.error(result)
         if not error <= self.bound:
             raise RedGate(f"{provider}: {self.measure} {error:.3g}, at most {self.bound:.3g}")
@@ -41,14 +38,16 @@ HALF_BOUND = 1.25  # times the error of transformers in the same dtype
 
 def logits_gate(reference: torch.Tensor, bound: float = FLOAT32_BOUND) -> Gate:
     """For logits against those of a float64 run of transformers' model."""
+    measure = "relative RMS error of the logits against float64"
+    return Gate(measure, bound, partial(relative_error, reference=reference))
 
-    def error(logits: torch.Tensor) -> float:
-        if logits.shape != reference.shape:
-            return math.inf
-        difference = (logits.double() - reference).square().mean()
-        return (difference / reference.square().mean()).sqrt().item()
 
-    return Gate("relative RMS error of the logits against float64", bound, error)
+def relative_error(result: torch.Tensor, reference: torch.Tensor) -> float:
+    """Relative RMS error; infinite where the shapes differ."""
+    if result.shape != reference.shape:
+        return math.inf
+    difference = (result.double() - reference).square().sum()
+    return (difference / reference.square().sum()).sqrt().item()
 
 
 LABELS_BOUND = 8 * torch.finfo(torch.float32).eps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch  # below where it is needed: bench.gpu must start where it is broken
+    import torch  # below where it is needed, as fastseg: bench.gpu must start where it is broken
 
 ROOT = Path(__file__).parent.parent
 # What figures depend on: rows added by the last run do not make the next one dirty.
@@ -23,12 +24,13 @@ def machine(device: torch.device) -> dict[str, str]:
     """The fields of a row that tell the machine and the versions of all libraries."""
     import torch
 
-    import fastseg  # not above: a side of a comparison imports another one
+    import fastseg
 
     on_gpu = device.type == "cuda"
+    query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else cpu_name(),
-        "driver": driver() if on_gpu else "",
+        "driver": (_output(*query) or "unknown").split("\n", 1)[0] if on_gpu else "",
         "cpu": cpu_name(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -39,7 +41,7 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def version(distribution: str) -> str:
-    """ "" where it is not installed."""
+    """Of what is installed, or an empty text."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -50,19 +52,10 @@ def cpu_name() -> str:
     """Name, number of cores and the widest instruction set that torch uses."""
     import torch
 
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
+    file = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:(.*)", file.read_text() if file.exists() else "")
+    name = found[1].strip() if found else platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def driver() -> str:
-    """Version of the GPU's driver."""
-    query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    return (_output(*query) or "unknown").split("\n", 1)[0]
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product, starmap
@@ -29,14 +30,11 @@ _TELLING = ("b0", "b2")
 _QUICK_REPEATS, _REPEATS = 3, 11
 _GPU_REPEATS = 51  # of a millisecond each
 _DESCRIPTIONS = {
-    "": "Times SegFormer by fastseg, transformers and other runtimes on this machine, and takes "
-    "the peak of their memory. `--compare BASE` (see `--compare --help`) compares commits instead.",
-    "ops": "Times every op of a SegFormer forward against its eager twin, that twin under "
-    "torch.compile, and the least time that bytes and FLOPs allow.",
-    "hosts": "Times models of other libraries before and after fastseg.accelerate, each library "
-    "in a process of its own; `make test` installs them.",
-    "numerics": "Takes how far logits and labels of the embedded model are from float64, in each "
-    "precision, on drawn scenes that it was not trained on.",
+    "": "Times SegFormer by fastseg and by others; `--compare BASE` compares commits instead.",
+    "ops": "Times every op of a forward against its eager twin, that twin compiled, and its floor.",
+    "hosts": "Times other libraries' models, which `make test` installs, before and after "
+    "fastseg.accelerate.",
+    "numerics": "Takes how far logits and labels of the embedded model are from float64.",
 }
 
 
@@ -69,9 +67,8 @@ def parse(argv: Sequence[str], command: str = "") -> Options:
     parser = _parser(command)
     options = parser.parse_args(argv, Options())
     quick = options.quick
-    options.device = torch.device(
-        options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    )
+    usual_device = "cuda" if torch.cuda.is_available() else "cpu"
+    options.device = torch.device(options.device or usual_device)
     on_gpu = options.device.type == "cuda"
     if on_gpu and "memory" in options.kinds:
         parser.error("argument --kinds: memory is measured on a CPU; a GPU's is in each forward")
@@ -100,29 +97,20 @@ def parse(argv: Sequence[str], command: str = "") -> Options:
     return options
 
 
-def _in_order(
-    variants: Sequence[str],
-    sizes: Sequence[tuple[int, int]],
-    batches: Sequence[int],
-    dtypes: Sequence[str],
-) -> list[Setting]:
-    """All settings, those first that tell most: B0 and B2, small before large."""
+def _in_order(*fields: Sequence[Any]) -> list[Setting]:
+    """All settings of such fields, those first that tell most: B0 and B2, small before large."""
 
-    def rank(setting: Setting) -> tuple[int, int, bool, int]:
-        height, width = setting.size
-        untelling = setting.variant not in _TELLING
-        return dtypes.index(setting.dtype), height * width, untelling, setting.batch
+    def rank(one: Setting) -> tuple[int, int, bool, int]:
+        untelling = one.variant not in _TELLING
+        return fields[-1].index(one.dtype), one.size[0] * one.size[1], untelling, one.batch
 
-    return sorted(starmap(Setting, product(variants, sizes, batches, dtypes)), key=rank)
+    return sorted(starmap(Setting, product(*fields)), key=rank)
 
 
 def _line(command: str, argv: Sequence[str]) -> str:
     """Without what changes only how far a run gets."""
-    kept = [word for word in argv if word != "--resume" and not word.startswith("--minutes=")]
-    if "--minutes" in kept:
-        at = kept.index("--minutes")
-        del kept[at : at + 2]
-    return shlex.join(["python", "-m", "bench", *filter(None, [command]), *kept])
+    line = shlex.join(["python", "-m", "bench", *filter(None, [command]), *argv])
+    return re.sub(r" --(resume|minutes[ =]\S+)", "", line)
 
 
 # Types of arguments
@@ -181,23 +169,18 @@ def _parser(command: str) -> argparse.ArgumentParser:
         else:
             parser.set_defaults(**{name.strip("-"): default})
 
-    kinds = ", ".join(kind.replace(" ", "-") for kind in KINDS)
     slow = ", ".join(name for name, one in PROVIDERS.items() if one.slow_to_build)
-    names = (
-        f"beside {BASELINE}, the baseline; `--list` tells them (default: all, on a CPU not {slow})"
-    )
+    names = f"beside {BASELINE}; `--list` tells them (default: all, on a CPU not {slow})"
     if ops:
-        names = "beside eager, the baseline (default: all)"
+        names = "beside eager (default: all)"
     add(models, "--variants", "default: all", type=some_of(VARIANTS), metavar="b0,b2")
-    sizes = (
-        "of images, multiples of 4 (default: 512; of memory 1024x2048, of ops on a GPU 512,1024)"
-    )
+    sizes = "multiples of 4 (default: 512; of memory 1024x2048, of ops on a GPU 512,1024)"
     add(models, "--sizes", sizes, type=list_of(size), metavar="512,1024x2048")
     batches = "default: 1; of ops on a GPU 1,8"
     add(grid or ops, "--batches", batches, type=list_of(integer()), metavar="1,8")
     dtypes = "default: bfloat16 on a GPU, float32 elsewhere"
     add(grid or ops, "--dtypes", dtypes, type=some_of(DTYPES), metavar="float32,bfloat16")
-    kinds = f"of {kinds} (default: all; a GPU's memory is in the rows of forwards)"
+    kinds = "forward, end-to-end, labels, memory (default: all; a GPU's memory is in each forward)"
     add(grid, "--kinds", kinds, type=some_of(KINDS), metavar="A,B")
     known = OP_PROVIDERS if ops else PROVIDERS
     add(grid or ops, "--providers", names, type=some_of(known), metavar="A,B")
@@ -206,9 +189,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
     add(hosts, "--hosts", libraries, HOSTS, type=some_of(HOSTS), metavar="A,B")
     add(hosts, "--modes", "default: eager,compiled", MODES, type=some_of(MODES), metavar="eager")
     add(numerics, "--images", "scenes (default: 4)", 4, type=integer())
-    add(
-        grid, "--list", "tell which providers can run here, and why not", False, action="store_true"
-    )
+    why = "tell which providers can run here, and why others cannot"
+    add(grid, "--list", why, False, action="store_true")
     device = "default: cuda where there is one, else cpu"
     add(not hosts, "--device", device, "cpu" if hosts else None, choices=("cpu", "cuda"))
     add(True, "--threads", "on the CPU (default: 2)", 2, type=integer(), metavar="N")

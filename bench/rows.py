@@ -7,9 +7,9 @@ schemas are read as what they mean today.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
-from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -25,6 +25,7 @@ UNITS = {
     "host": "ms",  # a forward before and after fastseg.accelerate
     "numerics": "share",  # how far from float64; one figure over all images
 }
+_DATE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]{8,}\+00:00")
 STEPS = ("pre", "forward", "post")  # parts of "end to end", beside the whole
 _KEY = ("kind", "case", "host", "mode", "size", "batch", "dtype", "device", "threads", "cache")
 
@@ -106,7 +107,7 @@ class Row:
             ("parity_error", "at most parity_gate", self.parity_error <= self.parity_gate),
             ("ratio", "1 of the baseline", self.provider != self.baseline or self.ratio == 1),
             ("floor_ms", "work and ceilings", (self.floor_ms is None) == (None in floor)),
-            ("date", "ISO 8601 with a time zone", _has_time_zone(self.date)),
+            ("date", "ISO 8601 with a time zone", _DATE.fullmatch(self.date)),
         ):
             if not right:
                 yield f"{name}: expected {expected}, got {getattr(self, name)!r}"
@@ -126,13 +127,6 @@ def case_key(fields: Mapping[str, Any]) -> tuple[Any, ...]:
     """`Row.key` of rows with these fields; those that a kind has no use for may be missing."""
     part = fields["part"] if fields["kind"] == "op" else WHOLE
     return part, *(fields.get(name, "") for name in _KEY)
-
-
-def _has_time_zone(date: str) -> bool:
-    try:
-        return datetime.fromisoformat(date).utcoffset() is not None
-    except ValueError:
-        return False
 
 
 _TYPES = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(Row).items()}
@@ -162,9 +156,9 @@ def read_rows(path: Path) -> list[Row]:
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            rows += [_row(values) for values in _upgraded(json.loads(line))]
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
+            rows += [Row(**values) for values in _upgraded(json.loads(line))]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line {number}: {type(error).__name__}: {error}") from error
     return rows
 
 
@@ -179,16 +173,6 @@ def newest(rows: Iterable[Row]) -> list[list[Row]]:
     return list(latest.values())
 
 
-def _row(values: dict[str, Any]) -> Row:
-    known = {field.name for field in fields(Row)}
-    wrong = [f"{name} is not a field" for name in values if name not in known]
-    wrong += [f"{name} is missing" for name in known if name not in values]
-    if wrong:
-        raise ValueError("row: " + "; ".join(sorted(wrong)))
-    size = values["size"]
-    return Row(**{**values, "size": tuple(size) if isinstance(size, list) else size})
-
-
 # Older schemas. Each kind of file had its own.
 
 _DEFAULTS = {one.name: one.default for one in fields(Row) if one.default is not MISSING}
@@ -198,29 +182,27 @@ def _upgraded(old: Any) -> Iterator[dict[str, Any]]:
     """What an object in a file means today: itself, or the rows of an older schema."""
     if not isinstance(old, dict):
         raise ValueError(f"row: expected an object, got {old!r}")
-    if old.get("schema") not in (1, 2):  # checked with all else
+    if isinstance(old["size"], list):
+        old["size"] = tuple(old["size"])
+    if old["schema"] not in (1, 2):  # checked with all else
         yield old
         return
-    try:
-        convert = _numerics if "shortfall" in old else _host if "host_version" in old else _grid
-        for new in convert(old):
-            yield {**_DEFAULTS, **new, "schema": SCHEMA}
-    except KeyError as error:
-        raise ValueError(f"row: {error} is missing") from error
+    convert = _numerics if "shortfall" in old else _host if "host_version" in old else _grid
+    for new in convert(old):
+        yield {**_DEFAULTS, **new, "schema": SCHEMA}
 
 
 def _grid(old: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Schemas 1, which knew one CPU and two providers, and 2."""
-    if old["schema"] != 1:
-        yield old
-        return
-    theirs = old["provider"].startswith("transformers")
-    library = "transformers" if theirs else "fastseg"
-    if old["kind"] == "labels" and old["provider"] != "fastseg":
-        library = "torch"
-    new = {**old, "device": old["cpu"], "provider_version": old[library]}
-    if old["kind"] != "labels" and old["provider"] == "fastseg":
-        new["provider"] = "fastseg eager"
+    new = dict(old)
+    if old["schema"] == 1:
+        theirs = old["provider"].startswith("transformers")
+        library = "transformers" if theirs else "fastseg"
+        if old["kind"] == "labels" and old["provider"] != "fastseg":
+            library = "torch"
+        new |= {"device": old["cpu"], "provider_version": old[library]}
+        if old["kind"] != "labels" and old["provider"] == "fastseg":
+            new["provider"] = "fastseg eager"
     yield new
 
 

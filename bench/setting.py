@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,13 +75,6 @@ class Context:
         model = fastseg.from_pretrained(self.folder).eval()
         return model.to(self.device, self.dtype).requires_grad_(False)
 
-    def file(self, name: str, write: Callable[[Path], object]) -> Path:
-        """The file `name`, written by the first who asks for it."""
-        path = self.folder / name
-        if not path.exists():
-            write(path)
-        return path
-
 
 @contextmanager
 def context(setting: Setting, device: torch.device, threads: int) -> Iterator[Context]:
@@ -121,23 +114,18 @@ def preset(variant: str) -> fastseg.SegformerConfig:
 
 def draw_weights(model: torch.nn.Module) -> None:
     """Draw weights, biases, norms and BatchNorm's statistics anew, each by its name."""
-
-    def generator(name: str) -> torch.Generator:
-        return torch.Generator().manual_seed(zlib.crc32(name.encode()))
-
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
-                fan_in = parameter[0].numel()
-                parameter.normal_(std=fan_in**-0.5, generator=generator(name))
-            else:
-                mean = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-                parameter.normal_(mean, std=0.1, generator=generator(name))
-        for name, buffer in model.named_buffers():
+        for name, tensor in model.state_dict().items():
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             if name.endswith("running_mean"):
-                buffer.normal_(std=0.5, generator=generator(name))
+                tensor.normal_(std=0.5, generator=generator)
             elif name.endswith("running_var"):
-                buffer.uniform_(0.5, 1.5, generator=generator(name))
+                tensor.uniform_(0.5, 1.5, generator=generator)
+            elif tensor.ndim > 1:
+                tensor.normal_(std=tensor[0].numel() ** -0.5, generator=generator)
+            elif tensor.is_floating_point():
+                mean = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+                tensor.normal_(mean, std=0.1, generator=generator)
 
 
 def draw_pixels(size: tuple[int, int], batch: int = 1) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,22 @@ _PAUSE_SECONDS = 0.01
 Clock = Callable[[Callable[[], Any]], float]
 
 
+def wall_clock(function: Callable[[], Any]) -> float:
+    """Milliseconds of a call on a CPU."""
+    time.sleep(_PAUSE_SECONDS)
+    start = time.perf_counter()
+    result = function()
+    taken = 1000 * (time.perf_counter() - start)
+    # Freed here, outside the time: the next function finds the same memory as this one.
+    del result
+    return taken
+
+
 def interleave(
     functions: Mapping[str, Callable[[], Any]],
     repeats: int,
     label: str = "",
-    clock: Clock | None = None,
+    clock: Clock = wall_clock,
     warm_up_seconds: float = 0.0,
 ) -> dict[str, list[float]]:
     """Milliseconds of each call: `repeats` rounds in which every function is called once.
@@ -32,13 +43,12 @@ def interleave(
     Rounds to warm up come first and do not count, nor do those of `warm_up_seconds`: a GPU that was
     idle while a CPU compiled has slow clocks.
     """
-    clock = clock or wall_clock
     samples: dict[str, list[float]] = {name: [] for name in functions}
     stop = time.monotonic() + warm_up_seconds
     while time.monotonic() < stop:
         for function in functions.values():
             clock(function)
-    for number in _rounds(repeats, label):
+    for number in tqdm(range(-WARM_UP_ROUNDS, repeats), label, leave=False):
         for name, function in functions.items():
             taken = clock(function)
             if number >= 0:
@@ -61,7 +71,7 @@ def interleave_steps(
     samples: dict[str, dict[str, list[float]]] = {
         part: {name: [] for name in pipelines} for part in (WHOLE, *STEPS)
     }
-    for number in _rounds(repeats, label):
+    for number in tqdm(range(-WARM_UP_ROUNDS, repeats), label, leave=False):
         for name, functions in pipelines.items():
             time.sleep(_PAUSE_SECONDS)
             value, taken = source, []
@@ -75,21 +85,6 @@ def interleave_steps(
                 for part, one in zip(samples, (sum(taken), *taken), strict=True):
                     samples[part][name].append(one)
     return samples
-
-
-def _rounds(repeats: int, label: str) -> Iterable[int]:
-    return tqdm(range(-WARM_UP_ROUNDS, repeats), desc=label, leave=False)
-
-
-def wall_clock(function: Callable[[], Any]) -> float:
-    """Milliseconds of a call on a CPU."""
-    time.sleep(_PAUSE_SECONDS)
-    start = time.perf_counter()
-    result = function()
-    taken = 1000 * (time.perf_counter() - start)
-    # Freed here, outside the time: the next function finds the same memory as this one.
-    del result
-    return taken
 
 
 def event_clock(device: torch.device) -> Clock:

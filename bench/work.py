@@ -32,26 +32,6 @@ from fastseg.kernels.tune.launches import Trace, trace
 
 from .setting import CLASSES, DTYPES
 
-# The tensors that an op cannot do without. Others, the sums of weights say, follow from these.
-NEEDED = {
-    "patch_embed": (
-        *("feature_map", "weight", "bias", "norm_weight", "norm_bias"),
-        *("pixel_scale", "pixel_offset"),
-    ),
-    "sr_attention": (
-        *("x", "key_value_weight", "output_bias", "query_weight", "query_bias", "output_weight"),
-        *("key_offset_weight", "sr_weight", "sr_bias"),
-    ),
-    "mix_ffn": (
-        *("x", "fc1_weight", "fc1_bias", "dwconv_weight", "dwconv_bias", "fc2_weight", "fc2_bias"),
-        *("norm_weight", "norm_bias"),
-    ),
-    "layer_norm": ("x", "weight", "bias"),
-    "decode_head": ("feature_maps", "weights", "bias", "classifier_weight", "classifier_bias"),
-    "upsample_argmax": ("logits",),
-}
-_LABEL_BYTES = 8  # of a class number in a label map, int64
-
 
 class Work(NamedTuple):
     """What has to be done at least."""
@@ -74,11 +54,6 @@ class Ceilings(NamedTuple):
         )
 
 
-def size_of(value: Any) -> int:
-    """Bytes of a tensor, or of those in a list."""
-    return sum(one.nbytes for one in tree_leaves(value) if isinstance(one, torch.Tensor))
-
-
 def total(works: Iterable[Work]) -> Work:
     """The sum of bytes and that of FLOPs."""
     return Work(*map(sum, zip(*works, strict=True)))
@@ -88,11 +63,13 @@ def work(call: OpCall) -> Work:
     """The least work of `call`; nothing of it is computed."""
     arguments = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), call.arguments)
     on_meta = OpCall(call.op, arguments)
-    output = on_meta.bind(getattr(torch.ops.fastseg, call.op))()
+    # Sums of weights follow from these.
+    needed = [value for name, value in arguments.items() if not name.endswith("_sum")]
+    moved = tree_leaves([*needed, on_meta.bind(getattr(torch.ops.fastseg, call.op))()])
     flops = 0
     if call.op != "upsample_argmax":  # compares and blends
         flops = counted_flops(on_meta.bind(registry.EAGER[call.op]))
-    return Work(size_of([arguments[name] for name in NEEDED[call.op]] + [output]), flops)
+    return Work(sum(one.nbytes for one in moved if isinstance(one, torch.Tensor)), flops)
 
 
 def counted_flops(function: Callable[[], Any]) -> int:
@@ -163,8 +140,8 @@ def labels_work(classes: int, size: tuple[int, int]) -> Work:
     Comparing classes is no FLOP here.
     """
     height, width = size
-    logits = 4 * classes * (height // 4) * (width // 4)
-    return Work(logits + _LABEL_BYTES * height * width, 0)
+    logits, labels = 4 * classes * (height // 4) * (width // 4), 8 * height * width  # int64
+    return Work(logits + labels, 0)
 
 
 # What a device does at best
@@ -177,6 +154,7 @@ _PIECE_BYTES = {"cuda": 1 << 30, "cpu": 1 << 22}
 _SIDES = {"cuda": (8192,), "cpu": (256, 512, 2048)}
 
 
+@functools.cache
 def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     """What a large copy and a large matrix product reach on `device`, with the threads set."""
     source = torch.ones(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)

@@ -28,22 +28,15 @@ def main(argv: Sequence[str] | None = None, stages: Sequence[Stage] = STAGES) ->
         "with a GPU. Results are written under DIR; a further call with the same DIR goes on.",
     )
     names = [stage.name for stage in stages]
-
-    def some_of_names(text: str) -> list[str]:
-        found = [name.strip().lower() for name in text.split(",")]
-        if not set(found) <= set(names):
-            raise argparse.ArgumentTypeError(f"expected some of {names}, got {text!r}")
-        return found
-
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, metavar="DIR", help="where results are written")
     what.add_argument("--list", action="store_true", help="print the stages in their order")
     minutes = "of this call; what runs then is stopped (default: 10)"
-    add("--minutes", type=_minutes, default=10.0, metavar="M", help=minutes)
-    add("--stages", type=some_of_names, default=names, metavar="A,B", help="only these")
+    add("--minutes", type=float, default=10.0, metavar="M", help=minutes)
+    add("--stages", default=",".join(names), metavar="A,B", help="only these")
     again = "from the start, though they are done; rows already written are kept"
-    add("--again", type=some_of_names, default=[], metavar="A,B", help=again)
+    add("--again", default="", metavar="A,B", help=again)
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the script itself")
     add("--quick", action="store_true", help="the smallest work of every stage")
     add("--commit", metavar="ID", help="for the rows, where git does not tell")
@@ -52,19 +45,13 @@ def main(argv: Sequence[str] | None = None, stages: Sequence[Stage] = STAGES) ->
         for stage in stages:
             print(f"{stage.name:<14}{stage.purpose}")
         return 0
+    if not given.minutes >= 0.1:  # nor what is no number
+        parser.error(f"argument --minutes: expected a number from 0.1, got {given.minutes}")
+    chosen, restarted = ([*filter(None, one.split(","))] for one in (given.stages, given.again))
+    if wrong := {*chosen, *restarted} - {*names}:
+        parser.error(f"arguments --stages, --again: expected some of {names}, got {wrong}")
     known = (given.device, given.quick, given.commit or commit())
-    options = Options(given.out.resolve(), given.minutes, *known)
-    return run.run(options, stages, chosen=given.stages, again=given.again)
-
-
-def _minutes(text: str) -> float:
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = 0.0
-    if not minutes >= 0.1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0.1, got {text!r}")
-    return minutes
+    return run.run(Options(given.out.resolve(), given.minutes, *known), stages, chosen, restarted)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,6 @@ import torch
 
 from .stages import read_lines
 
-LOST = 86  # the exit status
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--log-tests", type=Path, metavar="FILE", help="gets a line a test")
@@ -55,7 +53,7 @@ class _Log:
         if call.excinfo is not None and _gpu_is_lost():
             if not self._is_worker:  # else the one that starts workers tells
                 self._write(item.nodeid, "failed", f"the GPU was lost: {call.excinfo.exconly()}")
-            os._exit(LOST)
+            os._exit(86)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if not self._is_worker and (report.when == "call" or not report.passed):

@@ -26,7 +26,6 @@ OK, FAILED, TIMEOUT, SKIPPED, INTERRUPTED = "ok", "failed", "timeout", "skipped"
 
 _GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 _MARGIN_SECONDS = 10.0  # for starting up and the summary
-_STOPPED = 130  # as shells report a process ended by Ctrl-C
 
 
 def run(
@@ -42,11 +41,8 @@ def run(
     _mend(options.out)
     layout = make_layout(options.out / "layout")
     done = {name for name, record in read_records(options.out).items() if record["complete"]}
-    pending = [
-        one
-        for one in stages
-        if one.name in again or (one.name in chosen and (one.always or one.name not in done))
-    ]
+    due = {one.name for one in stages if one.always or one.name not in done} & {*chosen}
+    pending = [one for one in stages if one.name in due | {*again}]
     stopped = False
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does
     try:
@@ -63,7 +59,7 @@ def run(
     (options.out / "summary.md").write_text(text, encoding="utf-8")
     print(text, flush=True)
     failed = any(one["status"] == FAILED for one in read_records(options.out).values())
-    return _STOPPED if stopped else int(failed)
+    return 130 if stopped else int(failed)
 
 
 def _share(stage: Stage, pending: Sequence[Stage], left: float) -> float | None:
@@ -108,16 +104,10 @@ def _process(
 ) -> tuple[str, str]:
     """Status and reason of a process, whose output goes to `log`."""
     with log.open("ab") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            # A group, and not a session: who ends this session ends the stage too.
-            preexec_fn=os.setpgrp,
-        )
+        how: Any = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+        # A group, and not a session: who ends this session ends the stage too.
+        how |= {"cwd": folder, "env": environment, "preexec_fn": os.setpgrp}
+        process = subprocess.Popen(command, **how)
         try:
             code = process.wait(seconds)
             return (OK, "") if code == 0 else (FAILED, f"exit status {code}")

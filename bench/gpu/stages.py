@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -25,7 +24,6 @@ OP_ROWS = "ops_gpu.jsonl"
 TUNED = "tuned.json"
 TESTS = "tests.jsonl"
 RECORDS = "stages.jsonl"
-_MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,6 @@ def _line(text: str, small: str = "") -> Command:
 
     def command(options: Options, seconds: float, resume: bool) -> list[str]:
         spread = importlib.util.find_spec("xdist") is not None
-        workers = min(_MOST_WORKERS, os.cpu_count() or 1)
         known = {
             "python": f"{shlex.quote(sys.executable)} -m",
             "device": options.device,
@@ -104,7 +101,7 @@ def _line(text: str, small: str = "") -> Command:
             "whole_minutes": max(1, int(seconds / 60)),
             "resume": "--resume" if resume else "",
             "again": "" if resume else "--again",
-            "workers": f"-n {workers}" if spread else "",
+            "workers": "-n auto --maxprocesses 8" if spread else "",
         }
         return shlex.split(f"{text} {small if options.quick else ''}".format(**known))
 

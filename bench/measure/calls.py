@@ -18,12 +18,9 @@ import fastseg
 from fastseg.kernels.core import dispatch, registry
 from fastseg.kernels.tune.calls import OpCall, OpRecorder
 
-from ..gates import HALF_BOUND, Gate, labels_gate
+from ..gates import GPU_FLOAT32_BOUND, HALF_BOUND, Gate, labels_gate, relative_error
 from ..options import OPS
 
-FLOAT32_BOUND = 5e-6
-# An op begins a stage, or comes after the last.
-_STAGE_BEGINS = "patch_embed"
 _AFTER_STAGES = {"decode_head": "head", "upsample_argmax": "labels"}
 
 
@@ -45,7 +42,7 @@ def record(model: torch.nn.Module, pixels: torch.Tensor) -> list[CountedCall]:
 
     def note(call: OpCall) -> None:
         nonlocal stage
-        stage += call.op == _STAGE_BEGINS
+        stage += call.op == "patch_embed"
         where = f"{call.op} {_AFTER_STAGES.get(call.op, str(stage))}"
         seen = calls.get((where, call.key()))
         if seen is None:
@@ -91,26 +88,13 @@ def gate(call: CountedCall, eager: torch.Tensor) -> Gate:
     result may be 1.25 times as wrong as the twin's.
     """
     if call.op == "upsample_argmax":  # logits of any dtype are blended in float32
-        size, dtype = (eager.shape[1], eager.shape[2]), eager.dtype
-        right = labels_gate(call.arguments["logits"].float(), size)
-
-        def shortfall(labels: torch.Tensor) -> float:
-            return right.error(labels.long()) if labels.dtype == dtype else math.inf
-
-        return replace(right, error=shortfall)
-    wide = tree_map_only(torch.Tensor, _double, call.arguments)
+        return labels_gate(call.arguments["logits"].float(), (eager.shape[1], eager.shape[2]))
+    wide = tree_map_only(torch.Tensor, torch.Tensor.double, call.arguments)
     reference = OpCall(call.op, wide).bind(registry.EAGER[call.op])()
-    power = reference.square().sum()
 
     def error(result: torch.Tensor) -> float:
-        if result.shape != eager.shape or result.dtype != eager.dtype:
-            return math.inf
-        return ((result.double() - reference).square().sum() / power).sqrt().item()
+        return relative_error(result, reference) if result.dtype == eager.dtype else math.inf
 
     measure = "relative RMS error against the eager twin in float64"
-    bound = FLOAT32_BOUND if eager.dtype == torch.float32 else HALF_BOUND * error(eager)
+    bound = GPU_FLOAT32_BOUND if eager.dtype == torch.float32 else HALF_BOUND * error(eager)
     return Gate(measure, bound, error)
-
-
-def _double(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor

@@ -20,10 +20,10 @@ import triton
 from tqdm import tqdm
 
 from fastseg.kernels.core.launch import Launch
-from fastseg.kernels.tune.ahead_of_time import SHARED_LIMIT, compile_launch, key
+from fastseg.kernels.tune.ahead_of_time import SHARED_LIMIT, Compiled, compile_launch, key
 
 from ..machine import ROOT, commit
-from ..options import list_of, some_of
+from ..options import integer, list_of, some_of
 from ..report.documents import rewrite
 from ..report.tables import markdown_table
 from ..setting import DTYPES, VARIANTS
@@ -33,9 +33,8 @@ OUTPUT = ROOT / "output" / "compiles.csv"
 DOCS = ROOT / "docs" / "compiles.md"
 SIZE = (512, 512)
 BATCHES = (1, 8)
-H200 = Ceilings(bytes_per_second=4.3e12, flops_per_second=790e12)
-# A target without configurations of its own.
-_FAMILIES = {"gfx942": "default"}
+H200 = Ceilings(bytes_per_second=4.3e12, flops_per_second=790e12)  # as docs/compiles.md says
+_COLUMNS = ("target", "kernel", "dtype", "options", "launched_by", "error")
 
 
 class Unique(NamedTuple):
@@ -48,7 +47,7 @@ class Unique(NamedTuple):
 
 def family_of(target: str) -> str:
     """Whose configurations serve `target`."""
-    return _FAMILIES.get(target, target)
+    return "default" if target.startswith("gfx") else target  # which has none of its own
 
 
 def unique_launches(
@@ -93,9 +92,8 @@ def summary(kernels: pd.DataFrame) -> str:
             "most registers": groups["registers"].max(),
             "most shared, KiB": groups["shared_bytes"].max() / 1024,
         }
-    ).fillna(0)
-    table = table.astype(int)
-    return markdown_table(table.reset_index().astype(str))
+    )
+    return markdown_table(table.fillna(0).astype(int).reset_index().astype(str))
 
 
 def forwards(variants: Sequence[str], batches: Sequence[int]) -> str:
@@ -117,10 +115,9 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench compiles", description=__doc__)
     add = parser.add_argument
     targets = tuple(SHARED_LIMIT)
-    names = ",".join(targets)
-    add("--targets", type=some_of(targets), default=targets, metavar="A,B", help=f"of {names}")
+    add("--targets", type=some_of(targets), default=targets, metavar="A,B", help=f"of {targets}")
     add("--variants", type=some_of(VARIANTS), default=VARIANTS, metavar="B0,B2")
-    add("--batches", type=list_of(int), default=BATCHES, metavar="1,8")
+    add("--batches", type=list_of(integer()), default=BATCHES, metavar="1,8")
     add("--output", type=Path, default=OUTPUT, metavar="FILE", help="default: output/compiles.csv")
     add("--docs", action="store_true", help=f"put the summary into {DOCS.name}")
     options = parser.parse_args(argv)
@@ -128,13 +125,12 @@ def main(argv: Sequence[str]) -> int:
     for target in options.targets:
         uniques = unique_launches(target, options.variants, options.batches)
         lines += compile_all(tqdm(uniques, target, disable=None), target)
-    kernels = pd.DataFrame(lines)
+    kernels = pd.DataFrame(lines, columns=[*_COLUMNS, *Compiled._fields[3:]])
     options.output.parent.mkdir(parents=True, exist_ok=True)
     kernels.to_csv(options.output, index=False)
     made = f"triton {triton.__version__}, fastseg at {commit()}; "
     made += f"by `{shlex.join(['python', '-m', 'bench', 'compiles', *argv])}`."
-    tables = summary(kernels), forwards(options.variants, options.batches)
-    text = "\n\n".join([*tables, made])
+    text = "\n\n".join([summary(kernels), forwards(options.variants, options.batches), made])
     if options.docs:
         rewrite(DOCS, text, "compiles")
     else:

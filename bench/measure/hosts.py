@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
+from itertools import product
 from typing import Any
 
 import torch
@@ -26,15 +26,7 @@ from fastseg.folding.swap import Accelerated
 from ..gates import logits_gate
 from ..machine import ROOT, pinned_threads, version
 from ..options import Options
-from ..setting import (
-    CLASSES,
-    Setting,
-    draw_pixels,
-    draw_weights,
-    load_transformers,
-    preset,
-    write_checkpoint,
-)
+from ..setting import CLASSES, Setting, context, draw_pixels, draw_weights, preset
 from .run import Checked, Run, tidy, what_of
 
 
@@ -57,7 +49,7 @@ def measure(run: Run) -> None:
             run.say(f"{host}: not measured, no {folder}: `make test` installs it", bad=True)
             continue
         path = [str(folder)] if HOSTS[host].folder else []
-        with run.telling(host, "its process", ours=True):
+        with run.telling(host, "its process"):
             with ProcessPoolExecutor(1, spawn, _start, (path,)) as process:
                 options = copy.copy(run.options)
                 options.minutes = run.minutes_left
@@ -76,14 +68,13 @@ def measure_host(options: Options, host: str) -> tuple[list, list[str], bool]:
     """Rows of `host`, notes, and whether anything is wrong; in this process."""
     run = Run(options)
     with pinned_threads(options.threads, options.device), torch.no_grad():
-        for setting in options.settings:
-            for mode in options.modes:
-                what = {**what_of("host", setting), "host": host, "mode": mode}
-                label = f"{host}, {setting}, {mode}"
-                if run.wants(what, label):
-                    with run.telling(label, "accelerated", ours=True):
-                        run.time(what, _checked(HOSTS[host], setting, mode), label)
-                    tidy(options.device)
+        for setting, mode in product(options.settings, options.modes):
+            what = {**what_of("host", setting), "host": host, "mode": mode}
+            label = f"{host}, {setting}, {mode}"
+            if run.wants(what, label):
+                with run.telling(label, "accelerated"):
+                    run.time(what, _checked(HOSTS[host], setting, mode), label)
+                tidy(options.device)
     return run.measured, run.notes, run.bad
 
 
@@ -117,10 +108,7 @@ def _forward(model: Any, mode: str, pixel_values: torch.Tensor) -> Callable[[], 
 
 
 def freshness_check(model: nn.Module) -> Callable[[], list[str | None]]:
-    """What all accelerated modules in `model` do before they run on folded weights.
-
-    Each call answers with their reasons to take the host's own forward: None, all of them.
-    """
+    """What all accelerated modules do before they run on folded weights: None of each, if fresh."""
     modules = [module for module in model.modules() if isinstance(module, Accelerated)]
     return lambda: [module.fastseg_reason() for module in modules]
 
@@ -135,9 +123,8 @@ def logits_of(model: Callable[..., Any], pixel_values: torch.Tensor) -> torch.Te
 
 
 def _transformers(variant: str) -> nn.Module:
-    with tempfile.TemporaryDirectory() as folder:
-        write_checkpoint(Path(folder), variant)
-        return load_transformers(Path(folder))
+    with context(Setting(variant, (64, 64), 1, "float32"), torch.device("cpu"), 1) as where:
+        return where.transformers()
 
 
 def _own(model: Any) -> nn.Module:
@@ -162,9 +149,8 @@ def _nvlabs(variant: str) -> nn.Module:
 
     known = preset(variant)
     widths, heads = known.hidden_sizes, known.num_attention_heads
-    backbone = nvlabs.MixVisionTransformer(
-        widths, heads, depths=known.depths, sr_ratios=known.sr_ratios
-    )
+    layers = {"depths": known.depths, "sr_ratios": known.sr_ratios}
+    backbone = nvlabs.MixVisionTransformer(widths, heads, **layers)
     head = nvlabs.SegFormerHead(widths, known.decoder_hidden_size, CLASSES)
     model = nvlabs.EncoderDecoder(backbone, head)
     draw_weights(model)

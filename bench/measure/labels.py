@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,23 +12,15 @@ import torch.nn.functional as F
 import fastseg
 
 from ..gates import Gate, labels_gate
+from ..setting import CLASSES
 from ..work import labels_work
 from .models import draw_images, plain_labels
 from .numerics import MODEL
 from .run import Checked, Run
 
-ADE20K_CLASSES = 150
-CITYSCAPES_CLASSES = 19
 BASELINE = "interpolate + argmax"
 
-
-@dataclass(frozen=True)
-class LabelsCase:
-    """Functions without arguments that compute the same; the first one is the baseline."""
-
-    gate: Gate
-    providers: Mapping[str, Callable[[], torch.Tensor]]
-    logits: torch.Tensor
+Functions = dict[str, Callable[[], torch.Tensor]]  # that compute the same; first the baseline
 
 
 def measure(run: Run) -> None:
@@ -39,23 +31,27 @@ def measure(run: Run) -> None:
         for name in LABEL_CASES:
             what = {"kind": "labels", "case": name, "size": size, "batch": 1, "dtype": "float32"}
             label = f"labels, {name}, {size[0]}x{size[1]}"
-            if not run.wants(what, label):
-                continue
-            case, checked = labels_case(name, size, run.options.device), {}
-            for provider, function in case.providers.items():
-                ours = provider == "fastseg"
-                with run.telling(label, provider, ours), torch.inference_mode():
-                    version = fastseg.__version__ if ours else str(torch.__version__)
-                    error = case.gate.check(provider, function())
-                    checked[provider] = Checked(function, version, case.gate, error)
-            if BASELINE in checked:
-                run.time(what, checked, label, [labels_work(case.logits.shape[1], size)])
-            else:
-                run.say(f"{label}: no figure without the baseline")
+            if run.wants(what, label):
+                _measure_case(run, what, label)
 
 
-def labels_case(name: str, size: tuple[int, int], device: torch.device | str = "cpu") -> LabelsCase:
-    """Upsampling and argmax of the float32 logits `name` in LABEL_CASES, to a label map of `size`.
+def _measure_case(run: Run, what: dict[str, Any], label: str) -> None:
+    name, size = what["case"], what["size"]
+    functions, gate, classes = labels_case(name, size, run.options.device)
+
+    @torch.inference_mode()
+    def check(name: str) -> Checked:
+        version = fastseg.__version__ if name == "fastseg" else str(torch.__version__)
+        return Checked(functions[name], version, gate, gate.check(name, functions[name]()))
+
+    if checked := run.checked(label, functions, check):
+        run.time(what, checked, label, [labels_work(classes, size)])
+
+
+def labels_case(
+    name: str, size: tuple[int, int], device: torch.device
+) -> tuple[Functions, Gate, int]:
+    """Upsampling and argmax of the logits `name` in LABEL_CASES to `size`, a gate, and the classes.
 
     Each provider gets the logits in the memory layout that its model leaves them in: NCHW for
     transformers, channels-last for fastseg. The baseline on channels-last logits is there too, to
@@ -63,12 +59,12 @@ def labels_case(name: str, size: tuple[int, int], device: torch.device | str = "
     """
     contiguous = LABEL_CASES[name](size).contiguous().to(device)
     channels_last = contiguous.contiguous(memory_format=torch.channels_last)
-    providers = {
+    functions = {
         BASELINE: lambda: plain_labels(contiguous, size),
         f"{BASELINE}, channels-last": lambda: plain_labels(channels_last, size),
         "fastseg": lambda: fastseg.kernels.upsample_argmax(channels_last, size),
     }
-    return LabelsCase(labels_gate(contiguous, size), providers, contiguous)
+    return functions, labels_gate(contiguous, size), contiguous.shape[1]
 
 
 def _random_logits(classes: int, size: tuple[int, int]) -> torch.Tensor:
@@ -90,7 +86,7 @@ def _demo_logits(size: tuple[int, int]) -> torch.Tensor:
     processor = fastseg.SegformerImageProcessor.from_pretrained(MODEL)
     inputs = processor(draw_images(size, 1), do_resize=False, return_tensors="pt")
     logits = model(inputs["pixel_values"]).logits
-    missing = ADE20K_CLASSES - logits.shape[1]
+    missing = CLASSES - logits.shape[1]
     noise = torch.rand(1, missing, *logits.shape[2:], generator=torch.Generator().manual_seed(3))
     return torch.cat([logits, logits.min() - 1 - noise], dim=1)
 
@@ -98,7 +94,7 @@ def _demo_logits(size: tuple[int, int]) -> torch.Tensor:
 # Where the logits of a case come from: a function of the size of the label map.
 LABEL_CASES: dict[str, Callable[[tuple[int, int]], torch.Tensor]] = {
     "demo model, 150 classes": _demo_logits,
-    "random logits, 150 classes": partial(_random_logits, ADE20K_CLASSES),
-    "random logits, 19 classes": partial(_random_logits, CITYSCAPES_CLASSES),
-    "smooth logits, 19 classes": partial(_smooth_logits, CITYSCAPES_CLASSES),
+    "random logits, 150 classes": partial(_random_logits, CLASSES),
+    "random logits, 19 classes": partial(_random_logits, 19),
+    "smooth logits, 19 classes": partial(_smooth_logits, 19),
 }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import multiprocessing
 import re
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import fastseg
 
 from ..gates import logits_gate
 from ..providers import BASELINE, PROVIDERS
-from ..setting import Setting, SkippedCase, draw_pixels, load_transformers, write_checkpoint
+from ..setting import Setting, SkippedCase, context, draw_pixels, load_transformers
 from .run import Checked, Run, what_of
 
 NAMES = (BASELINE, "fastseg eager")
@@ -37,7 +36,7 @@ def measure(run: Run) -> None:
     for setting in run.options.memory_settings:
         what, label = what_of("memory", setting), f"memory, {setting}"
         if run.wants(what, label):
-            with run.telling(label, "all", ours=True):
+            with run.telling(label, "all"):
                 samples, checked = peaks(setting, run.options.threads, run.options.repeats)
                 run.add(run.rows(what, samples, checked))
 
@@ -47,26 +46,21 @@ def peaks(
 ) -> tuple[dict[str, list[float]], dict[str, Checked]]:
     """Peak growth in MB (10^6 bytes) of every run, by provider, and how right they are.
 
-    Raises:
-        RedGate: logits of a provider are wrong.
-        SkippedCase: this system does not tell the peak of a process, or the size is too small.
+    Raises a RedGate for wrong logits, a SkippedCase where the system tells no peak of a process.
     """
     if not _STATUS.exists():
         raise SkippedCase("the peak of a process is read from Linux's /proc")
     samples: dict[str, list[float]] = {name: [] for name in NAMES}
     checked: dict[str, Checked] = {}
     spawn = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_checkpoint(folder, setting.variant)
+    with context(setting, torch.device("cpu"), threads) as where:
         with torch.inference_mode():
-            wide = load_transformers(folder, torch.float64)
-            gate = logits_gate(wide(draw_pixels(setting.size).double()).logits)
-        del wide
+            reference = where.transformers(torch.float64)(where.pixel_values.double()).logits
+        gate = logits_gate(reference)
         for _ in tqdm(range(min(repeats, MAX_REPEATS)), desc="peak memory", leave=False):
             for provider in NAMES:
                 with ProcessPoolExecutor(1, spawn) as process:
-                    arguments = (provider, folder, setting.size, threads)
+                    arguments = (provider, where.folder, setting.size, threads)
                     growth, logits = process.submit(_forward, *arguments).result()
                 if growth == 0:
                     raise SkippedCase(f"{setting.size} takes less memory than loading did")
@@ -94,6 +88,5 @@ def _forward(
 
 
 def _status_bytes(field: str) -> int:
-    match = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
-    assert match is not None, f"no {field} in {_STATUS}"
-    return 1024 * int(match.group(1))
+    (kib,) = re.findall(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+    return 1024 * int(kib)

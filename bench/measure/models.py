@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,12 +18,10 @@ from fastseg.demo.scenes import draw_scene
 
 from .. import gates, timing
 from ..gates import Gate
-from ..providers import BASELINE, PROVIDERS, Forward
+from ..providers import PROVIDERS, Forward
 from ..setting import Context, Setting, SkippedCase, context, first_line
 from ..work import forward_work
 from .run import Checked, Run, tidy, what_of
-
-SCENE_SEED = 7  # the demo model was trained on seeds from 1000000
 
 Steps = Sequence[Callable[[Any], Any]]  # "pre", "forward" and "post"
 
@@ -62,17 +61,14 @@ def _measure_setting(run: Run, setting: Setting, wanted: Sequence[str]) -> None:
     run.ceilings(setting.dtype)  # first, while there is memory for large matrices
     with context(setting, run.options.device, run.options.threads) as where:
         built = _build_all(run, where)
-        if BASELINE not in built:
-            run.say(f"{setting}: no figure without the baseline")
-            return
-        if "forward" in wanted:
+        if built and "forward" in wanted:
             on_pixels = {
-                name: replace(one, function=lambda one=one: one.function(where.pixel_values))
+                name: replace(one, function=functools.partial(one.function, where.pixel_values))
                 for name, one in built.items()
             }
             what, works = what_of("forward", setting), forward_work(*setting)
             run.time(what, on_pixels, str(setting), works)
-        if "end to end" in wanted:
+        if built and "end to end" in wanted:
             _time_pipelines(run, where, built)
 
 
@@ -81,55 +77,42 @@ def _measure_setting(run: Run, setting: Setting, wanted: Sequence[str]) -> None:
 
 def _build_all(run: Run, where: Context) -> dict[str, Checked]:
     """The providers whose logits are right, in order."""
-    found: dict[str, Checked] = {}
-    logits_gates = LogitsGates(where)
-    for name in run.options.providers:
-        with run.telling(str(where.setting), name, PROVIDERS[name].ours):
-            found[name] = build(name, where, logits_gates)
-    return found
+    gate_of = logits_gates(where)
+    names = run.options.providers
+    return run.checked(str(where.setting), names, lambda name: build(name, where, gate_of))
 
 
-class LogitsGates:
-    """Gates for the logits of a context's pixels; of a batch the first and the last image count."""
+def logits_gates(where: Context) -> Callable[[Forward], Gate]:
+    """From a forward to the gate of its logits; of a batch the first and the last image count.
 
-    def __init__(self, where: Context) -> None:
-        self._where = where
-        self._half_errors: dict[torch.dtype, float] = {}
-        self.pixel_values = gates.ends(where.pixel_values)
-        wide = where.transformers(torch.float64)
-        self.reference = by_image(lambda one: wide(one).logits, self.pixel_values.double())
-
-    def of(self, forward: Forward) -> Gate:
-        """The gate that results of `forward` have to pass."""
-        dtype = getattr(forward, "dtype", self._where.dtype)  # OpenVINO chooses its own
-        on_gpu = self._where.device.type == "cuda"
-        bound = gates.GPU_FLOAT32_BOUND if on_gpu else gates.FLOAT32_BOUND
-        if dtype != torch.float32:
-            bound = gates.HALF_BOUND * self._half_error(dtype)
-        return gates.of_ends(gates.logits_gate(self.reference, bound))
-
-    def _half_error(self, dtype: torch.dtype) -> float:
-        """What transformers' model makes of that dtype is the measure in half precision."""
-        if dtype not in self._half_errors:
-            half = self._where.transformers(dtype)
-            logits = by_image(lambda one: half(one).logits, self.pixel_values.to(dtype))
-            self._half_errors[dtype] = gates.logits_gate(self.reference).error(logits)
-        return self._half_errors[dtype]
-
-
-def by_image(run: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
-    """float64 takes memory."""
-    return torch.cat([run(image) for image in batch.split(1)])
-
-
-def build(name: str, where: Context, logits_gates: LogitsGates) -> Checked:
-    """Build a provider, a function of pixel values, and check its logits.
-
-    Raises:
-        SkippedCase, RedGate: it cannot run, or is wrong.
+    In half precision the measure is what transformers' model makes of that dtype.
     """
+    pixel_values = gates.ends(where.pixel_values)
+    reference = logits_of(where.transformers(torch.float64), pixel_values.double())
+
+    @functools.cache
+    def bound(dtype: torch.dtype) -> float:
+        if dtype == torch.float32:
+            return gates.GPU_FLOAT32_BOUND if where.device.type == "cuda" else gates.FLOAT32_BOUND
+        logits = logits_of(where.transformers(dtype), pixel_values.to(dtype))
+        return gates.HALF_BOUND * gates.relative_error(logits, reference)
+
+    def gate(forward: Forward) -> Gate:
+        dtype = getattr(forward, "dtype", where.dtype)  # OpenVINO chooses its own
+        return gates.of_ends(gates.logits_gate(reference, bound(dtype)))
+
+    return gate
+
+
+def logits_of(model: Any, batch: torch.Tensor) -> torch.Tensor:
+    """Image by image: float64 takes memory."""
+    return torch.cat([model(image).logits for image in batch.split(1)])
+
+
+def build(name: str, where: Context, gate_of: Callable[[Forward], Gate]) -> Checked:
+    """Build a provider, a function of pixel values; a SkippedCase or RedGate where it is wrong."""
     provider, on_gpu = PROVIDERS[name], where.device.type == "cuda"
-    if not provider.available(where.device):
+    if provider.device not in ("", where.device.type):
         raise SkippedCase(f"it runs on {provider.device} only")
     before = torch.cuda.memory_allocated(where.device) if on_gpu else 0
     start = time.perf_counter()
@@ -143,7 +126,7 @@ def build(name: str, where: Context, logits_gates: LogitsGates) -> Checked:
         if provider.graph:  # the result of a replay, which has seen other pixels before
             for pixel_values in (*[where.pixel_values.flip(3)] * 3, where.pixel_values):
                 result = forward(pixel_values)
-        gate = logits_gates.of(forward)
+        gate = gate_of(forward)
         error = gate.check(name, result)
         del result  # it would count
         peak_mb = None
@@ -163,18 +146,18 @@ def _time_pipelines(run: Run, where: Context, built: Mapping[str, Checked]) -> N
     label = f"{setting}, images"
     images = draw_images(setting.size, setting.batch)
     gate = pipelines_gate(where, images)
-    pipelines, checked = {}, {}
-    for name, one in built.items():
-        provider = PROVIDERS[name]
-        if provider.end_to_end:
-            with run.telling(label, name, provider.ours), torch.inference_mode():
-                steps = pipeline(provider.ours, one.function, where)
-                error = gate.check(name, through(steps, images))
-                checked[name] = Checked(one.function, one.version, gate, error)
-                pipelines[name] = steps
-    if BASELINE not in pipelines:
-        run.say(f"{label}: no figure without the baseline")
+    names = [name for name in built if PROVIDERS[name].end_to_end]
+    pipelines = {n: pipeline(PROVIDERS[n].ours, built[n].function, where) for n in names}
+
+    @torch.inference_mode()
+    def check(name: str) -> Checked:
+        error = gate.check(name, through(pipelines[name], images))
+        return Checked(built[name].function, built[name].version, gate, error)
+
+    checked = run.checked(label, names, check)
+    if not checked:
         return
+    pipelines = {name: pipelines[name] for name in checked}
     wait = torch.cuda.synchronize if run.on_gpu else lambda: None
     with torch.inference_mode():
         samples = timing.interleave_steps(pipelines, images, run.options.repeats, label, wait)
@@ -189,7 +172,7 @@ def _time_pipelines(run: Run, where: Context, built: Mapping[str, Checked]) -> N
 
 def draw_images(size: tuple[int, int], batch: int) -> list[Any]:
     """Street scenes, 8 bits a channel, of the size that the model sees."""
-    seeds = range(SCENE_SEED, SCENE_SEED + batch)
+    seeds = range(7, 7 + batch)  # the demo model was trained on seeds from 1000000
     return [Image.fromarray(draw_scene(seed, size).image) for seed in seeds]
 
 
@@ -206,14 +189,12 @@ def pipelines_gate(where: Context, images: list[Any]) -> Gate:
     In half precision 1.25 times what transformers in that precision decides otherwise.
     """
     size = where.setting.size
-    wide = where.transformers(torch.float64)
-    ends = images if len(images) < 3 else [images[0], images[-1]]
-    pixels = _theirs(size)(ends, return_tensors="pt")["pixel_values"].to(where.device)
-    reference = by_image(lambda one: wide(one).logits, pixels.double())
+    pixels = _theirs(size)(images, return_tensors="pt")["pixel_values"].to(where.device)
+    pixels = gates.ends(pixels)
+    reference = logits_of(where.transformers(torch.float64), pixels.double())
     gate = gates.labels_gate(reference, size, gates.NETWORK_LABELS_BOUND)
     if where.dtype != torch.float32:
-        half = where.transformers()
-        labels = by_image(lambda one: plain_labels(half(one).logits, size), pixels.to(half.dtype))
+        labels = plain_labels(logits_of(where.transformers(), pixels.to(where.dtype)), size)
         gate = gates.labels_gate(reference, size, gates.HALF_BOUND * gate.error(labels))
     return gates.of_ends(gate)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +22,8 @@ from fastseg.kernels import select_backend, upsample_argmax
 
 from ..machine import version
 from ..rows import UNITS, Row
-from ..setting import DTYPES, load_transformers
-from .run import Run
+from ..setting import DTYPES, Setting, load_transformers
+from .run import Run, what_of
 
 MODEL = Path(fastseg.__file__).parent / "demo" / "assets" / "scenes-b0"
 SIZE = (512, 512)
@@ -60,10 +59,9 @@ def _rows(run: Run, dtype_name: str, date: str) -> list[Row]:
         logits = ours(pixels).logits
         labels = upsample_argmax(logits, SIZE)
         figures[own].append(compare(logits, labels, reference))
-    common: dict[str, Any] = {**run.facts, "date": date, "kind": "numerics", "case": MODEL.name}
-    common |= {"size": SIZE, "batch": 1, "dtype": dtype_name, "repeats": run.options.images}
-    common |= {"unit": UNITS["numerics"], "baseline": "float64"}
-    common |= {"parity_error": 0.0, "parity_gate": 0.0}
+    common = {**run.facts, **what_of("numerics", Setting(MODEL.name, SIZE, 1, dtype_name))}
+    common |= {"date": date, "repeats": run.options.images, "baseline": "float64"}
+    common |= {"unit": UNITS["numerics"], "parity_error": 0.0, "parity_gate": 0.0}
     found = []
     for name, taken in figures.items():
         common |= {"provider": name, "provider_version": versions[name]}

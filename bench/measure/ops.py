@@ -2,13 +2,14 @@
 
 A forward is recorded, then each kind of call is run by each provider, checked against the twin in
 float64, and timed in turn: on a CPU call by call, on a GPU by Triton's do_bench_cudagraph ("warm":
-small inputs are found in the L2 cache) and do_bench ("cold": it is written over before each call).
-A forward is in between: tokens come warm from the op before, weights cold where a model outgrows
-the cache.
+small inputs are found in the L2 cache) and do_bench ("cold": it is written over before each call,
+and starting the kernels counts where the GPU waits for it). A forward is in between: tokens come
+warm from the op before, weights cold where a model outgrows the cache.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 import fastseg
 from fastseg.kernels.core.semaphores import passing_graphs
 
+from ..gates import Gate
 from ..options import OP_PROVIDERS
 from ..rows import Row
 from ..setting import DTYPES, Setting, build_model, draw_pixels, first_line
@@ -27,7 +29,7 @@ from .calls import CountedCall
 from .run import Checked, Run, what_of
 
 BASELINE, _, KERNELS = OP_PROVIDERS
-_TURNS, _MILLISECONDS = 3, 10  # on a GPU, of each provider
+_TURNS, _MILLISECONDS = 2, 10  # on a GPU, of each provider
 _METHODS = {"warm": "CUDA graphs", "cold": "CUDA events"}
 
 
@@ -35,6 +37,7 @@ def measure(run: Run) -> None:
     """Add the rows of "op"."""
     if KERNELS in run.options.providers and not run.on_gpu:
         run.say("kernels: skipped, they run on a GPU")
+        run.options.providers = run.options.providers[:-1]
     measured: dict[str, list[Row]] = {}  # variants share kinds of calls
     for setting in run.options.settings:
         try:
@@ -64,15 +67,24 @@ def _measure_setting(run: Run, setting: Setting, measured: dict[str, list[Row]])
             continue
         if not measured[key]:
             run.say(f"{label}: no figure, as for the same call of another variant")
-        part, count = call.part, call.count
-        rows = [replace(row, case=setting.variant, part=part, count=count) for row in measured[key]]
-        run.add(rows)
+        new: Any = {"case": setting.variant, "part": call.part, "count": call.count}
+        run.add([replace(row, **new) for row in measured[key]])
 
 
 def _measure_call(run: Run, call: CountedCall, what: dict[str, Any], label: str) -> list[Row]:
-    checked = _checked(run, call, label)
-    if BASELINE not in checked:
-        run.say(f"{label}: no figure without the baseline")
+    gate: Gate | None = None
+
+    @torch.inference_mode()  # as it is timed: torch.compile makes one graph for both
+    def check(name: str) -> Checked:
+        nonlocal gate
+        function = calls.provider(name, call)
+        result = call.bind(function)()
+        gate = gate or calls.gate(call, result)  # the eager twin comes first
+        version = str(torch.__version__) if name == "compiled" else fastseg.__version__
+        return Checked(function, version, gate, gate.check(name, result))
+
+    checked = run.checked(label, run.options.providers, check)
+    if not checked:
         return []
     if not run.on_gpu:
         before = len(run.measured)
@@ -81,30 +93,11 @@ def _measure_call(run: Run, call: CountedCall, what: dict[str, Any], label: str)
         return run.measured[before:]
     found: list[Row] = []
     for cache in ("warm", "cold"):
-        samples = _gpu_samples(run, call, checked, cache, f"{label}, {cache}")
-        if BASELINE in samples:
+        if samples := _gpu_samples(run, call, checked, cache, f"{label}, {cache}"):
             floor = run.floor([work(call)], what["dtype"])
             common = {**what, **floor, "cache": cache, "method": _METHODS[cache]}
             found += run.rows(common, samples, checked)
     run.add(found)
-    return found
-
-
-def _checked(run: Run, call: CountedCall, label: str) -> dict[str, Checked]:
-    """The providers with the right result."""
-    found: dict[str, Checked] = {}
-    gate = None
-    for name in run.options.providers:
-        if name == KERNELS and not run.on_gpu:
-            continue
-        with run.telling(label, name, ours=name == KERNELS):
-            function = calls.provider(name, call)
-            result = call.bind(function)()
-            gate = gate or calls.gate(call, result)  # the eager twin comes first
-            version = str(torch.__version__) if name == "compiled" else fastseg.__version__
-            found[name] = Checked(function, version, gate, gate.check(name, result))
-        if not found:
-            break  # nothing to compare with
     return found
 
 
@@ -113,15 +106,22 @@ def _gpu_samples(
 ) -> dict[str, list[float]]:
     from triton.testing import do_bench, do_bench_cudagraph
 
-    samples: dict[str, list[float]] = {}
+    time = do_bench_cudagraph if cache == "warm" else do_bench
+    turns: dict[str, list[list[float]]] = {name: [] for name in checked}
     # Captured launches keep their counters for good, in an arena that is no larger than forwards
     # need. These graphs end here, so what they took is given back.
+    gc.collect()  # a kernel that is unloaded during a capture spoils it
+    gc.disable()
     with torch.cuda.device(run.options.device), passing_graphs():
         for _ in range(_TURNS):
             for name, one in checked.items():
                 with run.telling(label, name, ours=name == KERNELS):
-                    time = do_bench_cudagraph if cache == "warm" else do_bench
-                    taken = time(call.bind(one.function), rep=_MILLISECONDS, return_mode="all")
-                    samples.setdefault(name, []).extend(taken)
-    least = min(map(len, samples.values()), default=0)  # pairs of the same turns
-    return {name: taken[:least] for name, taken in samples.items()}
+                    bound = call.bind(one.function)
+                    turns[name].append(time(bound, rep=_MILLISECONDS, return_mode="all"))
+    gc.enable()
+    whole = {name: taken for name, taken in turns.items() if len(taken) == _TURNS}
+    if BASELINE not in whole:
+        return {}
+    # As many of each turn, for pairs: a quick provider has more samples.
+    least = min(len(one) for taken in whole.values() for one in taken)
+    return {name: [ms for one in taken for ms in one[:least]] for name, taken in whole.items()}

@@ -10,7 +10,7 @@ import gc
 import importlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -29,7 +29,6 @@ from ..work import Ceilings, Work
 
 # By command, the modules whose `measure` takes a Run; a new measure is one more file here.
 MEASURES = {"": ("models", "labels", "memory")}
-_GPU_WARM_UP_SECONDS = 0.5
 
 
 def main(argv: Sequence[str], command: str = "") -> int:
@@ -41,9 +40,10 @@ def main(argv: Sequence[str], command: str = "") -> int:
         for name in MEASURES.get(command, (command,)):
             importlib.import_module(f"bench.measure.{name}").measure(run)
     if run.measured:
-        from ..report import tables  # needs pandas
-
-        print(tables.markdown(run.measured))
+        try:
+            print(importlib.import_module("bench.report.tables").markdown(run.measured))
+        except ImportError as error:  # of pandas or tabulate: the rows are there
+            run.say(f"no tables: {error}")
     for line in run.notes:
         print(line)
     return int(run.bad)
@@ -60,14 +60,9 @@ class Checked:
     setup_s: float | None = None  # from files to the first result
     peak_mb: float | None = None  # of GPU memory during a call; None where it is not counted
 
-    def fields(self) -> dict[str, Any]:
-        """Those of its row."""
-        parity = {"parity": self.gate.measure, "parity_gate": self.gate.bound}
-        peak = {"setup_s": self.setup_s, "peak_mb": self.peak_mb, "provider_version": self.version}
-        return {**parity, "parity_error": self.error, **peak}
-
 
 Fields = Mapping[str, Any]  # of rows
+Samples = Mapping[str, Sequence[float]]  # by name
 Providers = Mapping[str, Checked]  # by name; the first is the baseline
 
 
@@ -81,15 +76,10 @@ class Run:
         self.notes: list[str] = []
         self.bad = False
         self._stop = time.monotonic() + 60 * options.minutes
-        self._ceilings: dict[str, Ceilings] = {}
-        self.facts = {
-            **machine(options.device),
-            "threads": options.threads,
-            "commit": options.commit,
-            "command": options.line,
-        }
-        known = options.output if options.resume else None
-        before = rows.read_rows(known) if known is not None and known.exists() else []
+        self.facts = {**machine(options.device), "threads": options.threads}
+        self.facts |= {"commit": options.commit, "command": options.line}
+        file = options.output if options.resume else None
+        before = rows.read_rows(file) if file is not None and file.exists() else []
         self._done = {row.key for row in before if row.command == options.line}
 
     # Rows
@@ -104,31 +94,29 @@ class Run:
         floor = self.floor(works, what["dtype"]) if works else {}
         functions = {name: one.function for name, one in providers.items()}
         device, repeats = self.options.device, self.options.repeats
+        clock: timing.Clock = timing.wall_clock
+        warm_up, method = 0.0, "calls"
+        if self.on_gpu:
+            clock, warm_up, method = timing.event_clock(device), 0.5, "CUDA events"
         with torch.inference_mode():
-            if self.on_gpu:
-                clock = timing.event_clock(device)
-                warm_up = _GPU_WARM_UP_SECONDS
-                samples = timing.interleave(functions, repeats, label, clock, warm_up)
-            else:
-                samples = timing.interleave(functions, repeats, label)
-        method = "CUDA events" if self.on_gpu else "calls"
+            samples = timing.interleave(functions, repeats, label, clock, warm_up)
         self.add(self.rows({"method": method, **what, **floor}, samples, providers))
 
-    def rows(
-        self, what: Fields, samples: Mapping[str, Sequence[float]], providers: Providers
-    ) -> list[Row]:
+    def rows(self, what: Fields, samples: Samples, providers: Providers) -> list[Row]:
         """A row a provider; the first is the baseline."""
         baseline = next(iter(samples))
-        common = {
-            **self.facts,
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "unit": UNITS[what["kind"]],
-            "baseline": baseline,
-            **what,
-        }
+        common = {**self.facts, "unit": UNITS[what["kind"]], "baseline": baseline}
+        common |= {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), **what}
         found = []
         for name, taken in samples.items():
-            own = {**providers[name].fields(), "provider": name, "repeats": len(taken)}
+            one = providers[name]
+            own: dict[str, Any] = {
+                "provider": name,
+                "provider_version": one.version,
+                "repeats": len(taken),
+            }
+            own |= {"setup_s": one.setup_s, "peak_mb": one.peak_mb, "parity": one.gate.measure}
+            own |= {"parity_error": one.error, "parity_gate": one.gate.bound}
             figures = {**timing.quantiles(taken), **timing.ratios(samples[baseline], taken)}
             found.append(Row(**{**common, **own, **figures}))
         return found
@@ -140,9 +128,7 @@ class Run:
 
     def ceilings(self, dtype: str) -> Ceilings:
         """Measured once a run, for which there must be memory for large matrices."""
-        if dtype not in self._ceilings:
-            self._ceilings[dtype] = work.ceilings(self.options.device, DTYPES[dtype])
-        return self._ceilings[dtype]
+        return work.ceilings(self.options.device, DTYPES[dtype])
 
     def add(self, found: Sequence[Row]) -> None:
         """Keep rows of a case, in the file too."""
@@ -165,6 +151,19 @@ class Run:
         """Of those that were given."""
         return (self._stop - time.monotonic()) / 60
 
+    def checked(
+        self, label: str, names: Iterable[str], check: Callable[[str], Checked]
+    ) -> dict[str, Checked]:
+        """The providers that are right, in order; none without the first, which is the baseline."""
+        found: dict[str, Checked] = {}
+        for name in names:
+            with self.telling(label, name, ours=name.startswith(("fastseg", "kernels"))):
+                found[name] = check(name)
+            if not found:
+                self.say(f"{label}: no figure without the baseline")
+                break
+        return found
+
     # What is said
 
     def say(self, message: str, bad: bool = False) -> None:
@@ -175,7 +174,7 @@ class Run:
             tqdm.write(message, file=sys.stderr)
 
     @contextmanager
-    def telling(self, label: str, provider: str, ours: bool) -> Iterator[None]:
+    def telling(self, label: str, provider: str, ours: bool = True) -> Iterator[None]:
         """What happens to one provider is told, and costs no other.
 
         Of others a failure is a limit; of `ours` a defect. Raises where the GPU is lost.

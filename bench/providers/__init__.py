@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
+from functools import partial
 
 import fastseg
 
 from ..machine import version
 from ..setting import Context
 from . import pytorch, runtimes
-
-Forward = Callable[[torch.Tensor], torch.Tensor]  # pixel_values -> logits (B, K, h, w)
+from .pytorch import Forward
 
 BASELINE = "transformers eager"
 _THEIRS, OURS = "transformers", "fastseg"
@@ -39,10 +37,6 @@ class Provider:
     graph: bool = False  # replays a CUDA graph, whose memory is counted once, at the capture
     slow_to_build: bool = False  # many minutes on a CPU, where it only runs when asked for
 
-    def available(self, device: torch.device) -> bool:
-        """Whether it runs on such a device at all."""
-        return self.device in ("", device.type)
-
     @property
     def ours(self) -> bool:
         return self.name.startswith(OURS)
@@ -52,21 +46,21 @@ class Provider:
 
 
 _ORT, _OV = "onnxruntime", "openvino"
+_MAX_AUTOTUNE = partial(pytorch.compiled, mode="max-autotune")
+_EAGER, _TRITON = (partial(pytorch.ours, backend=name) for name in ("eager", "triton"))
 _ALL = (
     Provider(BASELINE, pytorch.eager, _THEIRS, "#5b6168", "", True),
     Provider(f"{_THEIRS} compiled", pytorch.compiled, _THEIRS, "#8b9198", "", True),
-    Provider(
-        *(f"{_THEIRS} max-autotune", pytorch.max_autotune, _THEIRS, "#9db4d3", "", True, True, True)
-    ),
+    Provider(f"{_THEIRS} max-autotune", _MAX_AUTOTUNE, _THEIRS, "#9db4d3", "", True, True, True),
     Provider(f"{_THEIRS} CUDA graph", pytorch.cuda_graph, _THEIRS, "#6c8ebf", "cuda", True, True),
     Provider("torch-tensorrt", pytorch.tensorrt, "torch-tensorrt", "#4f8a8b", "cuda"),
     Provider("ONNX Runtime", runtimes.onnxruntime_theirs, _ORT, "#9cc4c4", "cpu"),
     Provider("OpenVINO fp32", runtimes.openvino_theirs, _OV, "#79adae", "cpu"),
     Provider("OpenVINO default", runtimes.openvino_default_theirs, _OV, "#5f9c9d", "cpu"),
-    Provider("fastseg eager", pytorch.ours_eager, OURS, "#d55e00", "", True),
+    Provider("fastseg eager", _EAGER, OURS, "#d55e00", "", True),
     Provider("fastseg accelerate", pytorch.ours_accelerate, OURS, "#e8822e", "", True),
     Provider("fastseg compiled", pytorch.ours_compiled, OURS, "#b34d00", "", True),
-    Provider("fastseg Triton", pytorch.ours_triton, OURS, "#ee7733", "cuda", True),
+    Provider("fastseg Triton", _TRITON, OURS, "#ee7733", "cuda", True),
     Provider("fastseg CUDA graph", pytorch.ours_cuda_graph, OURS, "#8c3b00", "cuda", True, True),
     Provider("fastseg ONNX Runtime", runtimes.onnxruntime_ours, _ORT, "#f2ab5e", "cpu"),
     Provider("fastseg OpenVINO fp32", runtimes.openvino_ours, _OV, "#e69f00", "cpu"),

@@ -13,9 +13,7 @@ from fastseg.kernels.core.dispatch import requested_backend
 
 from ..setting import Context
 
-Forward = Callable[[torch.Tensor], torch.Tensor]
-
-_WARM_UP_CALLS = 3  # before a graph is captured
+Forward = Callable[[torch.Tensor], torch.Tensor]  # pixel_values -> logits (B, K, h, w)
 
 
 def eager(context: Context) -> Forward:
@@ -24,7 +22,7 @@ def eager(context: Context) -> Forward:
 
 
 def compiled(context: Context, **options: Any) -> Forward:
-    """`torch.compile` as it is without options, or with them."""
+    """`torch.compile`; with mode="max-autotune" it replays CUDA graphs on a GPU."""
     model = context.transformers()
     model(context.pixel_values)  # sets hooks under a lock, which cannot be traced
     graph = torch.compile(model, **options)
@@ -36,11 +34,6 @@ def compiled(context: Context, **options: Any) -> Forward:
     return forward
 
 
-def max_autotune(context: Context) -> Forward:
-    """`torch.compile(mode="max-autotune")`, which on a GPU replays CUDA graphs."""
-    return compiled(context, mode="max-autotune")
-
-
 def cuda_graph(context: Context) -> Forward:
     """The eager model captured in a CUDA graph. Logits are those of the last call."""
     model = context.transformers()
@@ -48,7 +41,7 @@ def cuda_graph(context: Context) -> Forward:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(_WARM_UP_CALLS):
+        for _ in range(3):  # libraries set themselves up
             model(pixels)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
@@ -67,12 +60,9 @@ def tensorrt(context: Context) -> Forward:
     """transformers' model by torch-tensorrt, in the dtypes of the model."""
     import torch_tensorrt
 
-    model = _Logits(context.transformers()).eval()
-    program = torch.export.export(model, (context.pixel_values,))
-    engine = torch_tensorrt.dynamo.compile(
-        program, inputs=[context.pixel_values], use_explicit_typing=True
-    )
-    return lambda pixel_values: engine(pixel_values)
+    inputs = (context.pixel_values,)
+    program = torch.export.export(_Logits(context.transformers()).eval(), inputs)
+    return torch_tensorrt.dynamo.compile(program, inputs=[*inputs], use_explicit_typing=True)
 
 
 class _Logits(torch.nn.Module):
@@ -86,38 +76,22 @@ class _Logits(torch.nn.Module):
         return self.model(pixel_values).logits
 
 
-def onnx_file(context: Context) -> Any:
+def onnx_file(context: Context) -> Path:
     """transformers' own ONNX export of the model, by `torch.onnx.export`, for the very shapes."""
-
-    def write(path: Any) -> None:
+    path = context.folder / "transformers.onnx"
+    if not path.exists():  # by the other runtime
         model = _Logits(context.transformers()).eval()
-        torch.onnx.export(
-            model,
-            (context.pixel_values,),
-            path,
-            dynamo=True,
-            input_names=["pixel_values"],
-            output_names=["logits"],
-            verbose=False,
-        )
-
-    return context.file("transformers.onnx", write)
+        options: dict[str, Any] = {"input_names": ["pixel_values"], "output_names": ["logits"]}
+        options |= {"dynamo": True, "verbose": False}
+        torch.onnx.export(model, (context.pixel_values,), path, **options)
+    return path
 
 
 # By fastseg
 
 
-def ours_eager(context: Context) -> Forward:
-    """Folded weights, eager PyTorch, on any device."""
-    return _ours(context, "eager")
-
-
-def ours_triton(context: Context) -> Forward:
-    """The kernels, launched one by one."""
-    return _ours(context, "triton")
-
-
-def _ours(context: Context, backend: str) -> Forward:
+def ours(context: Context, backend: str) -> Forward:
+    """Folded weights: by "eager" PyTorch on any device, by "triton" kernels launched one by one."""
     with fastseg.backend(backend):
         model = _folded(context.fastseg())
 
@@ -175,11 +149,9 @@ def _folded(model: Any) -> Any:
 
 def ours_onnx_file(context: Context) -> Path:
     """fastseg's ONNX export of the model, for the very shapes."""
-    height, width = context.setting.size
-
-    def write(path: Path) -> None:
+    path, (height, width) = context.folder / "fastseg.onnx", context.setting.size
+    if not path.exists():
         shape: Any = {"batch": context.setting.batch, "height": height, "width": width}
         # The gate of the case checks what comes of it.
         fastseg.export(context.fastseg(), path, check=False, **shape)
-
-    return context.file("fastseg.onnx", write)
+    return path

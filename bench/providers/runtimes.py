@@ -14,8 +14,8 @@ import torch
 
 from ..setting import Context, SkippedCase
 from . import pytorch
+from .pytorch import Forward
 
-Forward = Callable[[torch.Tensor], torch.Tensor]
 OnnxFile = Callable[[Context], Path]
 
 
@@ -28,7 +28,6 @@ def _onnxruntime(file: OnnxFile, context: Context) -> Forward:
     import onnxruntime
 
     _check(context)
-
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = context.threads
     options.inter_op_num_threads = 1
@@ -52,7 +51,6 @@ class OpenVinoForward:
         import openvino
 
         _check(context)
-
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,

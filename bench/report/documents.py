@@ -9,7 +9,6 @@ A table stands between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`; TABLES 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +18,6 @@ from ..options import RESULTS
 from ..rows import Row, read_rows
 from . import tables
 
-PICTURES = "plots"  # beside the file that shows them
 SHORT = ((512, 512), 1, "float32")  # of what the README shows
 
 Table = Callable[[Sequence[Row]], str]
@@ -29,7 +27,7 @@ def _pictures(rows: Sequence[Row]) -> str:
     """Links to the pictures of `rows`, relative to docs/."""
     from .pictures import all_pictures
 
-    lines = [f"![{one.title}]({PICTURES}/{one.name}.svg)" for one in all_pictures(rows)]
+    lines = [f"![{one.title}](plots/{one.name}.svg)" for one in all_pictures(rows)]
     return "\n\n".join(lines) or tables.NO_ROWS
 
 
@@ -38,9 +36,7 @@ def _on(cpu: bool, table: Table) -> Table:
 
 
 def _short(table: Table) -> Table:
-    """Of the rows of a CPU, one setting alone."""
-    of_cpu = _on(True, table)
-    return lambda rows: of_cpu([r for r in rows if (r.size, r.batch, r.dtype) == SHORT])
+    return _on(True, lambda rows: table([r for r in rows if (r.size, r.batch, r.dtype) == SHORT]))
 
 
 # By the name in the markers: from rows to what stands between them.
@@ -63,19 +59,16 @@ TABLES: dict[str, Table] = {
 
 def main(argv: Sequence[str]) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench tables", description="Tables of the newest rows."
-    )
+    parser = argparse.ArgumentParser("python -m bench tables", description="Of the newest rows.")
     add = parser.add_argument
     add("--rows", type=Path, nargs="+", metavar="FILE", help="default: all of bench/results")
     add("--rewrite", type=Path, nargs="+", metavar="FILE", help="renew the tables in these")
     given = parser.parse_args(argv)
     rows = rows_of(parser, given.rows)
     for path in given.rewrite or ():
-        text = path.read_text(encoding="utf-8")
-        new = renewed(text, path, rows)
-        _write(path, new)
-        print(f"{path}: {'as it was' if new == text else 'rewritten'}")
+        text = renewed(path.read_text(encoding="utf-8"), path, rows)
+        path.write_text(text, encoding="utf-8")
+        print(f"{path}: rewritten")
     if not given.rewrite:
         print(tables.markdown(rows))
     return 0
@@ -106,7 +99,8 @@ def renewed(text: str, path: Path, rows: Sequence[Row]) -> str:
 
 def rewrite(path: Path, table: str, name: str) -> None:
     """Put `table` between the markers of `name` in `path`."""
-    _write(path, _replaced(path.read_text(encoding="utf-8"), table, path, name))
+    text = _replaced(path.read_text(encoding="utf-8"), table, path, name)
+    path.write_text(text, encoding="utf-8")
 
 
 def _replaced(text: str, table: str, path: Path, name: str) -> str:
@@ -115,10 +109,3 @@ def _replaced(text: str, table: str, path: Path, name: str) -> str:
     if counts != (1, 1) or text.index(begin) > text.index(end):
         raise ValueError(f"{path}: expected {begin} and {end} once each, in order, got {counts}")
     return f"{text[: text.index(begin)]}{begin}\n{table}\n{text[text.index(end) :]}"
-
-
-def _write(path: Path, text: str) -> None:
-    """In one step: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -24,8 +24,6 @@ WIDTH = 8.2  # inches: some 790 pixels where a page shows an SVG at its own size
 TEXT = "#1f2328"
 QUIET = "#6e7781"  # of notes and of what is missing
 GRID = "#e4e7ea"
-_MOST_COLUMNS = 3
-_NOTE_CHARACTERS = 140
 _MARKERS = "osD^vP*X<>hp"
 
 # Whatever the user's own settings are.
@@ -35,19 +33,10 @@ _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text; with paths files are four times as large
     "font.family": ["sans-serif"],
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],  # the first comes with matplotlib
-    "font.size": 8.0,
-    "text.color": TEXT,
-    "axes.edgecolor": GRID,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": GRID,
-    "xtick.color": QUIET,
-    "ytick.color": TEXT,
+    **{"font.size": 8.0, "text.color": TEXT, "xtick.color": QUIET, "ytick.color": TEXT},
+    **{"axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left"},
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GRID},
+    **{"axes.grid": True, "axes.axisbelow": True, "grid.color": GRID},
 }
 
 
@@ -55,12 +44,9 @@ def save(picture: Picture, folder: Path) -> Path:
     """Write `picture` as an SVG into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{picture.name}.svg"
-    metadata = {
-        "Title": picture.title,
-        "Description": json.dumps(picture.data(), sort_keys=True),
-        "Creator": "python -m bench plots",
-        "Date": None,
-    }
+    figures = json.dumps(picture.data(), sort_keys=True)
+    metadata = {"Title": picture.title, "Description": figures, "Date": None}
+    metadata["Creator"] = "python -m bench plots"
     with mpl.rc_context(_SETTINGS):
         figure_of(picture).savefig(path, metadata=metadata)
     return path
@@ -70,9 +56,9 @@ def figure_of(picture: Picture) -> Figure:
     """`picture`, drawn."""
     panels, on_lines = picture.panels, picture.kind == "lines"
     names = list(dict.fromkeys(name for one in panels.values() for name in one["name"]))
-    columns = min(_MOST_COLUMNS, len(panels))
+    columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    notes = "\n".join(textwrap.wrap(picture.note, _NOTE_CHARACTERS))
+    notes = "\n".join(textwrap.wrap(picture.note, 140))
     inner = 2.2 if on_lines else 0.55 + 0.175 * len(names)
     height = 0.9 + rows * inner + 0.16 * (notes.count("\n") + 2)
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -108,18 +94,12 @@ def bars(axes: Any, panel: pd.DataFrame, names: list[str], limit: float) -> None
         axes.barh(place, bar["value"], height=0.72, color=_colour(name))
         if not pd.isna(bar["low"]):
             whisker = [[bar["value"] - bar["low"]], [bar["high"] - bar["value"]]]
-            style: dict[str, Any] = {"ecolor": TEXT, "elinewidth": 0.9, "capsize": 2}
-            axes.errorbar(bar["value"], place, xerr=whisker, **style)
-        # The text has a white ground, for the lines of the grid behind it.
-        axes.annotate(
-            bar["text"],
-            (np.nanmax([bar["value"], bar["high"]]), place),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center",
-            weight=_weight(name),
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
-        )
+            line = {"ecolor": TEXT, "elinewidth": 0.9, "capsize": 2}
+            axes.errorbar(bar["value"], place, xerr=whisker, **line)
+        end = np.nanmax([bar["value"], bar["high"]]), place
+        ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # over lines of the grid
+        style = {"va": "center", "weight": _weight(name), "bbox": ground}
+        axes.annotate(bar["text"], end, (3, 0), textcoords="offset points", **style)
     room = 1 + 0.09 * panel["text"].str.len().max()  # for the text
     axes.set_xlim(0, max(limit, room * np.nanmax(panel[["value", "high"]])))
     axes.set_ylim(len(names) - 0.4, -0.6)

@@ -1,7 +1,7 @@
 """What tables and pictures show of the rows: the newest run of each case, on one machine a setting.
 
 Rows are only ever added, so a file may hold several machines. Of CPUs the one that was measured
-last is shown; every GPU is.
+last is shown; every GPU is; of each with the threads of its last rows.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def frame_of(rows: Iterable[Row], kind: str) -> pd.DataFrame:
         ours: whether it is one of fastseg's
     """
     of_kind = [row for row in rows if row.kind == kind]
-    machines = [(row.date, row.device, row.threads) for row in of_kind if row.on_cpu]
-    last = max(machines)[1:] if machines else None
+    by_date = sorted(of_kind, key=lambda row: row.date)
+    last = {row.on_cpu or row.device: (row.device, row.threads) for row in by_date}
     found = [
         {
             **vars(row),
@@ -42,7 +42,7 @@ def frame_of(rows: Iterable[Row], kind: str) -> pd.DataFrame:
         }
         for group in newest(of_kind)
         for row in group
-        if not row.on_cpu or (row.device, row.threads) == last
+        if last[row.on_cpu or row.device] == (row.device, row.threads)
     ]
     frame = pd.DataFrame(found, columns=None if found else ["setting", *Row.__annotations__])
     return frame.sort_values("rank", kind="stable") if found else frame

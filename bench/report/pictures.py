@@ -10,6 +10,8 @@ picture for each device, dtype, size and batch whose rows have it.
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,17 +42,10 @@ class Picture:
     limit: float  # the least end of a value axis that all panels share; 0 where each has its own
 
     def data(self) -> dict[str, Any]:
-        """All that is in the picture, as JSON has it, figures rounded to six digits."""
-        panels = {title: one.to_dict("records") for title, one in self.panels.items()}
-        return _rounded({**vars(self), "panels": panels})
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return None if pd.isna(value) else float(f"{value:.6g}")
-    if isinstance(value, dict):
-        return {name: _rounded(one) for name, one in value.items()}
-    return [_rounded(one) for one in value] if isinstance(value, list) else value
+        """All that is in the picture, as JSON has it, figures rounded to four decimals."""
+        text_of = functools.partial(pd.DataFrame.to_json, orient="records", double_precision=4)
+        panels = {title: json.loads(text_of(panel)) for title, panel in self.panels.items()}
+        return {**vars(self), "panels": panels}
 
 
 def all_pictures(rows: Sequence[Row]) -> list[Picture]:
@@ -102,7 +97,7 @@ def _throughput(forwards: pd.DataFrame) -> Iterator[Picture]:
     for _, group in frame.groupby([*frames.MACHINE, "size", "dtype", "cache"], sort=False):
         several = group.groupby("case")["batch"].transform("nunique") > 1
         if several.any():
-            points = group[several].sort_values(["rank", "batch"])
+            points = group[several]
             setting = re.sub(r" batch \d+,", "", points["setting"].iloc[0])
             title = f"Images a second over the batch, {setting}"
             axis = "Images a second (up) over the batch (right), more is better"
@@ -136,9 +131,7 @@ def main(argv: Sequence[str]) -> int:
     from .documents import rows_of
     from .draw import save
 
-    parser = argparse.ArgumentParser(
-        prog="python -m bench plots", description="Pictures of the newest rows, as SVG."
-    )
+    parser = argparse.ArgumentParser("python -m bench plots", description="Newest rows, as SVG.")
     add = parser.add_argument
     add("--rows", type=Path, nargs="+", metavar="FILE", help="default: all of bench/results")
     add("--out", type=Path, default=OUT, metavar="DIR", help="default: docs/plots")

@@ -70,8 +70,7 @@ def _by_provider(frame: pd.DataFrame) -> pd.DataFrame:
 def end_to_end(rows: Sequence[Row], short: bool = False) -> str:
     """A line for each variant and provider: its steps, the whole, and the speed-up.
 
-    Args:
-        short: only the baseline and the fastest provider of fastseg.
+    Where `short`, the baseline and the fastest provider of fastseg alone.
     """
 
     def table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -155,12 +154,7 @@ def hosts(rows: Sequence[Row]) -> str:
         cells = group.pivot(index="case", columns="provider", values="figures").fillna("")
         gains = group[group["provider"] == "accelerated"].set_index("case")["ratio"]
         for variant, line in cells.iterrows():
-            figures = [
-                line["host"],
-                line["accelerated"],
-                times(gains[variant]),
-                line.get("own", ""),
-            ]
+            figures = line["host"], line["accelerated"], times(gains[variant]), line.get("own", "")
             lines.append([f"{model}, {variant.upper()}", mode, setting, *figures])
         if len(gains) > 1:
             title = f"{model}, geometric mean of these {len(gains)}"
@@ -179,7 +173,7 @@ def _figures(row: pd.Series) -> str:
 def _checks(frame: pd.DataFrame) -> str:
     """What the check of the weights costs of a forward of B0, the shortest."""
     eager = frame[(frame["case"] == "b0") & (frame["mode"] == "eager")]
-    taken = eager.pivot(index="model", columns="provider", values="p50")
+    taken = eager.pivot_table(index="model", columns="provider", values="p50", aggfunc="first")
     return "".join(
         f"The check that weights are fresh takes {1000 * one['check']:.0f} us, "
         f"{one['check'] / one['accelerated']:.1%}, of {model} B0. "
@@ -195,15 +189,10 @@ def numerics(rows: Sequence[Row]) -> str:
     keys = ["dtype", "provider", "device"]
     order = pd.MultiIndex.from_frame(frame[keys].drop_duplicates())
     figures = frame.pivot(index=keys, columns="part", values="p50").loc[order]
-    cells = pd.DataFrame(
-        {
-            "error of the logits": figures["error"].map("{:.1e}".format),
-            "other class": figures["differing"].map("{:.4%}".format),
-            "shortfall": figures["shortfall"].map("{:.1e}".format),
-        }
-    ).reset_index()
-    on_cpu = {row.device: "CPU" for row in rows if row.on_cpu}
-    cells["device"] = cells["device"].replace(on_cpu)
+    parts = {"error": "{:.1e}", "differing": "{:.4%}", "shortfall": "{:.1e}"}
+    cells = pd.DataFrame({part: figures[part].map(text.format) for part, text in parts.items()})
+    cells = cells.rename(columns={"error": "error of the logits", "differing": "other class"})
+    cells = cells.reset_index().replace({row.device: "CPU" for row in rows if row.on_cpu})
     height, width = frame["size"].iloc[0]
     text = f"{frames.all_of(frame, 'repeats')} scenes of {height}x{width}. "
     return f"{markdown_table(cells, left=3)}\n\n{text}{_made(frame)}"

@@ -59,7 +59,7 @@ def timed(benchmark: Any, where: Context) -> Callable[..., None]:
 def build(provider: str, where: Context) -> Checked:
     torch.compiler.reset()  # dynamo keeps few graphs of a function
     try:
-        return models.build(provider, where, models.LogitsGates(where))
+        return models.build(provider, where, models.logits_gates(where))
     except SkippedCase as reason:
         pytest.skip(str(reason))
 
@@ -84,9 +84,9 @@ def test_end_to_end(where: Context, provider: str, timed: Callable) -> None:
 @pytest.mark.parametrize("logits", LABEL_CASES)
 @pytest.mark.parametrize("index", range(3), ids=["plain", "channels-last", "fastseg"])
 def test_labels(where: Context, logits: str, index: int, timed: Callable) -> None:
-    case = labels_case(logits, where.setting.size, DEVICE)
-    name, function = list(case.providers.items())[index]
-    timed(f"labels, {logits}", function, case.gate.check(name, function()))
+    functions, gate, _ = labels_case(logits, where.setting.size, DEVICE)
+    name, function = list(functions.items())[index]
+    timed(f"labels, {logits}", function, gate.check(name, function()))
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -102,9 +102,6 @@ def test_op(where: Context, op: str, name: str, timed: Callable) -> None:
     if not found:
         pytest.skip("a forward does not call it")
     bound = [(call, call.bind(calls.provider(name, call))) for call in found]
-    eager = [call.bind(calls.provider("eager", call))() for call in found]
-    errors = [
-        calls.gate(call, result).check(name, run())
-        for (call, run), result in zip(bound, eager, strict=True)
-    ]
+    gates = [calls.gate(call, call.bind(calls.provider("eager", call))()) for call in found]
+    errors = [gate.check(name, run()) for gate, (_, run) in zip(gates, bound, strict=True)]
     timed(op, lambda: [run() for call, run in bound for _ in range(call.count)], max(errors))

@@ -1,1 +1,1 @@
-"""Measuring launch configurations on the present GPU: `fastseg tune`."""
+"""Tools: measuring launch configurations (`fastseg tune`), compiling for GPUs that are not here."""

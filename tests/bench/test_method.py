@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench import gates, options, setting, timing
-from bench.measure.models import LogitsGates
+from bench.measure.models import logits_gates
 from bench.rows import STEPS, WHOLE
 from bench.setting import Setting, context
 from tests.bench.cases import CPU
@@ -81,7 +81,7 @@ def test_labels_gate_allows_near_ties_alone():
 @torch.no_grad()
 def test_of_a_batch_the_first_and_the_last_image_are_compared():
     with context(Setting("b0", (64, 64), 3, "float32"), CPU, 1) as where:
-        gate = LogitsGates(where).of(lambda: None)
+        gate = logits_gates(where)(lambda: None)
         logits = where.fastseg()(where.pixel_values).logits
     assert gate.check("fastseg", logits) <= gate.bound == 2e-6
     for image, is_seen in ((0, True), (1, False), (2, True)):
@@ -94,15 +94,15 @@ def test_of_a_batch_the_first_and_the_last_image_are_compared():
 def test_half_precision_is_measured_by_what_transformers_makes_of_it():
     with context(Setting("b0", (64, 64), 1, "bfloat16"), CPU, 1) as where:
         theirs = where.transformers()(where.pixel_values).logits
-        gate = LogitsGates(where).of(lambda: None)
+        gate = logits_gates(where)(lambda: None)
         assert gate.bound == pytest.approx(1.25 * gate.error(theirs))
         assert 1e-3 < gate.error(theirs) < 1e-1
         # Who computes a float32 model in bfloat16 is measured alike.
         where.setting = where.setting._replace(dtype="float32")
         where.pixel_values = setting.draw_pixels((64, 64))
         forward = type("", (), {"dtype": torch.bfloat16})()
-        assert LogitsGates(where).of(forward).bound == pytest.approx(gate.bound, rel=0.2)
-        assert LogitsGates(where).of(lambda: None).bound == 2e-6
+        assert logits_gates(where)(forward).bound == pytest.approx(gate.bound, rel=0.2)
+        assert logits_gates(where)(lambda: None).bound == 2e-6
 
 
 @torch.no_grad()

@@ -168,7 +168,8 @@ def test_memory_is_that_of_the_forward():
 @pytest.mark.slow
 def test_memory_of_a_wrong_model_is_no_figure(path, capsys, monkeypatch):
     """Wrong beside the reference, which is of other pixels here."""
-    monkeypatch.setattr(memory, "draw_pixels", lambda size: setting.draw_pixels(size).flip(3))
+    draw = setting.draw_pixels
+    monkeypatch.setattr(setting, "draw_pixels", lambda size, batch=1: draw(size, batch).flip(3))
     command = [*TINY, "--sizes", "256", "--kinds", "memory", "--output", str(path)]
     assert run.main(command) == 1
     assert not path.exists()

@@ -56,6 +56,13 @@ def test_counts_of_transformers_are_the_published_ones(variant):
     assert found == pytest.approx(PAPER[variant], rel=3e-3)
 
 
+@pytest.mark.parametrize(("variant", "share"), [("b0", 0.48), ("b2", 0.373)])
+def test_what_the_fold_leaves(variant, share):
+    """As README.md says."""
+    folded = work.total(work.forward_work(variant, (512, 512), 1, "float32")).flops
+    assert folded / 2e9 / PAPER[variant] == pytest.approx(share, abs=0.005)
+
+
 @pytest.mark.parametrize(
     ("variant", "size", "batch"),
     [("b0", (512, 512), 1), ("b0", (33, 97), 3), ("b2", (517, 389), 2)],
