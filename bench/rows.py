@@ -47,7 +47,7 @@ class Row:
     device: str
     driver: str = ""  # "" on a CPU
     cpu: str
-    threads: int  # of torch and of other runtimes, on the CPU
+    threads: int  # of torch and of other runtimes, on the CPU; 0: older rows did not tell
     provider: str
     provider_version: str  # of the library that computes
     baseline: str  # the provider that `ratio` compares with

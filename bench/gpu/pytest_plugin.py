@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 class _Log:
     def __init__(self, config: pytest.Config, log: Path) -> None:
-        self._config, self._log = config, log
+        self._log = log
         # All workers select the same tests, also one that starts later.
         workers = getattr(config, "workerinput", None)
         self._is_worker = workers is not None
