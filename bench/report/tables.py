@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from ..options import HOSTS, OP_PROVIDERS
+from ..options import HOSTS, MODES, OP_PROVIDERS
 from ..providers import BASELINE
 from ..rows import STEPS, WHOLE, Row
 from . import frames
@@ -139,17 +139,20 @@ def _ops_of(variant: str, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def hosts(rows: Sequence[Row]) -> str:
-    """A line a model before and after `fastseg.accelerate`, and the mean of each library."""
-    frame = frame_of(rows, "host")
-    if frame.empty:
-        return NO_ROWS
+    """Eager, then compiled: models before and after `fastseg.accelerate`."""
+    frames = (frame_of([row for row in rows if row.mode == mode], "host") for mode in MODES)
+    return "\n\n".join(_of_hosts(frame) for frame in frames if len(frame)) or NO_ROWS
+
+
+def _of_hosts(frame: pd.DataFrame) -> str:
+    """A line a model, and the mean of each library."""
     versions = frame["provider_version"]
     frame["model"] = frame["host"].where(versions == "", frame["host"].str.rstrip("45 "))
     frame["model"] = (frame["model"] + " " + versions).str.strip()
     frame["order"] = frame["host"].map(HOSTS.index)
     frame["figures"] = [_figures(row) for _, row in frame.iterrows()]
     lines = []
-    for (_, setting, _), group in frame.groupby(["order", "setting", frame["mode"] != "eager"]):
+    for (_, setting), group in frame.groupby(["order", "setting"]):
         model, mode = group["model"].iloc[0], group["mode"].iloc[0]
         cells = group.pivot(index="case", columns="provider", values="figures").fillna("")
         gains = group[group["provider"] == "accelerated"].set_index("case")["ratio"]
