@@ -74,8 +74,9 @@ def patch_embed_pixels_kernel(
     x_mask = (x >= 0) & (x < in_width) & (k < KERNEL_ROW)[None, :] & token_mask[:, None]
     corner = image * image_stride + top.to(tl.int64) * row_stride
     corner += left.to(tl.int64) * column_stride
-    inside = channel.to(tl.int64) * channel_stride + kernel_x * column_stride
+    inside = channel.to(tl.int64) * channel_stride + kernel_x.to(tl.int64) * column_stride
     pixels_pointers = pixels_pointer + corner[:, None] + inside[None, :]
+    row_step = tl.cast(row_stride, tl.int64)
     weight_pointers = weight_pointer + column[None, :] * (KERNEL * KERNEL_ROW) + k[:, None]
     weight_mask = (k < KERNEL_ROW)[:, None] & column_mask[None, :]
     if scale_pointer is not None:
@@ -87,7 +88,7 @@ def patch_embed_pixels_kernel(
     for kernel_y in range(KERNEL):
         y = top + kernel_y
         mask = x_mask & ((y >= 0) & (y < in_height))[:, None]
-        pixels = tl.load(pixels_pointers + kernel_y * row_stride, mask=mask, other=0)
+        pixels = tl.load(pixels_pointers + kernel_y * row_step, mask=mask, other=0)
         if scale_pointer is not None:
             pixels = pixels.to(tl.float32) * scale[None, :]
         if offset_pointer is not None:

@@ -47,7 +47,8 @@ class Compiled(NamedTuple):
     ctas_per_sm: int = 0  # that registers and shared memory allow; 0 on AMD
 
 
-def _target(name: str) -> GPUTarget:
+def gpu_target(name: str) -> GPUTarget:
+    """What Triton calls a target: "sm_90", "gfx942" and their like."""
     if name.startswith("gfx"):
         return GPUTarget("hip", name, 64)
     return GPUTarget("cuda", int(name.removeprefix("sm_")), 32)
@@ -81,10 +82,10 @@ def key(launch: Launch) -> str:
     return f"{source.hash()}{sorted(options.items())}"
 
 
-def ttir(launch: Launch, target: str) -> str:
-    """The launch in Triton's intermediate language, in which offsets can be followed."""
+def text_of(launch: Launch, target: str, language: str) -> str:
+    """The launch in "ttir", Triton's own language, in which offsets can be followed, or "ptx"."""
     source, options = _source(launch)
-    return str(triton.compile(source, target=_target(target), options=options).asm["ttir"])
+    return str(triton.compile(source, target=gpu_target(target), options=options).asm[language])
 
 
 def compile_launch(launch: Launch, target: str, count: bool = True) -> Compiled:
@@ -93,7 +94,7 @@ def compile_launch(launch: Launch, target: str, count: bool = True) -> Compiled:
     `count`: the instructions too, which takes the disassembler 0.4 s.
     """
     source, options = _source(launch)
-    compiled = triton.compile(source, target=_target(target), options=options)
+    compiled = triton.compile(source, target=gpu_target(target), options=options)
     known, shared = (launch.name, target, launch.options), compiled.metadata.shared
     if target.startswith("gfx"):
         assembly = compiled.asm["amdgcn"]

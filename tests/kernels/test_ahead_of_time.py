@@ -20,10 +20,11 @@ if not optional_triton.HAS_TRITON or optional_triton.interpreting():
 
 from bench.measure import compiles
 from bench.work import pretend_gpu
-from fastseg.kernels import upsample_argmax
+from fastseg.kernels import patch_embed, upsample_argmax
 from fastseg.kernels.tune import ahead_of_time
 from fastseg.kernels.tune.ahead_of_time import SHARED_LIMIT, Compiled, compile_launch
 from fastseg.kernels.tune.launches import trace
+from tests.kernels.triton.embed.embed_cases import parameters
 
 # Bytes a thread may spill. Elsewhere a spill is a matter of speed that nothing has measured.
 SPILL_LIMIT = {"sm_90": 0, "sm_80": 64}
@@ -256,8 +257,23 @@ def test_offsets_pass_32_bits(variant):
         found.setdefault(launch.name, launch)
     assert len(found) > 10
     for launch in found.values():
-        text = ahead_of_time.ttir(launch, "sm_90")
+        text = ahead_of_time.text_of(launch, "sm_90", "ttir")
         assert not overflows(text, launch_ranges(launch, text)), launch.name
+
+
+@pytest.mark.parametrize("wide", ["rows", "columns"])
+def test_strides_of_pixels_pass_32_bits(wide):
+    """Rows of an image that lie far apart, as in a view of a larger one."""
+    far = 2**29
+    strides = (1, 64 * far, far, 1) if wide == "rows" else (1, 64 * far, 1, far)
+    pixels = torch.empty_strided((1, 3, 64, 64), strides, device="meta", dtype=torch.bfloat16)
+    layer = parameters(3, 32, 7, torch.bfloat16, torch.device("meta"))
+    with pretend_gpu("sm_90"):
+        traced = trace(lambda: patch_embed(pixels, *layer, stride=4, padding=3, eps=1e-6))
+    (launch,) = traced.launches
+    assert any(type(one) is int and one == far for one in launch.arguments)
+    text = ahead_of_time.text_of(launch, "sm_90", "ttir")
+    assert not overflows(text, launch_ranges(launch, text))
 
 
 def test_overflows_are_found():
