@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,8 @@ def add_parser(commands: Any) -> None:
         "tune",
         help="measure kernel configurations on this GPU",
         description="Tries launch configurations of every kernel on this GPU, checks each for the "
-        "right answer, times it, and writes the best to a file. Set FASTSEG_CONFIGS to that file "
-        "to use it.",
+        "right answer, times it, and writes the best to a file; what takes most time comes first. "
+        "Set FASTSEG_CONFIGS to that file to use it.",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON to write")
     parser.add_argument(
@@ -47,8 +49,8 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--minutes",
-        type=options.positive,
-        default=10,
+        type=options.minutes,
+        default=10.0,
         help="begin nothing new after so many (default: 10)",
     )
     parser.add_argument(
@@ -61,23 +63,25 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    stop = time.monotonic() + 60 * arguments.minutes
     device = arguments.device
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     name, reason = select_backend(device)
-    if device.type != "cuda" or name != "triton":
+    on_gpu = device.type == "cuda"
+    if name != "triton":  # on a CPU it is, in Triton's interpreter: to try the command
         raise CommandError(f"--device {device}: tuning needs a GPU that runs the kernels; {reason}")
     from fastseg.kernels.tune import tuner  # it needs triton
+    from fastseg.kernels.tune.precompile import Precompiler, present_target
 
     if not arguments.output.absolute().parent.is_dir():
         raise CommandError(f"--output {arguments.output}: there is no such folder", status=2)
     calls: dict[str, Any] = {}
-    for variant in arguments.variants:
-        for batch in arguments.batch:
-            for call in _calls(
-                variant, arguments.size, batch, options.DTYPES[arguments.dtype], device
-            ):
-                calls.setdefault(call.key(), call)
+    for variant, batch in itertools.product(arguments.variants, arguments.batch):
+        dtype = options.DTYPES[arguments.dtype]
+        for call, count in _calls(variant, arguments.size, batch, dtype, device):
+            counted = calls.get(call.key(), (call, 0))[1] + count
+            calls[call.key()] = (call, counted)
     if arguments.output.exists():
         try:
             tuner.read_kernels(arguments.output)
@@ -101,11 +105,17 @@ def run(arguments: argparse.Namespace) -> int:
         tuner.write_configs(arguments.output, family, _source(device), done)
 
     print(f"{len(calls)} different calls of ops")
-    start = time.monotonic()
-    with torch.cuda.device(device):
-        tuner.tune(list(calls.values()), seconds=60 * arguments.minutes, report=report)
-    if time.monotonic() - start > 60 * arguments.minutes:
-        print(f"stopped after {arguments.minutes} minutes: later calls were not tuned")
+    measure = tuner.graph_microseconds if on_gpu else tuner.wall_microseconds
+    with contextlib.ExitStack() as stack:
+        compiler = None
+        if on_gpu:
+            stack.enter_context(torch.cuda.device(device))
+            compiler = stack.enter_context(Precompiler(present_target()))
+        ordered = tuner.most_time_first(list(calls.values()), measure)
+        seconds = stop - time.monotonic()
+        tuner.tune(ordered, measure, seconds=seconds, report=report, compiler=compiler)
+    if time.monotonic() > stop:
+        print(f"stopped after {arguments.minutes:g} minutes: later calls were not tuned")
     print(
         f"{len(done)} configurations in {arguments.output}; to use it: "
         f"FASTSEG_CONFIGS={arguments.output}"
@@ -132,6 +142,7 @@ def _calls(
 def _source(device: torch.device) -> str:
     import triton
 
-    name = torch.cuda.get_device_name(device)
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else "the interpreter"
     today = datetime.date.today().isoformat()
     return f"fastseg tune: {name}, torch {torch.__version__}, triton {triton.__version__}, {today}"

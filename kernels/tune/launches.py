@@ -25,7 +25,7 @@ class Trace(NamedTuple):
     torch_operators: list[str]
 
 
-class _Launchers(TorchDispatchMode):
+class RunsLaunchers(TorchDispatchMode):
     """Runs the launchers of fastseg's ops instead of their fakes, and notes torch's operators."""
 
     def __init__(self) -> None:
@@ -48,8 +48,8 @@ def trace(function: Callable[..., Any], *arguments: Any) -> Trace:
 
     It is called twice, and the second call counts: the first folds weights and makes buffers.
     """
-    with record_launches(dry=True), _Launchers():
+    with record_launches(dry=True), RunsLaunchers():
         function(*arguments)
-    with record_launches(dry=True) as launches, _Launchers() as mode:
+    with record_launches(dry=True) as launches, RunsLaunchers() as mode:
         function(*arguments)
     return Trace(launches, mode.torch_operators)

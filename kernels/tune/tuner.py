@@ -1,9 +1,10 @@
 """The tuner: measures launch configurations on the present GPU, and writes the best to a file.
 
 It runs a model once and notes each call of an op and what the op looks up. Then, look-up by
-look-up, the op is called with every candidate: first its result is compared with the eager twin's,
-then it is timed by replaying CUDA graphs. Nothing tunes by itself: the file is used where
-FASTSEG_CONFIGS names it, or once it is committed as the file of its device family.
+look-up, what takes most time first, the op is called with every candidate: first its result is
+compared with the eager twin's, then it is timed by replaying CUDA graphs. Nothing tunes by itself:
+the file is used where FASTSEG_CONFIGS names it, or once it is committed as the file of its device
+family.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,11 +31,13 @@ from ..core.configurations import (
     overrides,
     record_queries,
 )
-from ..core.launch import record_launches
+from ..core.launch import Launch, record_launches
 from ..core.semaphores import passing_graphs
 from .calls import OpCall, OpRecorder
 from .candidates import candidates
+from .precompile import Precompiler
 
+Measure = Callable[[Callable[[], Any]], float]  # microseconds of a call
 # Relative RMS errors that stand for exact, where the eager twin errs less.
 _FLOORS = {torch.float32: 2e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 
@@ -48,12 +53,18 @@ class Tuned(NamedTuple):
     rejected: int  # of those tried: could not run, or gave wrong answers
 
 
-def record_calls(function: Callable[[], Any]) -> list[OpCall]:
-    """The calls of ops that `function` makes, each kind once."""
+def record_calls(function: Callable[[], Any]) -> list[tuple[OpCall, int]]:
+    """The kinds of calls of ops that `function` makes, and how often each."""
     calls: dict[str, OpCall] = {}
-    with torch.no_grad(), OpRecorder(lambda call: calls.setdefault(call.key(), call)):
+    counts: Counter[str] = Counter()
+
+    def note(call: OpCall) -> None:
+        calls.setdefault(call.key(), call)
+        counts[call.key()] += 1
+
+    with torch.no_grad(), OpRecorder(note):
         function()
-    return list(calls.values())
+    return [(call, counts[key]) for key, call in calls.items()]
 
 
 def graph_microseconds(function: Callable[[], Any]) -> float:
@@ -64,36 +75,90 @@ def graph_microseconds(function: Callable[[], Any]) -> float:
         return 1e3 * do_bench_cudagraph(function, rep=10, return_mode="median")
 
 
+def wall_microseconds(function: Callable[[], Any]) -> float:
+    """Time of one call, for Triton's interpreter, where the tuner is only tried."""
+    began = time.perf_counter()
+    function()
+    return 1e6 * (time.perf_counter() - began)
+
+
+def most_time_first(calls: Sequence[tuple[OpCall, int]], measure: Measure) -> list[OpCall]:
+    """The calls in the order of the time that they take in all, with present configurations."""
+
+    def microseconds(counted: tuple[OpCall, int]) -> float:
+        call, count = counted
+        return count * _measured(lambda: measure(lambda: _kernels(call)))
+
+    return [call for call, _ in sorted(calls, key=microseconds, reverse=True)]
+
+
 def tune(
     calls: Sequence[OpCall],
-    measure: Callable[[Callable[[], Any]], float] = graph_microseconds,
+    measure: Measure = graph_microseconds,
     seconds: float = float("inf"),
     report: Callable[[Tuned], None] = lambda tuned: None,
+    compiler: Precompiler | None = None,
 ) -> list[Tuned]:
-    """Find the best configuration for every look-up of `calls`.
+    """Find the best configuration for every look-up of `calls`, in their order.
 
     Args:
         measure: gives the time of a call in microseconds.
-        seconds: no new look-up is begun after this time.
+        seconds: nothing new is begun after this time.
         report: called with each result as it comes.
+        compiler: compiles candidates, also those of calls to come while others are measured.
     """
     stop = time.monotonic() + seconds
     results: dict[Query, Tuned] = {}
+    if compiler:
+        for call in calls:
+            for query in dict.fromkeys(_queries(call, {})):
+                compiler.begin(_launches(call, query, {}))
     for call in calls:
         # An op's choice of form decides what else it looks up, so it is asked again each time.
         while time.monotonic() < stop:
-            with (
-                overrides(_chosen(results)),
-                record_queries() as queries,
-                record_launches(dry=True),  # the present configuration may not fit this GPU
-            ):
-                _kernels(call)
+            queries = _queries(call, _chosen(results))
             query = next((query for query in queries if query not in results), None)
             if query is None:
                 break
-            results[query] = _tune_query(call, query, _chosen(results), measure)
+            chosen = _chosen(results)
+            if compiler:
+                wait(compiler.begin(_launches(call, query, chosen)))
+            results[query] = _tune_query(call, query, chosen, measure, stop)
             report(results[query])
     return list(results.values())
+
+
+def _queries(call: OpCall, chosen: dict[Query, Config]) -> list[Query]:
+    """What the launches of `call` look up."""
+    # Nothing is launched: the present configuration may not fit this GPU.
+    with overrides(chosen), record_queries() as queries, record_launches(dry=True):
+        _kernels(call)
+    return queries
+
+
+def _launches(call: OpCall, query: Query, chosen: dict[Query, Config]) -> list[Launch]:
+    """What the present configuration for `query` and its candidates launch, in turn."""
+    found: list[Launch] = []
+    for config in [None, *_options(query)]:
+        changed = {} if config is None else {query: config}
+        with overrides({**chosen, **changed}), record_launches(dry=True) as launches:
+            _kernels(call)
+        found += launches
+    return found
+
+
+def _options(query: Query) -> list[Config]:
+    return [option for option in candidates(query) if fits(option, query)]
+
+
+def _measured(microseconds: Callable[[], float]) -> float:
+    """What `microseconds` gives; infinity where the kernels ask for more than the GPU has."""
+    try:
+        return microseconds()
+    except torch.AcceleratorError:  # the GPU is lost to this process
+        raise
+    except (TritonError, RuntimeError):  # of resources, or of what cannot be compiled
+        return float("inf")
 
 
 def _kernels(call: OpCall) -> list[torch.Tensor]:
@@ -104,9 +169,7 @@ def _results(result: Any) -> list[torch.Tensor]:
     return list(result) if isinstance(result, (tuple, list)) else [result]
 
 
-def _chosen(
-    results: dict[Query, Tuned],
-) -> dict[Query, Config]:
+def _chosen(results: dict[Query, Tuned]) -> dict[Query, Config]:
     return {query: tuned.config for query, tuned in results.items()}
 
 
@@ -114,30 +177,33 @@ def _tune_query(
     call: OpCall,
     query: Query,
     chosen: dict[Query, Config],
-    measure: Callable[[Callable[[], Any]], float],
+    measure: Measure,
+    stop: float,
 ) -> Tuned:
-    """The best of the present configuration and the candidates."""
+    """The best of the present configuration and of the candidates that there is time for."""
     eager = registry.EAGER[call.op]
     twin = _results(call.bind(eager)())
     exact = _results(_wide(call).bind(eager)())
 
     def microseconds(config: Config) -> float:
         """Time of the call, infinite where it is wrong or asks for more than the GPU has."""
+
+        def checked() -> float:
+            right = all(map(_agree, _poisoned(call), twin, exact))
+            return measure(lambda: _kernels(call)) if right else float("inf")
+
         with overrides({**chosen, query: config}):
-            try:
-                results = _poisoned(call)
-                right = all(map(_agree, results, twin, exact))
-                return measure(lambda: _kernels(call)) if right else float("inf")
-            except torch.AcceleratorError:  # the GPU is lost to this process
-                raise
-            except (TritonError, RuntimeError):  # of resources, or of what cannot be compiled
-                return float("inf")
+            return _measured(checked)
 
     device = twin[0].device
     with overrides(chosen):
         present = answer(query, device)
-    options = [option for option in candidates(query) if fits(option, query) and option != present]
-    times = [microseconds(option) for option in [present, *options]]
+    options = [option for option in _options(query) if option != present]
+    times = [microseconds(present)]
+    for option in options:
+        if time.monotonic() >= stop:
+            break
+        times.append(microseconds(option))
     best = min(range(len(times)), key=times.__getitem__)
     return Tuned(
         query=query,

@@ -169,3 +169,10 @@ def test_the_default_model_comes_with_a_notice(photos, tmp_path, capsys):
     out = str(tmp_path / "out")
     assert main(["predict", str(photos), "--output", out, "--no-overlay"]) == 0
     assert "trained on drawn scenes only" in capsys.readouterr().err
+
+
+def test_tune_without_a_gpu_says_so(capsys, tmp_path):
+    assert main(["tune", "--output", str(tmp_path / "x.json"), "--device", "cpu"]) == 1
+    assert "tuning needs a GPU" in capsys.readouterr().err
+    assert main(["tune", "--output", str(tmp_path / "x.json"), "--minutes", "0"]) == 2
+    assert "expected a number above 0, got '0'" in capsys.readouterr().err

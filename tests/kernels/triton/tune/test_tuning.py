@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
 
-import fastseg
 from fastseg.kernels import layer_norm
 from fastseg.kernels.core import configurations
 from fastseg.kernels.tune import candidates
@@ -15,9 +15,14 @@ from fastseg.kernels.tune import tuner as tuning
 
 
 @pytest.fixture
-def calls(device):
+def counted(device):
     x = torch.randn(3, 50, 64, device=device)
     return tuning.record_calls(lambda: [layer_norm(x), layer_norm(x), layer_norm(x[:, :2])])
+
+
+@pytest.fixture
+def calls(counted):
+    return [call for call, _ in counted]
 
 
 def microseconds(quickest):
@@ -32,9 +37,27 @@ def microseconds(quickest):
     return measure
 
 
-def test_calls_of_one_kind_are_recorded_once(calls):
-    assert [call.op for call in calls] == ["layer_norm", "layer_norm"]
-    assert [tuple(call.arguments["x"].shape) for call in calls] == [(3, 50, 64), (3, 2, 64)]
+def test_calls_of_one_kind_are_counted(counted):
+    found = [(call.op, tuple(call.arguments["x"].shape), count) for call, count in counted]
+    assert found == [("layer_norm", (3, 50, 64), 2), ("layer_norm", (3, 2, 64), 1)]
+
+
+def test_what_takes_most_time_in_all_comes_first(counted):
+    times = iter([2.0, 5.0, 3.0])
+    ordered = tuning.most_time_first(counted, lambda function: next(times))
+    assert [tuple(call.arguments["x"].shape) for call in ordered] == [(3, 2, 64), (3, 50, 64)]
+
+
+def test_a_tuner_stops_at_its_time(calls):
+    assert tuning.tune(calls, microseconds({}), seconds=0) == []
+    taken = []
+
+    def slow(function):
+        taken.append(time.sleep(0.2))
+        return 1.0
+
+    (result,) = tuning.tune(calls, slow, seconds=0.3)
+    assert result.tried == len(taken) < 5
 
 
 def test_the_quickest_right_candidate_wins(calls, tmp_path, monkeypatch):
@@ -98,16 +121,6 @@ def test_every_kernel_that_is_looked_up_has_candidates():
             form = entry["config"].get("form")
             names = [set(option) for option in options if option.get("form") == form]
             assert set(entry["config"]) - {"maxnreg"} in names, (kernel, entry, options[0])
-
-
-def test_tune_without_a_gpu_says_so(capsys, tmp_path):
-    from fastseg.cli import main
-
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    with fastseg.backend("auto"):
-        assert main(["tune", "--output", str(tmp_path / "x.json")]) == 1
-    assert "tuning needs a GPU" in capsys.readouterr().err
 
 
 def test_a_measured_entry_wins_against_one_as_near(tmp_path, monkeypatch):

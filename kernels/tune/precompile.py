@@ -1,0 +1,132 @@
+"""Compile launches in a pool of processes, so that a later run finds them in Triton's cache.
+
+No process needs a GPU: each gives Triton a driver that knows a target and nothing else, and goes
+the way of a launch up to the launch itself, so that the keys of the cache are those of a launch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from ..core.launch import Launch
+from .ahead_of_time import gpu_target, key
+
+
+class Precompiled(NamedTuple):
+    """What became of a launch."""
+
+    kernel: str
+    seconds: float
+    error: str | None  # of the compiler, in a line
+
+
+class _Driver:
+    """A driver of Triton without a device."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self._target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def map_python_to_cpp_type(self, kind: str) -> str:
+        return kind
+
+
+def pretend_device(target: str) -> None:
+    """Give Triton, in this process, a driver that knows `target` alone, as "sm_90"."""
+    driver.set_active(_Driver(gpu_target(target)))
+
+
+def present_target() -> str:
+    """The target of the device at hand, as "sm_90" or "gfx942"."""
+    target = driver.active.get_current_target()
+    return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
+
+
+class Precompiler:
+    """A pool of processes that compile for `target`; a context manager, which ends them.
+
+    Args:
+        target: as "sm_90" or "gfx942".
+        processes: as many as there are cores, of many all but two, for who measures meanwhile.
+    """
+
+    def __init__(self, target: str, processes: int | None = None) -> None:
+        cores = len(os.sched_getaffinity(0))
+        processes = processes or (cores - 2 if cores > 4 else cores)
+        # A process that forks from one with CUDA in it cannot use Triton.
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(processes, context, pretend_device, (target,))
+        self._begun: dict[str, Future[Precompiled]] = {}
+
+    def begin(self, launches: Iterable[Launch]) -> list[Future[Precompiled]]:
+        """Queue what of `launches` is not queued; futures of all of them, each kernel once."""
+        return list({one: self._begin(one, launch) for one, launch in _by_key(launches)}.values())
+
+    def _begin(self, name: str, launch: Launch) -> Future[Precompiled]:
+        if name not in self._begun:
+            self._begun[name] = self._pool.submit(_compile, *_described(launch))
+        return self._begun[name]
+
+    def __enter__(self) -> Precompiler:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: Any, traceback: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=kind is None, cancel_futures=True)
+
+
+def precompile(
+    launches: Iterable[Launch], target: str, processes: int | None = None
+) -> Iterator[Precompiled]:
+    """Compile `launches` for `target`, each kernel once; what became of each, as it is done.
+
+    Raises:
+        concurrent.futures.process.BrokenProcessPool: a compiler took its process with it.
+    """
+    with Precompiler(target, processes) as pool:
+        for done in as_completed(pool.begin(launches)):
+            yield done.result()
+
+
+def _by_key(launches: Iterable[Launch]) -> Iterator[tuple[str, Launch]]:
+    return ((key(launch), launch) for launch in launches)
+
+
+def _described(launch: Launch) -> tuple[str, str, tuple[Any, ...], dict[str, Any]]:
+    """What another process needs of a launch: the kernel by its names, tensors by their dtypes."""
+    arguments = (one.dtype if isinstance(one, torch.Tensor) else one for one in launch.arguments)
+    return launch.kernel.__module__, launch.name, tuple(arguments), launch.options
+
+
+def _compile(
+    module: str, name: str, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> Precompiled:
+    kernel = getattr(importlib.import_module(module), name)
+    began = time.perf_counter()
+    error = None
+    try:
+        kernel.warmup(*arguments, grid=(1,), **options)
+    except Exception as failure:  # of the compiler: the others are compiled all the same
+        said = str(failure).strip().splitlines() or [""]  # of which the last says what is wrong
+        error = f"{type(failure).__name__}: {said[-1]}"
+    return Precompiled(name, time.perf_counter() - began, error)

@@ -1,0 +1,86 @@
+"""What is compiled in processes beforehand is what launches find in Triton's cache."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fastseg.kernels.core import optional_triton
+
+if not optional_triton.HAS_TRITON or optional_triton.interpreting():
+    pytest.skip("compiling needs Triton, not its interpreter", allow_module_level=True)
+
+from bench.work import trace_model
+from fastseg.kernels.tune.ahead_of_time import key
+from fastseg.kernels.tune.precompile import Precompiler, precompile
+
+# In a fresh process a forward goes through Triton's own JIT, up to a launcher that does nothing.
+FORWARD = """
+import json, torch
+from triton import knobs
+from triton.runtime import driver
+from bench.work import pretend_gpu
+import fastseg
+from fastseg.kernels.tune.launches import RunsLaunchers
+from fastseg.kernels.tune.precompile import pretend_device
+
+class Utils:
+    def load_binary(self, *arguments):
+        return 1, 1, 32, 0, 1024
+    def get_device_properties(self, device):
+        return {"max_shared_mem": 232448, "multiprocessor_count": 132, "warpSize": 32}
+
+class Launcher:
+    def __init__(self, source, metadata):
+        pass
+    def __call__(self, *arguments):
+        pass
+
+pretend_device("sm_90")
+driver.active.utils, driver.active.launcher_cls = Utils(), Launcher
+hits = []
+knobs.compilation.listener = lambda *, src, cache_hit, **rest: hits.append((src.name, cache_hit))
+model = fastseg.from_preset("segformer_b0", num_classes=150).eval().to(torch.bfloat16)
+pixels = torch.zeros(1, 3, 512, 512, dtype=torch.bfloat16)
+with pretend_gpu("sm_90"), RunsLaunchers():
+    fastseg.kernels.upsample_argmax(model(pixels).logits, (512, 512))
+print(json.dumps(hits))
+"""
+
+
+@pytest.fixture(scope="module")
+def launches():
+    return trace_model("b0", (512, 512), 1, torch.bfloat16, "sm_90").launches
+
+
+@pytest.mark.slow
+def test_launches_of_a_fresh_process_hit_the_cache(launches, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    done = list(precompile(launches, "sm_90", processes=2))
+    assert len(done) == len({key(launch) for launch in launches})
+    assert not [one for one in done if one.error]
+    program = [sys.executable, "-c", FORWARD]
+    said = subprocess.run(program, capture_output=True, text=True, check=True).stdout
+    hits = json.loads(said.splitlines()[-1])
+    missed = [name for name, hit in hits if not hit]
+    assert len(hits) >= 34
+    # On a CPU the weights of depthwise convolutions are laid out otherwise, and only theirs.
+    assert set(missed) <= {"tail_kernel", "depthwise_kernel"}
+    assert len(missed) <= 6
+
+
+def test_each_kernel_is_compiled_once_and_failures_are_told(launches, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    norm = next(launch for launch in launches if launch.name == "layer_norm_kernel")
+    wrong = norm._replace(options={**norm.options, "BLOCK_M": 3})  # no power of two
+    with Precompiler("sm_90", processes=1) as pool:
+        first = pool.begin([norm, norm, wrong])
+        assert pool.begin([norm]) == first[:1]
+        right, failed = (one.result() for one in first)
+    assert (right.kernel, right.error) == ("layer_norm_kernel", None)
+    assert right.seconds > 0
+    assert "power of 2" in failed.error
