@@ -1,12 +1,14 @@
-"""A pytest plugin (`-p bench.gpu.pytest_plugin`): tests leave a line each, and a lost GPU ends one.
+"""A pytest plugin (`-p bench.gpu.pytest_plugin`): tests leave a line each, and cannot hang.
 
 `--log-tests FILE` gets a line a test as it ends, and what has a line is not run again: a run that
 was stopped goes on. After an illegal access every call of CUDA fails in that process, and with it
-every later test: the process ends, and pytest-xdist starts another for the rest.
+every later test; and a kernel may never end. So the process of a test that lost the GPU, or that
+takes longer than `--test-seconds`, ends, and pytest-xdist starts another for the rest.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from .stages import read_lines
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--log-tests", type=Path, metavar="FILE", help="gets a line a test")
+    parser.addoption("--test-seconds", type=float, metavar="S", help="of one test, at most")
     parser.addoption("--again", action="store_true", help="also tests that have a line")
 
 
@@ -29,6 +32,15 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--again") and not hasattr(config, "workerinput"):
         log.unlink(missing_ok=True)
     config.pluginmanager.register(_Log(config, log))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Ends the process of a test that takes too long, as one that waits for a kernel for good."""
+    if seconds := item.config.getoption("--test-seconds"):
+        faulthandler.dump_traceback_later(seconds, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 class _Log:

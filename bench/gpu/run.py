@@ -74,7 +74,8 @@ def _run_stage(options: Options, stage: Stage, seconds: float, layout: Path, res
     record["reason"] = reason = stage.skip(options)
     if reason is None:
         command = stage.command(options, seconds, resume)
-        variables = {n: v.format(out=options.out) for n, v in stage.variables.items()}
+        known = {"out": options.out, "interpret": int(options.device != "cuda")}
+        variables = {n: v.format(**known) for n, v in stage.variables.items()}
         shown = shlex.join([*(f"{n}={value}" for n, value in variables.items()), *command])
         print(f"{stage.name}: {seconds:.0f} s for {shown.removeprefix(sys.executable)}", flush=True)
         log = options.out / f"{stage.name}.log"

@@ -1,4 +1,4 @@
-"""What the stages of `bench gpu` found: a table, failed tests and figures, from what they wrote."""
+"""What the stages of `bench gpu` found, on one screen, from what they wrote."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from .stages import OP_ROWS, ROWS, TESTS, TUNED_ROWS, read_lines, read_records
+from .stages import KERNELS, PARITY, ROWS, TESTS, TUNED_ROWS, read_lines, read_records
+
+_RED, _KERNELS = 8, 8  # so many are shown
+_PROVIDERS = (
+    *("transformers eager", "transformers CUDA graph", "transformers reduce-overhead"),
+    *("fastseg accelerate", "fastseg Triton", "fastseg CUDA graph"),
+)
 
 
 def summary(out: Path, names: Sequence[str]) -> str:
-    """A table of the stages `names`, tests that failed, and forwards, from the folder `out`."""
+    """A table of the stages `names`, what is wrong, kernels and forwards, from the folder `out`."""
     records = read_records(out)
     lines = ["| stage | status | seconds | found |", "|---|---|---:|---|"]
     for name in names:
@@ -19,34 +25,58 @@ def summary(out: Path, names: Sequence[str]) -> str:
             lines.append(f"| {name} | not begun | | |")
             continue
         found = _found(out, name) if record["status"] != "skipped" else ""
-        cell = "; ".join(filter(None, [found, record["reason"]])).replace("|", "\\|")
+        cell = "; ".join(filter(None, [found, record["reason"]])).replace("|", "\\|")[:160]
         lines.append(f"| {name} | {record['status']} | {record['seconds']:.0f} | {cell} |")
+    red = [
+        f"- {one['case']}: {one['check']}: {one['said']}"
+        for one in read_lines(out / PARITY)
+        if one["outcome"] != "right"
+    ]
     failures = [one for one in read_lines(out / TESTS) if one["outcome"] == "failed"]
-    if failures:
-        lines += ["", f"Tests that failed, {len(failures)}:", ""]
-        lines += [f"- {one['test']}: {one['message']}" for one in failures[:20]]
-    return "\n".join([*lines, "", *_figures(out)]) + "\n"
+    red += [f"- {one['test']}: {one['message']}" for one in failures]
+    if red:
+        more = [f"- and {len(red) - _RED} more"] * (len(red) > _RED)
+        lines += ["", f"Red, {len(red)}:", "", *red[:_RED], *more]
+    return "\n".join([*lines, "", *_kernels(out), *_forwards(out)]) + "\n"
 
 
-def _figures(out: Path) -> list[str]:
-    """Tables of forwards, as found and with the tuner's configurations."""
-    files = [out / name for name in (ROWS, TUNED_ROWS) if (out / name).is_file()]
-    try:
-        from ..report.tables import forward
-        from ..rows import read_rows
+def _kernels(out: Path) -> list[str]:
+    """Of each forward the GPU's time, and the kernels that take most of it in all forwards."""
+    lines = read_lines(out / KERNELS)
+    wholes = [one for one in lines if not one["kernel"]]
+    totals: Counter[str] = Counter()
+    for one in lines:
+        totals[one["kernel"]] += one["us"] * one["count"] * bool(one["kernel"])
+    everything = sum(totals.values())
+    each = [f"{one['case']}: {one['us']:.0f} us, in kernels {one['busy_us']:.0f}" for one in wholes]
+    most = [f"{name} {us / everything:.0%}" for name, us in totals.most_common(_KERNELS)]
+    return ["Replays back to back:", "", *(f"- {one}" for one in each), "",
+            "Most time: " + ", ".join(most), ""] if wholes else []  # fmt: skip
 
-        return [f"{path.name}:\n\n{forward(read_rows(path))}\n" for path in files]
-    except Exception as error:  # of a broken torch, say: the table of stages is there all the same
-        return [f"No figures: {error}."]
+
+def _forwards(out: Path) -> list[str]:
+    """Medians of forwards in ms; the last column has the tuner's configurations."""
+    cells: dict[str, dict[str, str]] = {}
+    for file, mark in ((ROWS, ""), (TUNED_ROWS, " tuned")):
+        for row in read_lines(out / file):
+            height, width = row["size"]
+            case = f"{row['case']}, {height}x{width}, batch {row['batch']}, {row['dtype']}"
+            if row["provider"] == _PROVIDERS[-1] or not mark:
+                cells.setdefault(case, {})[row["provider"] + mark] = f"{row['p50']:.3g}"
+    columns = [*_PROVIDERS, f"{_PROVIDERS[-1]} tuned"]
+    lines = [f"| forward, ms | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+    for case, by_provider in cells.items():
+        lines.append(f"| {case} | {' | '.join(by_provider.get(one, '') for one in columns)} |")
+    return lines if cells else []
 
 
 def _found(out: Path, name: str) -> str:
     """What a stage found, in a few words."""
-    if name in ("smoke", "tests"):
+    if name == "tests":
         outcomes = Counter(one["outcome"] for one in read_lines(out / TESTS))
         return ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items())
-    if name in ("setup", "tune", "memcheck", "racecheck", "plots"):
-        log = (out / f"{name}.log").read_text(encoding="utf-8", errors="replace")
-        return (log.strip().splitlines() or [""])[-1][:400]
-    file = {"ops": OP_ROWS, "models-tuned": TUNED_ROWS}.get(name, ROWS)
-    return f"{len(read_lines(out / file))} rows in {file} so far"
+    files = {"models": ROWS, "peers": ROWS, "models-tuned": TUNED_ROWS, "kernels": KERNELS}
+    if name in files:
+        return f"{len(read_lines(out / files[name]))} lines in {files[name]} so far"
+    log = (out / f"{name}.log").read_text(encoding="utf-8", errors="replace")
+    return (log.strip().splitlines() or [""])[-1]

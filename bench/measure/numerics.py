@@ -9,7 +9,7 @@ its largest logit, at the worst pixel.
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -31,7 +31,7 @@ SIZE = (512, 512)
 
 def measure(run: Run) -> None:
     """Add the rows of all dtypes."""
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    date = datetime.now(UTC).isoformat(timespec="seconds")
     for dtype in DTYPES:
         run.add(_rows(run, dtype, date))
 

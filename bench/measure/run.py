@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -106,7 +106,7 @@ class Run:
         """A row a provider; the first is the baseline."""
         baseline = next(iter(samples))
         common = {**self.facts, "unit": UNITS[what["kind"]], "baseline": baseline}
-        common |= {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), **what}
+        common |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), **what}
         found = []
         for name, taken in samples.items():
             one = providers[name]

@@ -46,12 +46,14 @@ class Provider:
 
 
 _ORT, _OV = "onnxruntime", "openvino"
-_MAX_AUTOTUNE = partial(pytorch.compiled, mode="max-autotune")
+_OVERHEAD, _MAX = (partial(pytorch.compiled, mode=m) for m in ("reduce-overhead", "max-autotune"))
+_UNCHECKED = partial(pytorch.ours_cuda_graph, check_weights=False)
 _EAGER, _TRITON = (partial(pytorch.ours, backend=name) for name in ("eager", "triton"))
 _ALL = (
     Provider(BASELINE, pytorch.eager, _THEIRS, "#5b6168", "", True),
     Provider(f"{_THEIRS} compiled", pytorch.compiled, _THEIRS, "#8b9198", "", True),
-    Provider(f"{_THEIRS} max-autotune", _MAX_AUTOTUNE, _THEIRS, "#9db4d3", "", True, True, True),
+    Provider(f"{_THEIRS} reduce-overhead", _OVERHEAD, _THEIRS, "#7a9cc6", "", True, True, True),
+    Provider(f"{_THEIRS} max-autotune", _MAX, _THEIRS, "#9db4d3", "", True, True, True),
     Provider(f"{_THEIRS} CUDA graph", pytorch.cuda_graph, _THEIRS, "#6c8ebf", "cuda", True, True),
     Provider("torch-tensorrt", pytorch.tensorrt, "torch-tensorrt", "#4f8a8b", "cuda"),
     Provider("ONNX Runtime", runtimes.onnxruntime_theirs, _ORT, "#9cc4c4", "cpu"),
@@ -62,6 +64,7 @@ _ALL = (
     Provider("fastseg compiled", pytorch.ours_compiled, OURS, "#b34d00", "", True),
     Provider("fastseg Triton", _TRITON, OURS, "#ee7733", "cuda", True),
     Provider("fastseg CUDA graph", pytorch.ours_cuda_graph, OURS, "#8c3b00", "cuda", True, True),
+    Provider("fastseg unchecked graph", _UNCHECKED, OURS, "#6e2f00", "cuda", True, True),
     Provider("fastseg ONNX Runtime", runtimes.onnxruntime_ours, _ORT, "#f2ab5e", "cpu"),
     Provider("fastseg OpenVINO fp32", runtimes.openvino_ours, _OV, "#e69f00", "cpu"),
     Provider("fastseg OpenVINO default", runtimes.openvino_default_ours, _OV, "#c98a00", "cpu"),

@@ -22,7 +22,7 @@ def eager(context: Context) -> Forward:
 
 
 def compiled(context: Context, **options: Any) -> Forward:
-    """`torch.compile`; with mode="max-autotune" it replays CUDA graphs on a GPU."""
+    """`torch.compile`; other modes than the default replay CUDA graphs on a GPU."""
     model = context.transformers()
     model(context.pixel_values)  # sets hooks under a lock, which cannot be traced
     graph = torch.compile(model, **options)
@@ -38,22 +38,32 @@ def cuda_graph(context: Context) -> Forward:
     """The eager model captured in a CUDA graph. Logits are those of the last call."""
     model = context.transformers()
     pixels = context.pixel_values.clone()
+    replay = capture(lambda: model(pixels).logits)
+
+    def forward(pixel_values: torch.Tensor) -> torch.Tensor:
+        pixels.copy_(pixel_values)
+        return replay()
+
+    return forward
+
+
+def capture(function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """`function` as a CUDA graph: a call replays it, and gives the tensor that it writes."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):  # libraries set themselves up
-            model(pixels)
+            function()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        logits = model(pixels).logits
+        result = function()
 
-    def forward(pixel_values: torch.Tensor) -> torch.Tensor:
-        pixels.copy_(pixel_values)
+    def replay() -> torch.Tensor:
         graph.replay()
-        return logits
+        return result
 
-    return forward
+    return replay
 
 
 def tensorrt(context: Context) -> Forward:
@@ -116,10 +126,11 @@ def ours_compiled(context: Context) -> Forward:
     return lambda pixel_values: graph(pixel_values).logits
 
 
-def ours_cuda_graph(context: Context) -> Forward:
+def ours_cuda_graph(context: Context, check_weights: bool = True) -> Forward:
     """The kernels, replayed by `fastseg.graphed`, with its check of the weights in each call."""
+    options: Any = {"copy_outputs": False, "check_weights": check_weights}
     with fastseg.backend("triton"):  # declined ops are errors
-        runner = fastseg.graphed(_folded(context.fastseg()), copy_outputs=False)
+        runner = fastseg.graphed(_folded(context.fastseg()), **options)
         with torch.inference_mode():
             for _ in range(3):  # a capture comes with the second call of a shape
                 runner(context.pixel_values)

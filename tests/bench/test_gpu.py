@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,14 +13,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import options
 from bench.gpu import __main__ as command
+from bench.gpu import forwards, kernel_times, parity, stages, summary
 from bench.gpu import run as gpu_run
-from bench.gpu import stages, summary
 from bench.gpu.stages import ROOT, STAGES, Options, Stage
-from bench.report import tables
 from bench.rows import append_rows
+from bench.setting import Setting, build_model, draw_pixels
+from fastseg.kernels.core import registry
 from tests.bench.cases import GPU_NAME, row
 
 
@@ -187,44 +190,67 @@ def test_wrong_options_are_named(capsys):
         assert wrong[0] in capsys.readouterr().err
 
 
+def test_results_are_not_gone_on_with_unless_asked_for(tmp_path, capsys):
+    (tmp_path / "stages.jsonl").touch()
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--out", str(tmp_path)])
+    assert "--resume goes on with them" in capsys.readouterr().err
+    assert command.main(["--out", str(tmp_path), "--resume"], []) == 0
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
 @pytest.mark.parametrize(("quick", "resume"), [(False, True), (True, False)])
-def test_commands_are_such_as_their_programs_take(tmp_path, quick, resume):
-    where = Options(tmp_path, 10.0, device="cuda", quick=quick, commit="abc")
-    parsed, tests = {}, {}
+def test_commands_are_such_as_their_programs_take(tmp_path, device, quick, resume):
+    where = Options(tmp_path, 10.0, device=device, quick=quick, commit="abc")
+    parsed, tests = {}, []
     for stage in STAGES:
         line = stage.command(where, 120.0, resume)
-        if line[1:3] == ["-m", "bench"] and line[3] != "plots":
-            name = line.pop(3) if line[3] == "ops" else ""
-            parsed[stage.name] = options.parse(line[3:], name)
+        if line[1:3] == ["-m", "bench"]:
+            parsed[stage.name] = options.parse(line[3:])
         elif "pytest" in line:
+            tests = [word for word in line if word.startswith("tests/")]
+        if "--output" in line and "fastseg" not in line and stage.name not in parsed:
             assert ("--again" in line) is not resume
-            tests[stage.name] = [word for word in line if word.startswith("tests/")]
-    # But for the first, which has a stage of its own, all tests of kernels are run.
-    assert [word.rstrip("/") for word in tests["tests"][1:]] == ["tests/kernels/triton"]
-    assert tests["smoke"][2:]
-    assert all((ROOT / word).is_file() for word in tests["smoke"][1:])
-    assert set(parsed) == {"models", "ops", "peers", "models-tuned", "autotune", "large"}
+    assert all((ROOT / word.partition("::")[0]).exists() for word in tests)
+    # In the order of what tells most, and then all.
+    assert tests[:3] == [f"tests/kernels/triton{name}" for name in
+                         (("/test_gpu.py", "/test_model.py", "") if device == "cuda" else
+                          ("/norm", "/test_gpu.py"))]  # fmt: skip
+    assert set(parsed) == {"models", "peers", "models-tuned"}
     for name, one in parsed.items():
-        assert (one.minutes, one.commit, one.device.type) == (pytest.approx(1.8), "abc", "cuda")
+        assert (one.minutes, one.commit, one.device.type) == (pytest.approx(1.7), "abc", device)
         assert (one.output.parent, one.resume) == (Path(".."), resume)
         assert str(tmp_path) not in one.line, name
         assert {(s.variant, s.size) for s in one.settings} == {("b0", (64, 64))} or not quick
     # A later run takes the place of an earlier one in tables: it has all its providers.
-    assert set(parsed["models"].providers) < set(parsed["peers"].providers)
-    assert set(parsed["peers"].providers) < set(parsed["autotune"].providers)
+    assert quick or set(parsed["models"].providers) < set(parsed["peers"].providers)
+    assert "transformers reduce-overhead" in parsed["peers"].providers
     assert parsed["models-tuned"].output != parsed["models"].output
+
+
+def test_the_stages_fit_into_ten_minutes():
+    """Of which each has its share, so one that hangs costs no other."""
+    assert sum(stage.share for stage in STAGES) <= 650
+    left, seconds = 570.0, {}
+    for index, stage in enumerate(STAGES):
+        seconds[stage.name] = gpu_run._share(stage, STAGES[index:], left)
+        assert seconds[stage.name] is not None, stage.name
+        left -= seconds[stage.name]
+    assert left >= 0
+    assert all(seconds[stage.name] >= 0.8 * stage.share for stage in STAGES)
 
 
 def test_stages_that_cannot_run_say_why(tmp_path, monkeypatch):
     where = Options(tmp_path, 10.0, device="cuda", quick=False, commit="abc")
-    plots = STAGES[-1]
-    assert plots.skip(where) == "there is no gpu.jsonl"
-    (tmp_path / "gpu.jsonl").touch()
-    found = lambda name: None if name == "matplotlib" else name  # noqa: E731
+    by_name = {stage.name: stage for stage in STAGES}
+    tuned = by_name["models-tuned"]
+    assert tuned.skip(where) == "there is no tuned.json"
+    (tmp_path / "tuned.json").touch()
+    found = lambda name: None if name == "transformers" else name  # noqa: E731
     monkeypatch.setattr(stages.importlib.util, "find_spec", found)
-    assert plots.skip(where) == "not installed: matplotlib"
-    on_cpu = Options(tmp_path, 10.0, device="cpu", quick=False, commit="abc")
-    assert STAGES[1].skip(on_cpu) == "needs a GPU, and --device is cpu"
+    assert tuned.skip(where) == "not installed: transformers"
+    monkeypatch.setattr(stages.shutil, "which", lambda name: None)
+    assert by_name["memcheck"].skip(where) == "compute-sanitizer is not installed"
     (tmp_path / "stages.jsonl").write_text('{"name": "setup", "status": "failed"}\n')
     setup, *others = (stage.skip(where) for stage in STAGES)
     assert (setup, set(others)) == (None, {"the setup check failed"})
@@ -310,7 +336,89 @@ def test_a_lost_gpu_costs_one_test_and_what_is_done_is_not_run_again(tmp_path, s
     assert set(outcomes().values()) == {"passed", "skipped"}
 
 
-def test_the_summary_has_the_figures(tmp_path):
+def test_a_test_that_hangs_fails(tmp_path):
+    (tmp_path / "test_cases.py").write_text(
+        "import time\ndef test_hangs():\n    time.sleep(60)\ndef test_after():\n    pass\n"
+    )
+    log = tmp_path / "tests.jsonl"
+    plugins = ("-p", "xdist.plugin", "-n", "1", "-p", "bench.gpu.pytest_plugin")
+    options = ("--log-tests", str(log), "--test-seconds", "2", "test_cases.py")
+    known = {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    program = [sys.executable, "-m", "pytest", *plugins, *options]
+    done = subprocess.run(program, cwd=tmp_path, env={**os.environ, **known}, check=False)
+    assert done.returncode == 1
+    outcomes = {one["test"].split("::")[1]: one["outcome"] for one in summary.read_lines(log)}
+    assert outcomes == {"test_hangs": "failed", "test_after": "passed"}
+
+
+def test_the_summary_is_a_screen_of_what_counts(tmp_path):
     rows = [row(4.0, device=GPU_NAME), row(0.5, "fastseg CUDA graph", device=GPU_NAME, ratio=8.0)]
     append_rows(tmp_path / "gpu.jsonl", rows)
-    assert tables.forward(rows) in summary.summary(tmp_path, ["models"])
+    append_rows(
+        tmp_path / "gpu_tuned.jsonl", [rows[0], row(0.25, rows[1].provider, device=GPU_NAME)]
+    )
+    case = "b0, 512x512, batch 1, float32"
+    kernel = {"case": case, "grid": "8x1x1", "count": 2.0}
+    lines = [
+        {"case": case, "kernel": "", "us": 400.0, "count": 1, "busy_us": 300.0},
+        {**kernel, "kernel": "linear_kernel", "us": 100.0},
+        {**kernel, "kernel": "decode_head_kernel", "us": 50.0},
+    ]
+    (tmp_path / "kernels.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    red = {"case": case, "check": "two streams", "outcome": "wrong", "said": "repeat 3 differs"}
+    (tmp_path / "parity.jsonl").write_text(json.dumps(red) + "\n")
+    text = summary.summary(tmp_path, [stage.name for stage in STAGES])
+    assert len(text.splitlines()) < 50
+    assert f"- {case}: two streams: repeat 3 differs" in text
+    assert f"- {case}: 400 us, in kernels 300" in text
+    assert "linear_kernel 67%, decode_head_kernel 33%" in text
+    assert f"| {case} | 4 |  |  |  |  | 0.5 | 0.25 |" in text
+
+
+# What the stages look at
+
+
+def test_parity_names_what_is_wrong():
+    model = build_model("b0", torch.device("cpu"), torch.float32)
+    pixels = draw_pixels((64, 64))
+    setting = Setting("b0", (64, 64), 1, "float32")
+    with torch.no_grad():
+        right = list(parity._checks(setting, model, pixels))
+        assert {one["outcome"] for one in right} == {"right"}
+        assert len(right) == 5
+
+        def noisy(module, inputs, output):
+            output.logits += 1e-3 * torch.rand(()) * (output.logits.dtype == torch.float32)
+
+        handle = model.register_forward_hook(noisy)
+        found = {one["check"]: one["outcome"] for one in parity._checks(setting, model, pixels)}
+        handle.remove()
+        assert found["logits"] == found["20 repeats"] == found["graph replays"] == "wrong"
+        assert found["mix_ffn 1"] == "right"  # each op by itself
+        forms = {
+            **registry.EAGER,
+            "mix_ffn": lambda *a, **k: 1.01 * registry.EAGER["mix_ffn"](*a, **k),
+        }
+        ops = {one["check"]: one["outcome"] for one in parity._ops(model, pixels, forms)}
+    wrong = {name for name, outcome in ops.items() if outcome == "wrong"}
+    assert wrong == {name for name in ops if name.startswith("mix_ffn")}
+    assert 4 <= len(wrong) < len(ops)
+
+
+def test_kernels_are_counted_and_timed():
+    x = torch.randn(64, 64)
+    found = kernel_times.profiled(lambda: x.mm(x).mm(x).relu(), torch.device("cpu"))
+    counts = {one["kernel"]: one["count"] for one in found}
+    assert counts["aten::mm"] == 2
+    assert counts["aten::relu"] == 1
+    assert all(one["us"] > 0 for one in found)
+
+
+def test_what_was_looked_at_is_not_looked_at_again(tmp_path):
+    output = tmp_path / "found.jsonl"
+    line = ["--device", "cpu", "--quick", "--output", str(output)]
+    report = forwards.Report("parity", line)
+    ((setting, _, _),) = report.left()
+    report.add(setting, [{"check": "logits", "outcome": "right", "said": ""}])
+    assert not list(forwards.Report("parity", line).left())
+    assert len(list(forwards.Report("parity", [*line, "--again"]).left())) == 1
