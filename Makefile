@@ -14,7 +14,15 @@ SMP := $(VENV)/smp
 # The oldest Triton that is supported: tests marked "oldest" run on it once more.
 TRITON36 := $(VENV)/triton36
 
-.PHONY: demo test test-all lint bench clean
+# Versions apart: those of a machine with a GPU, and the newest. Python 3.12 where one really runs:
+# the first on the path may be one that only says how to install it.
+PYTHON312 ?= $(shell python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || command -v python3.11)
+GPU_VERSIONS := $(VENV)/gpu-versions
+NEWEST := $(VENV)/newest
+# What another version of torch, Triton or a host can break.
+OF_VERSIONS := tests/folding tests/cuda_graphs tests/models tests/kernels tests/test_accelerate.py
+
+.PHONY: demo test test-all test-gpu-versions test-newest lint bench clean
 
 demo: $(VENV)/.run
 	$(BIN)/fastseg demo --output output
@@ -33,7 +41,18 @@ test-all: test $(TRITON36)/.done
 	FASTSEG_TEST_HOSTS=smp PYTHONPATH=$(SMP) $(BIN)/pytest tests/models/hosts -m slow
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/triton -m slow
 	PYTHONPATH=$(TRITON36) TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/triton -m oldest
-	PYTHONPATH=$(TRITON36) $(BIN)/pytest tests/kernels/test_ahead_of_time.py -m oldest
+	PYTHONPATH=$(TRITON36) $(BIN)/pytest tests/kernels -m oldest
+
+# On a CPU, in an environment of its own of 5 GB: compile, parity, ahead-of-time and host tests, and
+# the rehearsal of the GPU command.
+test-gpu-versions: $(GPU_VERSIONS)/.done
+	$(GPU_VERSIONS)/bin/pytest $(OF_VERSIONS) -m "not slow or oldest"
+	TRITON_INTERPRET=1 $(GPU_VERSIONS)/bin/pytest tests/kernels/triton -m oldest
+	$(GPU_VERSIONS)/bin/pytest tests/bench/test_rehearsal.py tests/kernels/test_precompile.py
+
+test-newest: $(NEWEST)/.done
+	$(NEWEST)/bin/pytest $(OF_VERSIONS) -m "not slow"
+	TRITON_INTERPRET=1 $(NEWEST)/bin/pytest tests/kernels/triton -m oldest
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -71,6 +90,18 @@ $(SMP)/.done: $(VENV)/.test
 $(TRITON36)/.done: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
 		--target $(TRITON36) triton==3.6.0
+	touch $@
+
+$(GPU_VERSIONS)/.done: pyproject.toml
+	$(PYTHON312) -m venv $(GPU_VERSIONS)
+	$(GPU_VERSIONS)/bin/python -m pip install --quiet --disable-pip-version-check \
+		torch==2.11.0 torchvision==0.26.0 triton==3.6.0 numpy==2.5.2 transformers==5.17.0 \
+		-e ".[test]"
+	touch $@
+
+$(NEWEST)/.done: pyproject.toml
+	$(PYTHON312) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -e ".[test]"
 	touch $@
 
 clean:

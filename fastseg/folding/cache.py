@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from fastseg.kernels.core.tracing import is_exporting
+
 Folded = dict[str, Any]  # keyword arguments of an op, or dicts of such
 
 
@@ -177,7 +179,7 @@ class Fold:
         """
         if not torch.compiler.is_compiling():
             return self.get_now()
-        if torch.compiler.is_exporting() or self.graph is None:
+        if is_exporting() or self.graph is None:
             return self._fold()
         return self.graph.folded
 
@@ -353,22 +355,22 @@ class FoldOwner:
         The folding itself happens while the graph is traced, and is not in it: the graph takes the
         folded tensors as inputs, and has one operator that keeps them fresh.
         """
-        if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        if not torch.compiler.is_compiling() or is_exporting():
             return True
-        _fold_now(self)
+        self._fold_now()
         fold_set = self._fold_set
         if fold_set is None or not fold_set.has_sources():
             return False
         torch.ops.fastseg.refresh_folds(fold_set.tensors, fold_set.handle)
         return True
 
-
-@torch.compiler.assume_constant_result
-def _fold_now(owner: FoldOwner) -> bool:
-    """Fold what `owner` reads, outside of the graph that is traced."""
-    folds = owner.folds()
-    for fold in folds:
-        fold.get_for_graph()
-    if owner._fold_set is None or not owner._fold_set.is_of(folds):
-        owner._fold_set = FoldSet(folds, owner.graph_problem)
-    return True
+    # A method: torch 2.11 takes no module as an argument of such a function.
+    @torch.compiler.assume_constant_result
+    def _fold_now(self) -> bool:
+        """Fold what the forward reads, outside of the graph that is traced."""
+        folds = self.folds()
+        for fold in folds:
+            fold.get_for_graph()
+        if self._fold_set is None or not self._fold_set.is_of(folds):
+            self._fold_set = FoldSet(folds, self.graph_problem)
+        return True

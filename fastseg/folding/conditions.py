@@ -12,6 +12,8 @@ from torch import nn
 from torch.fx import Proxy
 from torch.nn.modules import module as _module
 
+from fastseg.kernels.core.tracing import is_exporting
+
 from .cache import all_parts
 
 # What may be inside a folded module beside fastseg's own classes.
@@ -56,14 +58,14 @@ def is_plain_path() -> bool:
     return _plain_paths > 0
 
 
-def plain_reason(module: nn.Module, *inputs: torch.Tensor) -> str | None:
-    """Reason why `module` has to take the plain path for `inputs`; None where it may run folded.
+def plain_reason(module: Any, *inputs: torch.Tensor) -> str | None:
+    """Reason why a `FoldedForward` has to take the plain path; None where it may run folded.
 
     Folding needs eval mode, no gradient that could be asked for, and parts that are what they were
     built as: a hook, a replaced layer (LoRA, quantised, parametrised) or a `forward` of one's own
     would be left out.
     """
-    reason = mode_reason(module, *inputs) or structure_reason(module)
+    reason = mode_reason(module, *inputs) or module.graph_problem()
     if reason is None and torch.is_grad_enabled():
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
@@ -95,13 +97,8 @@ def mode_reason(module: nn.Module, *inputs: Any) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
 def structure_reason(module: nn.Module) -> str | None:
-    """Name the part of `module` that folding would leave out, and why; None where there is none.
-
-    A graph of torch.compile has the answer as a constant, and asks anew when it runs: see
-    `FoldOwner.graph_problem`.
-    """
+    """Name the part of `module` that folding would leave out, and why; None where there is none."""
     for part in all_parts(module):
         reason = _part_reason(part, is_whole=part is module)
         if reason is not None:
@@ -148,7 +145,7 @@ def tensor_problem(part: nn.Module) -> str | None:
         if tensor is None:
             continue
         # An export puts its own in their place.
-        if type(tensor) not in (nn.Parameter, torch.Tensor) and not torch.compiler.is_exporting():
+        if type(tensor) not in (nn.Parameter, torch.Tensor) and not is_exporting():
             return f"has a {type(tensor).__name__}"
         if tensor.is_inference():
             return "was made in inference mode, where edits are not counted"

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from .cache import Fold, Folded, FoldOwner
@@ -67,6 +68,8 @@ class FoldedForward(FoldOwner):
         modules = cast(nn.Module, self).modules()
         return [part.fold_cache() for part in modules if isinstance(part, FoldedModule)]
 
+    # A graph of torch.compile has the answer as a constant, and asks anew when it runs.
+    @torch.compiler.assume_constant_result
     def graph_problem(self) -> str | None:
         return structure_reason(cast(nn.Module, self))
 

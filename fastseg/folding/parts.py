@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fastseg.kernels.blocks.activations import ACTIVATIONS
+from fastseg.kernels.core.tracing import is_exporting
 
 from .cache import Fold, Folded, all_parts
 from .conditions import has_forward_hooks, tensor_problem
@@ -195,7 +196,7 @@ class Part:
 
     def is_folded(self) -> bool:
         """Return whether it runs folded: as settled; in an export, which settles nothing, now."""
-        if self.reason is not None or not torch.compiler.is_exporting():
+        if self.reason is not None or not is_exporting():
             return self.reason is None
         return problem(self.owner, self.roots) is None and self._is_as_tried_out()
 

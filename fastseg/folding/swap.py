@@ -18,6 +18,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 
+from fastseg.kernels.core.tracing import is_exporting
+
 from .cache import Fold, Folded, FoldOwner
 from .conditions import mode_reason
 from .parts import Part
@@ -138,6 +140,10 @@ class Accelerated(FoldOwner):
                     return f"gradients are on and {name} requires them"
         return _settle(self)
 
+    @torch.compiler.assume_constant_result
+    def _settled(self) -> str | None:
+        return self.fastseg_plan().settle()
+
     def folds(self) -> list[Fold]:
         return [part.fold for part in self.fastseg_plan().folded_parts()]
 
@@ -194,18 +200,13 @@ def _rebuild(host_class: type[nn.Module], host: tuple[str, str], *arguments: Any
     return accelerated.__new__(accelerated, *arguments)
 
 
-@torch.compiler.assume_constant_result
-def _settle_for_graph(module: Accelerated) -> str | None:
-    return module.fastseg_plan().settle()
-
-
 def _settle(module: Accelerated) -> str | None:
     if not torch.compiler.is_compiling():
         return module.fastseg_plan().settle()
-    if torch.compiler.is_exporting():
+    if is_exporting():
         # Nothing can be folded now, and what it is traced with cannot be told.
         return None if module.fastseg_plan().may_run() else "none of its parts can be folded"
-    return _settle_for_graph(module)
+    return module._settled()
 
 
 def accelerated_class(host_class: Any, host: Host) -> Any:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ..core.tracing import is_exporting
+
 # On a CPU a stripe stays in the cache, and small enough for the allocator to keep its pages: larger
 # ones are mapped and zeroed anew at every call. Forward of B0 / B2 at 512x512 with stripes of
 # 1, 2, 4, 8, 16 and 64 MB: 69 / 283, 63 / 259, 61 / 255, 65 / 252, 78 / 291 and 80 / 353 ms.
@@ -85,7 +87,7 @@ def upsample_rows(
     Returns:
         (B, bottom - top, width, C).
     """
-    if torch.compiler.is_exporting():
+    if is_exporting():
         # All rows, in the one operator that readers of graphs know.
         resized = F.interpolate(
             grid.permute(0, 3, 1, 2),

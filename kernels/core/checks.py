@@ -5,14 +5,19 @@ from __future__ import annotations
 import torch
 
 from .optional_triton import interpreting
+from .tracing import is_exporting
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def autocasts(device: torch.device) -> bool:
     """Return whether autocast is on for `device`; not every kind has it."""
-    kind = device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return _may_autocast(device.type) and torch.is_autocast_enabled(device.type)
+
+
+@torch.compiler.assume_constant_result  # torch 2.11 cannot trace it
+def _may_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
 
 
 def check_tokens(name: str, x: torch.Tensor, height: int, width: int) -> None:
@@ -88,7 +93,7 @@ def whole_in_graph(*tensors: torch.Tensor | None) -> bool:
     """
     return (
         torch.compiler.is_compiling()
-        and not torch.compiler.is_exporting()
+        and not is_exporting()
         and not interpreting()
         and all(tensor is None or tensor.device.type == "cpu" for tensor in tensors)
         and common_reason(*tensors) is None

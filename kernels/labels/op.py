@@ -24,6 +24,7 @@ from ..core.configurations import look_up
 from ..core.dispatch import use_triton
 from ..core.launch import ceil_div, launch
 from ..core.registry import register
+from ..core.tracing import is_exporting
 from .kernels import upsample_argmax_gather_kernel, upsample_argmax_kernel
 
 _MAX_UINT8_CLASSES = 256
@@ -47,7 +48,7 @@ def eager(logits: torch.Tensor, height: int, width: int, dtype: torch.dtype) -> 
     # A class masked by -inf would turn to NaN where it is blended.
     logits = logits.clamp(min=torch.finfo(logits.dtype).min / 4)
     few = classes <= _FEW_CLASSES
-    exporting = torch.compiler.is_exporting()  # one form for any size
+    exporting = is_exporting()  # one form for any size
     if few or exporting or height * width < 4 * grid_height * grid_width:
         # A map hardly larger than the logits, or a few classes: to look for borders first, or to
         # work in stripes, would not pay.

@@ -32,7 +32,6 @@ FIELDS = [
     "num_labels",
     "id2label",
     "label2id",
-    "num_hidden_layers",
 ]
 
 
@@ -41,6 +40,8 @@ def values(config):
         name: list(value) if isinstance(value := getattr(config, name), tuple) else value
         for name in FIELDS
     }
+    # An alias, which transformers 5.17 does not have.
+    fields["num_hidden_layers"] = getattr(config, "num_hidden_layers", config.num_encoder_blocks)
     if fields["label2id"] is None:  # transformers 5.23 leaves it out; fastseg derives it
         fields["label2id"] = {name: number for number, name in fields["id2label"].items()}
     return fields
@@ -52,7 +53,7 @@ def test_defaults_are_those_of_transformers():
 
 def test_every_field_of_the_class_is_an_argument():
     own = vars(transformers.SegformerConfig)["__annotations__"]
-    assert set(own) <= set(FIELDS)
+    assert set(own) <= {*FIELDS, "num_hidden_layers"}
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from fastseg.exporting.folded import FoldedLayer, FoldedStage
 from fastseg.folding.cache import Folded
 from fastseg.folding.parts import Part, part_problem
 from fastseg.kernels.blocks.tokens import tokens_to_map
+from fastseg.kernels.core.tracing import is_exporting
 
 from .hosts.names import EmbedNames, LayerNames
 from .parts import attention_part, embed_part, ffn_part
@@ -92,9 +93,7 @@ class LayerPlan:
 
     def run(self, x: torch.Tensor, height: int, width: int, norm: Any) -> torch.Tensor:
         """Tokens of the layer, after `norm` where one is given."""
-        if self.reason is not None or (
-            torch.compiler.is_exporting() and any(map(part_problem, self._around))
-        ):
+        if self.reason is not None or (is_exporting() and any(map(part_problem, self._around))):
             return _normalized(self.names.call(self.layer, x, height, width), norm)
         if self.attention.is_folded():
             x = kernels.sr_attention(x, height, width, **self.attention.folded())

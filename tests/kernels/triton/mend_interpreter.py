@@ -1,7 +1,8 @@
-"""What Triton's interpreter gets wrong with bfloat16 (3.6.0 and 3.9.0), put right for the tests.
+"""What Triton's interpreter gets wrong, put right for the tests. Real compiles are not concerned.
 
-`tl.dot` multiplies the bit patterns as integers, and casts from float32 cut digits off instead of
-rounding. Real compiles are not concerned.
+With bfloat16 (3.6.0 and 3.9.0) `tl.dot` multiplies the bit patterns as integers, and casts from
+float32 cut digits off instead of rounding. With numpy 2.4 and newer 3.6.0 cannot count in loops:
+`int()` takes arrays of no dimension alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from triton.runtime import interpreter
 
 _create_dot = interpreter.InterpreterBuilder.create_dot
 _convert_float = interpreter._convert_float
+_patch_lang_tensor = interpreter._patch_lang_tensor
 
 
 def _as_float32(handle: Any) -> Any:
@@ -37,7 +39,13 @@ def _convert(data: np.ndarray, source: Any, target: Any, rounding: Any) -> np.nd
     return _convert_float(data, source, target, rounding)
 
 
+def _patch_tensor(tensor: Any, *scope: Any) -> None:
+    _patch_lang_tensor(tensor, *scope)
+    tensor.__index__ = lambda self: int(self.handle.data.item())  # in its scope
+
+
 def mend() -> None:
     """Patch the interpreter of this process."""
     interpreter.InterpreterBuilder.create_dot = _dot
     interpreter._convert_float = _convert
+    interpreter._patch_lang_tensor = _patch_tensor

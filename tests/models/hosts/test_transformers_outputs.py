@@ -142,10 +142,10 @@ def test_tokens_of_the_last_stage(host, pixels, calls):
 
 def test_tokens_of_the_last_stage_in_a_decode_head():
     """transformers' head takes the square root of the channels for a side: right where it fits."""
-    model = HOST.build(reshape_last_stage=False, unit=2)  # 16 channels, a last grid of 4 x 4
+    model = HOST.build(reshape_last_stage=False, unit=8)  # 64 channels, a last grid of 8 x 8
     plain = copy.deepcopy(model)
     fastseg.accelerate(model)
-    pixels = torch.randn(2, 3, 128, 128)
+    pixels = torch.randn(1, 3, 256, 256)
     with torch.no_grad():
         ours, theirs = model(pixels), plain(pixels)
         assert_alike(ours, theirs)
