@@ -8,6 +8,7 @@ for kernels: that tries the script.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import sys
@@ -26,33 +27,48 @@ from fastseg.kernels.core.semaphores import passing_graphs
 
 from ..measure.run import tidy
 from ..providers.pytorch import capture
-from .forwards import Report, label_map
+from ..setting import Setting
+from .forwards import FORWARDS, QUICK, build, label_map
+from .stages import read_lines
 
 _REPLAYS, _PROFILED = 200, 50
 _SHOWN = 12  # kernels of a forward
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line."""
-    report = Report("kernel_times", argv)
-    with torch.no_grad(), passing_graphs():
-        for setting, model, pixels in report.left():
-            call = functools.partial(label_map, model, pixels)
-            replay = capture(call) if report.on_gpu else call
-            each = _microseconds(replay, report.device)
-            kernels = profiled(replay, report.device)
-            busy = sum(one["us"] * one["count"] for one in kernels)
-            count = sum(one["count"] for one in kernels)
-            whole = {"kernel": "", "us": round(each, 1), "count": 1, "busy_us": round(busy, 1)}
-            print(f"{setting}: {each:.0f} us a replay, {count:g} kernels of {busy:.0f} us in all")
-            for one in kernels[:_SHOWN]:
-                total = one["us"] * one["count"]
-                print(f"  {total:8.1f} us = {one['count']:g} x {one['us']:.1f}  {one['kernel']} "
-                      f"{one['grid']}")  # fmt: skip
-            report.add(setting, [whole, *kernels])
-            del model, call, replay
-            tidy(report.device)
+    """Run the command line. What FILE has from an earlier call is not looked at again."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.kernel_times")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON lines")
+    given = parser.parse_args(argv)
+    device = torch.device(given.device)
+    done = {line["case"] for line in read_lines(given.output)}
+    for setting in QUICK if given.quick else FORWARDS:
+        if str(setting) not in done:
+            with torch.no_grad(), passing_graphs():
+                found = _times(setting, device)
+            with given.output.open("a", encoding="utf-8") as file:  # all of a forward, or none
+                file.write(
+                    "".join(f"{json.dumps({'case': str(setting), **one})}\n" for one in found)
+                )
+            tidy(device)
     return 0
+
+
+def _times(setting: Setting, device: torch.device) -> list[dict[str, Any]]:
+    """The whole, with an empty name, and its kernels; printed as well."""
+    call = functools.partial(label_map, *build(setting, device))
+    replay = capture(call) if device.type == "cuda" else call
+    each = _microseconds(replay, device)
+    kernels = profiled(replay, device)
+    busy = sum(one["us"] * one["count"] for one in kernels)
+    count = sum(one["count"] for one in kernels)
+    print(f"{setting}: {each:.0f} us a replay, {count:g} kernels of {busy:.0f} us in all")
+    for one in kernels[:_SHOWN]:
+        total, what = one["us"] * one["count"], f"{one['kernel']} {one['grid']}"
+        print(f"  {total:8.1f} us = {one['count']:g} x {one['us']:.1f}  {what}", flush=True)
+    return [{"kernel": "", "us": each, "count": 1, "busy_us": busy}, *kernels]
 
 
 def _microseconds(replay: Callable[[], Any], device: torch.device) -> float:

@@ -20,9 +20,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = "gpu.jsonl"
 TUNED_ROWS = "gpu_tuned.jsonl"
-PARITY = "parity.jsonl"
 KERNELS = "kernels.jsonl"
 TUNED = "tuned.json"
+PARITY = "parity.jsonl"
 TESTS = "tests.jsonl"
 RECORDS = "stages.jsonl"
 
@@ -99,7 +99,7 @@ def _line(text: str, small: str = "") -> Command:
             "minutes": f"{0.85 * seconds / 60:.2f}",  # it stops by itself
             "resume": "--resume" if resume else "",
             "again": "" if resume else "--again",
-            "workers": "-n auto --maxprocesses 14" if spread else "",
+            "workers": "-n auto --maxprocesses 14 --dist loadgroup" if spread else "",
         }
         return shlex.split(f"{text} {small if options.quick else ''}".format(**known))
 
@@ -114,30 +114,17 @@ def _bench(arguments: str, rows: str, small: str = "") -> Command:
     return _line(text, f"--variants b0 --sizes 64 --batches 1 --repeats 3 {small}")
 
 
-def _looks(module: str, file: str = "") -> Command:
-    """A module of this folder; what it finds is in `file`."""
-    text = f"{{python}} bench.gpu.{module} --device {{device}}"
-    return _line(text + (f" --output ../{file} {{again}}" if file else ""), "--quick")
-
-
-def _tests(options: Options, seconds: float, resume: bool) -> list[str]:
-    """Kernel tests in one pool, but for those that are in the log.
-
-    The tuner has had a stage, and the sanitizer gets one. Without a GPU, Triton's interpreter runs
-    the smallest.
-    """
-    folder = "tests/kernels/triton"
+def _pytest(log: str, on_gpu: str, elsewhere: str) -> Command:
+    """Tests of these files in one pool, but for those that are in the log."""
     text = f"{{python}} pytest -c {shlex.quote(str(ROOT / 'pyproject.toml'))} --rootdir . "
     text += "-o addopts= -o pythonpath= -q --tb=short -p no:cacheprovider {workers} "
-    text += f"-p bench.gpu.pytest_plugin --log-tests ../{TESTS} {{again}} --test-seconds 60 "
-    if options.device == "cuda":
-        # Of the pool each worker takes what is next: what tells most comes first.
-        told = " ".join(f"{folder}/{name}" for name in ("test_gpu.py", "test_model.py"))
-        text += f"-m gpu {told} {folder} --ignore {folder}/tune "
-        text += f"--deselect {folder}/test_gpu.py::test_sanitizer"
-    else:
-        text += f"{folder}/norm {folder}/test_gpu.py"
-    return _line(text)(options, seconds, resume)
+    text += f"-p bench.gpu.pytest_plugin --log-tests ../{log} {{again}} --test-seconds 60 "
+
+    def command(options: Options, seconds: float, resume: bool) -> list[str]:
+        files = on_gpu if options.device == "cuda" else elsewhere
+        return _line(text + files)(options, seconds, resume)
+
+    return command
 
 
 _SANITIZER = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
@@ -156,6 +143,15 @@ def _sanitizer(tool: str) -> Command:
 
 
 _SETUP = _line("{python} bench.gpu.check --device {device}")
+_PRECOMPILE = _line("{python} bench.gpu.precompile --device {device}", "--quick")
+_TIMES = f"{{python}} bench.gpu.kernel_times --device {{device}} --output ../{KERNELS}"
+_PARITY = _pytest(PARITY, *["tests/kernels/test_forwards.py"] * 2)
+# What tells most comes first; the tuner has had a stage, and the sanitizer gets one. Without a GPU,
+# Triton's interpreter runs the smallest.
+_IN = "tests/kernels/triton"
+_ALL_TESTS = f"-m gpu {_IN}/test_gpu.py {_IN}/test_model.py {_IN} --ignore {_IN}/tune "
+_ALL_TESTS += f"--deselect {_IN}/test_gpu.py::test_sanitizer"
+_TESTS = _pytest(TESTS, _ALL_TESTS, f"{_IN}/norm {_IN}/test_gpu.py")
 _TUNE = _line(
     f"{{python}} fastseg tune --output ../{TUNED} --minutes {{minutes}} --device {{device}}",
     "--variants b0 --batch 1 --size 32 32 --dtype float32",
@@ -182,11 +178,11 @@ _INTERPRET = {"TRITON_INTERPRET": "{interpret}"}  # "1" without a GPU
 STAGES = (
     Stage("setup", "versions, device, clocks, one small kernel", 10, _SETUP, least=30, always=True),
     Stage("precompile", "the kernels of B0, B2 and B5, by all cores", 50,
-          _looks("precompile"), _KERNELS),
+          _PRECOMPILE, _KERNELS),
     Stage("parity", "B0, B2, B5 against float64; repeats, streams, graphs", 30,
-          _looks("parity", PARITY), _KERNELS),
+          _PARITY, _TESTED),
     Stage("kernels", "each kernel's time, from replays of graphs", 45,
-          _looks("kernel_times", KERNELS), _KERNELS),
+          _line(_TIMES, "--quick"), _KERNELS),
     Stage("models", "B0, B2, B5, batch 1 and 8: fastseg and transformers, with and without graphs",
           60, _bench(_OF_MODELS, ROWS), _MODELS),
     Stage("peers", "B0 and B2 against torch.compile, also in reduce-overhead", 100,
@@ -195,7 +191,7 @@ STAGES = (
           _KERNELS, variables=_INTERPRET, least=30, unfinished="later calls were not tuned"),
     Stage("models-tuned", "B0, B2, B5 once more, with the configurations found", 30,
           _bench(_OF_TUNED, TUNED_ROWS), _needs("transformers", file=TUNED), variables=_CONFIGS),
-    Stage("tests", "all kernel tests", 140, _tests, _TESTED, variables=_INTERPRET),
+    Stage("tests", "all kernel tests", 140, _TESTS, _TESTED, variables=_INTERPRET),
     Stage("memcheck", "compute-sanitizer's memcheck of tiny models", 30, _sanitizer("memcheck"),
           _CHECKED, variables=_INTERPRET | _UNCACHED),
     Stage("racecheck", "compute-sanitizer's racecheck of tiny models", 30, _sanitizer("racecheck"),

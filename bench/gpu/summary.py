@@ -27,13 +27,8 @@ def summary(out: Path, names: Sequence[str]) -> str:
         found = _found(out, name) if record["status"] != "skipped" else ""
         cell = "; ".join(filter(None, [found, record["reason"]])).replace("|", "\\|")[:160]
         lines.append(f"| {name} | {record['status']} | {record['seconds']:.0f} | {cell} |")
-    red = [
-        f"- {one['case']}: {one['check']}: {one['said']}"
-        for one in read_lines(out / PARITY)
-        if one["outcome"] != "right"
-    ]
-    failures = [one for one in read_lines(out / TESTS) if one["outcome"] == "failed"]
-    red += [f"- {one['test']}: {one['message']}" for one in failures]
+    tests = [one for log in (PARITY, TESTS) for one in read_lines(out / log)]
+    red = [f"- {one['test']}: {one['message']}" for one in tests if one["outcome"] == "failed"]
     if red:
         more = [f"- and {len(red) - _RED} more"] * (len(red) > _RED)
         lines += ["", f"Red, {len(red)}:", "", *red[:_RED], *more]
@@ -72,8 +67,8 @@ def _forwards(out: Path) -> list[str]:
 
 def _found(out: Path, name: str) -> str:
     """What a stage found, in a few words."""
-    if name == "tests":
-        outcomes = Counter(one["outcome"] for one in read_lines(out / TESTS))
+    if name in ("parity", "tests"):
+        outcomes = Counter(one["outcome"] for one in read_lines(out / f"{name}.jsonl"))
         return ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items())
     files = {"models": ROWS, "peers": ROWS, "models-tuned": TUNED_ROWS, "kernels": KERNELS}
     if name in files:

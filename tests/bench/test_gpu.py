@@ -17,12 +17,10 @@ import torch
 
 from bench import options
 from bench.gpu import __main__ as command
-from bench.gpu import forwards, kernel_times, parity, stages, summary
+from bench.gpu import kernel_times, stages, summary
 from bench.gpu import run as gpu_run
 from bench.gpu.stages import ROOT, STAGES, Options, Stage
 from bench.rows import append_rows
-from bench.setting import Setting, build_model, draw_pixels
-from fastseg.kernels.core import registry
 from tests.bench.cases import GPU_NAME, row
 
 
@@ -202,18 +200,18 @@ def test_results_are_not_gone_on_with_unless_asked_for(tmp_path, capsys):
 @pytest.mark.parametrize(("quick", "resume"), [(False, True), (True, False)])
 def test_commands_are_such_as_their_programs_take(tmp_path, device, quick, resume):
     where = Options(tmp_path, 10.0, device=device, quick=quick, commit="abc")
-    parsed, tests = {}, []
+    parsed, tests = {}, {}
     for stage in STAGES:
         line = stage.command(where, 120.0, resume)
         if line[1:3] == ["-m", "bench"]:
             parsed[stage.name] = options.parse(line[3:])
         elif "pytest" in line:
-            tests = [word for word in line if word.startswith("tests/")]
-        if "--output" in line and "fastseg" not in line and stage.name not in parsed:
+            tests[stage.name] = [word for word in line if word.startswith("tests/")]
             assert ("--again" in line) is not resume
-    assert all((ROOT / word.partition("::")[0]).exists() for word in tests)
+    files = [word.partition("::")[0] for words in tests.values() for word in words]
+    assert all((ROOT / file).exists() for file in files)
     # In the order of what tells most, and then all.
-    assert tests[:3] == [f"tests/kernels/triton{name}" for name in
+    assert tests["tests"][:3] == [f"tests/kernels/triton{name}" for name in
                          (("/test_gpu.py", "/test_model.py", "") if device == "cuda" else
                           ("/norm", "/test_gpu.py"))]  # fmt: skip
     assert set(parsed) == {"models", "peers", "models-tuned"}
@@ -365,44 +363,17 @@ def test_the_summary_is_a_screen_of_what_counts(tmp_path):
         {**kernel, "kernel": "decode_head_kernel", "us": 50.0},
     ]
     (tmp_path / "kernels.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
-    red = {"case": case, "check": "two streams", "outcome": "wrong", "said": "repeat 3 differs"}
-    (tmp_path / "parity.jsonl").write_text(json.dumps(red) + "\n")
+    red = {"test": "test_forwards.py::test_logits", "outcome": "failed", "message": "wrong"}
+    (tmp_path / "tests.jsonl").write_text(json.dumps(red) + "\n")
     text = summary.summary(tmp_path, [stage.name for stage in STAGES])
     assert len(text.splitlines()) < 50
-    assert f"- {case}: two streams: repeat 3 differs" in text
+    assert "- test_forwards.py::test_logits: wrong" in text
     assert f"- {case}: 400 us, in kernels 300" in text
     assert "linear_kernel 67%, decode_head_kernel 33%" in text
     assert f"| {case} | 4 |  |  |  |  | 0.5 | 0.25 |" in text
 
 
-# What the stages look at
-
-
-def test_parity_names_what_is_wrong():
-    model = build_model("b0", torch.device("cpu"), torch.float32)
-    pixels = draw_pixels((64, 64))
-    setting = Setting("b0", (64, 64), 1, "float32")
-    with torch.no_grad():
-        right = list(parity._checks(setting, model, pixels))
-        assert {one["outcome"] for one in right} == {"right"}
-        assert len(right) == 5
-
-        def noisy(module, inputs, output):
-            output.logits += 1e-3 * torch.rand(()) * (output.logits.dtype == torch.float32)
-
-        handle = model.register_forward_hook(noisy)
-        found = {one["check"]: one["outcome"] for one in parity._checks(setting, model, pixels)}
-        handle.remove()
-        assert found["logits"] == found["20 repeats"] == found["graph replays"] == "wrong"
-        assert found["mix_ffn 1"] == "right"  # each op by itself
-        forms = {
-            **registry.EAGER,
-            "mix_ffn": lambda *a, **k: 1.01 * registry.EAGER["mix_ffn"](*a, **k),
-        }
-        ops = {one["check"]: one["outcome"] for one in parity._ops(model, pixels, forms)}
-    wrong = {name for name, outcome in ops.items() if outcome == "wrong"}
-    assert wrong == {name for name in ops if name.startswith("mix_ffn")}
-    assert 4 <= len(wrong) < len(ops)
+# Kernel times
 
 
 def test_kernels_are_counted_and_timed():
@@ -414,11 +385,12 @@ def test_kernels_are_counted_and_timed():
     assert all(one["us"] > 0 for one in found)
 
 
-def test_what_was_looked_at_is_not_looked_at_again(tmp_path):
-    output = tmp_path / "found.jsonl"
+def test_a_forward_that_is_in_the_file_is_not_timed_again(tmp_path, monkeypatch):
+    output = tmp_path / "kernels.jsonl"
     line = ["--device", "cpu", "--quick", "--output", str(output)]
-    report = forwards.Report("parity", line)
-    ((setting, _, _),) = report.left()
-    report.add(setting, [{"check": "logits", "outcome": "right", "said": ""}])
-    assert not list(forwards.Report("parity", line).left())
-    assert len(list(forwards.Report("parity", [*line, "--again"]).left())) == 1
+    taken = []
+    monkeypatch.setattr(kernel_times, "_times", lambda *given: taken.append(given) or [{"us": 1}])
+    for _ in range(2):
+        assert kernel_times.main(line) == 0
+    assert len(taken) == 1
+    assert [one["case"] for one in summary.read_lines(output)] == [str(taken[0][0])]
