@@ -10,8 +10,9 @@ import importlib
 import multiprocessing
 import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, as_completed
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -78,13 +79,19 @@ class Precompiler:
         self._begun: dict[str, Future[Precompiled]] = {}
 
     def begin(self, launches: Iterable[Launch]) -> list[Future[Precompiled]]:
-        """Queue what of `launches` is not queued; futures of all of them, each kernel once."""
-        return list({one: self._begin(one, launch) for one, launch in _by_key(launches)}.values())
+        """Queue what of `launches` is not queued; futures of all of them, each kernel once.
 
-    def _begin(self, name: str, launch: Launch) -> Future[Precompiled]:
-        if name not in self._begun:
-            self._begun[name] = self._pool.submit(_compile, *_described(launch))
-        return self._begun[name]
+        None where a compiler has ended its process, with a warning: kernels compile as they run.
+        """
+        by_key = {key(launch): launch for launch in launches}
+        try:
+            for name, launch in by_key.items():
+                if name not in self._begun:
+                    self._begun[name] = self._pool.submit(_compile, *_described(launch))
+        except BrokenExecutor as error:
+            warnings.warn(f"nothing is compiled beforehand any more: {error}", stacklevel=2)
+            return []
+        return [self._begun[name] for name in by_key]
 
     def __enter__(self) -> Precompiler:
         return self
@@ -106,10 +113,6 @@ def precompile(
     with Precompiler(target, processes) as pool:
         for done in as_completed(pool.begin(launches)):
             yield done.result()
-
-
-def _by_key(launches: Iterable[Launch]) -> Iterator[tuple[str, Launch]]:
-    return ((key(launch), launch) for launch in launches)
 
 
 def _described(launch: Launch) -> tuple[str, str, tuple[Any, ...], dict[str, Any]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures import BrokenExecutor
 
 import pytest
 import torch
@@ -71,6 +73,13 @@ def test_launches_of_a_fresh_process_hit_the_cache(launches, tmp_path, monkeypat
     # On a CPU the weights of depthwise convolutions are laid out otherwise, and only theirs.
     assert set(missed) <= {"tail_kernel", "depthwise_kernel"}
     assert len(missed) <= 6
+
+
+def test_a_compiler_that_dies_is_no_error(launches):
+    with Precompiler("sm_90", processes=1) as pool:
+        assert isinstance(pool._pool.submit(os._exit, 1).exception(), BrokenExecutor)
+        with pytest.warns(UserWarning, match="nothing is compiled beforehand any more"):
+            assert pool.begin(launches) == []
 
 
 def test_each_kernel_is_compiled_once_and_failures_are_told(launches, tmp_path, monkeypatch):
