@@ -94,6 +94,7 @@ def _line(text: str, small: str = "") -> Command:
         spread = importlib.util.find_spec("xdist") is not None
         known = {
             "python": f"{shlex.quote(sys.executable)} -m",
+            "mended": "" if options.device == "cuda" else "tests.kernels.triton.mend_interpreter",
             "device": options.device,
             "commit": options.commit,
             "minutes": f"{0.85 * seconds / 60:.2f}",  # it stops by itself
@@ -132,12 +133,12 @@ _SANITIZER = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-s
 
 def _sanitizer(tool: str) -> Command:
     """One forward of tiny models under compute-sanitizer; without it where there is no GPU."""
-    program = f"{shlex.quote(sys.executable)} tests/kernels/triton/sanitizer_cases.py"
+    program = "{python} {mended} tests.kernels.triton.sanitizer_cases {device}"
 
     def command(options: Options, seconds: float, resume: bool) -> list[str]:
-        if options.device != "cuda":
-            return shlex.split(f"{program} cpu")
-        return shlex.split(f"{_SANITIZER} --tool {tool} --error-exitcode 99 {program}")
+        before = f"{_SANITIZER} --tool {tool} --error-exitcode 99 "
+        text = before * (options.device == "cuda") + program
+        return _line(text)(options, seconds, resume)
 
     return command
 
@@ -152,10 +153,8 @@ _IN = "tests/kernels/triton"
 _ALL_TESTS = f"-m gpu {_IN}/test_gpu.py {_IN}/test_model.py {_IN} --ignore {_IN}/tune "
 _ALL_TESTS += f"--deselect {_IN}/test_gpu.py::test_sanitizer"
 _TESTS = _pytest(TESTS, _ALL_TESTS, f"{_IN}/norm {_IN}/test_gpu.py")
-_TUNE = _line(
-    f"{{python}} fastseg tune --output ../{TUNED} --minutes {{minutes}} --device {{device}}",
-    "--variants b0 --batch 1 --size 32 32 --dtype float32",
-)
+_TUNE = f"{{python}} {{mended}} fastseg tune --output ../{TUNED} --minutes {{minutes}} --device "
+_SMALL_TUNE = "--variants b0 --batch 1 --size 32 32 --dtype float32"
 # A later run of a case takes the place of an earlier one, so it has all its providers and more.
 _GRAPHS = "transformers-cuda-graph,fastseg-cuda-graph"
 _FEW = f"{_GRAPHS},fastseg-accelerate,fastseg-triton,fastseg-unchecked-graph"
@@ -187,8 +186,9 @@ STAGES = (
           60, _bench(_OF_MODELS, ROWS), _MODELS),
     Stage("peers", "B0 and B2 against torch.compile, also in reduce-overhead", 100,
           _bench(_OF_PEERS, ROWS, "--providers transformers-reduce-overhead"), _MODELS),
-    Stage("tune", "launch configurations of B0 and B2, what takes most time first", 120, _TUNE,
-          _KERNELS, variables=_INTERPRET, least=30, unfinished="later calls were not tuned"),
+    Stage("tune", "launch configurations of B0 and B2, what takes most time first", 120,
+          _line(_TUNE + "{device}", _SMALL_TUNE), _KERNELS, variables=_INTERPRET, least=30,
+          unfinished="later calls were not tuned"),
     Stage("models-tuned", "B0, B2, B5 once more, with the configurations found", 30,
           _bench(_OF_TUNED, TUNED_ROWS), _needs("transformers", file=TUNED), variables=_CONFIGS),
     Stage("tests", "all kernel tests", 140, _TESTS, _TESTED, variables=_INTERPRET),

@@ -115,6 +115,7 @@ def project_query(
     BLOCK_K: tl.constexpr,
 ):
     """Queries of one head, times log2(e): LayerNorm and linear as in linear.py."""
+    LOG2_E: tl.constexpr = 1.4426950408889634  # not a global: see primitives.py
     EXACT: tl.constexpr = x_pointers.dtype.element_ty == tl.float32
     GATHER: tl.constexpr = mean is None
     column = first + tl.arange(0, HEAD_DIM)

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 
 from ..core.optional_triton import tl, triton
-from .primitives import LOG2_E
 
 
 def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
@@ -52,6 +51,7 @@ def reciprocal(x):
 @triton.jit
 def gelu(x):
     """GELU: x times the normal distribution's integral up to x."""
+    LOG2_E: tl.constexpr = 1.4426950408889634  # not a global: see primitives.py
     t = reciprocal(1.0 + 0.23164189 * tl.abs(x))
     # erfc / 2: half of the published coefficients, z = |x| / sqrt(2).
     series = 0.5307027145 * t - 0.7265760135
@@ -65,12 +65,14 @@ def gelu(x):
 @triton.jit
 def times_sigmoid(x, y):
     """The product x * sigmoid(y); where exp2 overflows to infinity the sigmoid is 0."""
+    LOG2_E: tl.constexpr = 1.4426950408889634  # not a global: see primitives.py
     return x * reciprocal(1.0 + tl.exp2(y * -LOG2_E))
 
 
 @triton.jit
 def mish(x):
     """Mish: x * tanh(softplus(x)), the tanh as a ratio in exp(-|x|), which cannot overflow."""
+    LOG2_E: tl.constexpr = 1.4426950408889634  # not a global: see primitives.py
     e = tl.exp2(tl.abs(x) * -LOG2_E)
     numerator = tl.where(x > 0, 1.0 + 2.0 * e, e * (e + 2.0))
     return x * numerator * reciprocal(numerator + tl.where(x > 0, 2.0 * e * e, 2.0))
@@ -79,6 +81,7 @@ def mish(x):
 @triton.jit
 def selu(x):
     """SELU; exp(x) - 1 by its series near 0, where the difference would cancel."""
+    LOG2_E: tl.constexpr = 1.4426950408889634  # not a global: see primitives.py
     series = 1.0 + x * (0.2 + x * 0.0333333333)
     series = 1.0 + x * (0.5 + x * (0.1666666667 + x * 0.0416666667 * series))
     negative = tl.where(x > -0.3, x * series, tl.exp2(x * LOG2_E) - 1.0)

@@ -4,6 +4,8 @@ import torch
 
 from ..core.optional_triton import tl, triton
 
+# For kernels alone. With triton 3.6 a kernel's key in the cache depends on whether the functions
+# that it calls were used before it, if these have globals: so they have none.
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 

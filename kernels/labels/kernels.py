@@ -11,12 +11,7 @@ class. Hence cells:
   multiprocessor has too few warps to hide the way to memory otherwise.
 """
 
-import torch
-
 from ..core.optional_triton import tl, triton
-
-# A class masked by -inf becomes this, as -inf would turn to NaN where it is blended.
-LOWEST = tl.constexpr(torch.finfo(torch.float32).min / 4)
 
 
 @triton.jit
@@ -46,7 +41,11 @@ def load_classes(class_pointer, stride_class, offsets, COUNT: tl.constexpr):
 
 @triton.jit
 def to_float32(logit):
-    """Cast to float32, and to at least `LOWEST`. NaN stays."""
+    """Cast to float32, and to at least a quarter of its lowest number. NaN stays.
+
+    A class that is masked by -inf would turn to NaN where it is blended.
+    """
+    LOWEST: tl.constexpr = -8.5070586e37  # not a global: see primitives.py
     return tl.maximum(logit.to(tl.float32), LOWEST, propagate_nan=tl.PropagateNan.ALL)
 
 

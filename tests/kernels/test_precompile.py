@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from concurrent.futures import BrokenExecutor
@@ -11,10 +13,13 @@ from concurrent.futures import BrokenExecutor
 import pytest
 import torch
 
+import fastseg
 from fastseg.kernels.core import optional_triton
 
 if not optional_triton.HAS_TRITON or optional_triton.interpreting():
     pytest.skip("compiling needs Triton, not its interpreter", allow_module_level=True)
+
+import triton
 
 from bench.work import trace_model
 from fastseg.kernels.tune.ahead_of_time import key
@@ -73,6 +78,26 @@ def test_launches_of_a_fresh_process_hit_the_cache(launches, tmp_path, monkeypat
     # On a CPU the weights of depthwise convolutions are laid out otherwise, and only theirs.
     assert set(missed) <= {"tail_kernel", "depthwise_kernel"}
     assert len(missed) <= 6
+
+
+@pytest.mark.oldest
+def test_keys_do_not_depend_on_what_was_used_before():
+    """With triton 3.6 a function's globals are in a kernel's key if they are known by then."""
+    functions = {}
+    for module in pkgutil.walk_packages(fastseg.kernels.__path__, "fastseg.kernels."):
+        for value in vars(importlib.import_module(module.name)).values():
+            if isinstance(value, triton.JITFunction):
+                functions[f"{value.fn.__module__}.{value.__name__}"] = value
+    assert len(functions) > 40
+
+    def keys(names):
+        for function in functions.values():
+            function.hash, function.used_global_vals = None, {}
+        return {name: functions[name].cache_key for name in names}
+
+    forth, back = keys(sorted(functions)), keys(sorted(functions, reverse=True))
+    alone = {name: keys([name])[name] for name in functions}
+    assert forth == back == alone
 
 
 def test_a_compiler_that_dies_is_no_error(launches):

@@ -3,10 +3,14 @@
 With bfloat16 (3.6.0 and 3.9.0) `tl.dot` multiplies the bit patterns as integers, and casts from
 float32 cut digits off instead of rounding. With numpy 2.4 and newer 3.6.0 cannot count in loops:
 `int()` takes arrays of no dimension alone.
+
+`python -m tests.kernels.triton.mend_interpreter MODULE ARGUMENTS` runs a module with all that.
 """
 
 from __future__ import annotations
 
+import runpy
+import sys
 from typing import Any
 
 import numpy as np
@@ -49,3 +53,9 @@ def mend() -> None:
     interpreter.InterpreterBuilder.create_dot = _dot
     interpreter._convert_float = _convert
     interpreter._patch_lang_tensor = _patch_tensor
+
+
+if __name__ == "__main__":
+    mend()
+    sys.argv[:] = sys.argv[1:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

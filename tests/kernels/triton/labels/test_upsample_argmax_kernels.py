@@ -341,8 +341,11 @@ def test_in_a_graph(device):
         assert torch.equal(compiled(logits, size), upsample_argmax(logits, size))
 
 
-def test_lowest_is_far_from_any_logit():
-    assert argmax_kernels.LOWEST.value == torch.finfo(torch.float32).min / 4
+@pytest.mark.parametrize("size", [(4, 4), (16, 16)])
+def test_what_stands_for_minus_infinity_is_below_any_logit(size, device):
+    logits = torch.full((1, 3, 4, 4), float("-inf"), device=device)
+    logits[:, 1] = -8e37
+    assert (upsample_argmax(logits, size) == 1).all()
 
 
 @pytest.mark.parametrize(("grid", "size"), [((1, 5), (1, 5)), ((2, 2), (1, 1)), ((3, 4), (1, 9))])
