@@ -40,7 +40,7 @@ def logits_of(model, pixels, backend):
         ("b0", 1, (32, 64), torch.float32),
         ("b0", 1, (32, 64), torch.float16),
         ("b0", 1, (32, 64), torch.bfloat16),
-        ("b0", 2, (33, 43), torch.float32),
+        pytest.param("b0", 2, (33, 43), torch.float32, marks=pytest.mark.slow),
     ],
     ids=str,
 )
