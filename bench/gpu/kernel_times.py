@@ -27,7 +27,7 @@ from fastseg.kernels.core.semaphores import passing_graphs
 
 from ..measure.run import tidy
 from ..providers.pytorch import capture
-from ..setting import Setting
+from ..setting import Setting, first_line
 from .forwards import FORWARDS, QUICK, build, label_map
 from .stages import read_lines
 
@@ -44,16 +44,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     device = torch.device(given.device)
     done = {line["case"] for line in read_lines(given.output)}
+    status = 0
     for setting in QUICK if given.quick else FORWARDS:
-        if str(setting) not in done:
+        if str(setting) in done:
+            continue
+        try:
             with torch.no_grad(), passing_graphs():
                 found = _times(setting, device)
-            with given.output.open("a", encoding="utf-8") as file:  # all of a forward, or none
-                file.write(
-                    "".join(f"{json.dumps({'case': str(setting), **one})}\n" for one in found)
-                )
-            tidy(device)
-    return 0
+        except torch.AcceleratorError:  # the GPU is lost to this process
+            raise
+        except Exception as error:  # of a kernel or a capture: the other forwards are told
+            print(f"{setting}: {first_line(error)}", flush=True)
+            status = 1
+            continue
+        lines = [json.dumps({"case": str(setting), **one}) for one in found]
+        with given.output.open("a", encoding="utf-8") as file:  # all of a forward, or none
+            file.write("\n".join(lines) + "\n")
+        tidy(device)
+    return status
 
 
 def _times(setting: Setting, device: torch.device) -> list[dict[str, Any]]:

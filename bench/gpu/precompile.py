@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from concurrent.futures import as_completed
 
 from fastseg.kernels.core.configurations import FAMILIES
-from fastseg.kernels.tune.precompile import precompile
+from fastseg.kernels.tune.precompile import Precompiler, present_target
 
 from ..setting import DTYPES
 from ..work import trace_model
@@ -25,28 +26,19 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
-    target = "sm_90"  # to try the script itself
-    if given.device == "cuda":
-        from fastseg.kernels.tune.precompile import present_target
-
-        target = present_target()
+    target = present_target() if given.device == "cuda" else "sm_90"  # to try the script itself
     family = f"{target[:-1]}0" if f"{target[:-1]}0" in FAMILIES else "default"
-    began, failures = time.monotonic(), []
-    launches = [
-        launch
-        for variant, size, batch, dtype in FORWARDS[: 1 if given.quick else None]
-        for launch in trace_model(variant, size, batch, DTYPES[dtype], family).launches
-    ]
-    launches = launches[: _QUICK if given.quick else None]
-    seconds = []
-    for done in precompile(launches, target):
-        seconds.append(done.seconds)
-        if done.error:
-            failures.append(done)
-            print(f"{done.kernel}: {done.error}", flush=True)
+    began, begun = time.monotonic(), set()
+    with Precompiler(target) as pool:
+        for variant, size, batch, dtype in FORWARDS[: 1 if given.quick else None]:
+            launches = trace_model(variant, size, batch, DTYPES[dtype], family).launches
+            begun |= {*pool.begin(launches[: _QUICK if given.quick else None])}
+        done = [one.result() for one in as_completed(begun)]
+    failures = [f"{one.kernel}: {one.error}" for one in done if one.error]
+    print(*failures, sep="\n", end="\n" * bool(failures))
     print(
-        f"{len(seconds)} kernels for {target} in {time.monotonic() - began:.0f} s, of "
-        f"{sum(seconds):.0f} s of one process; {len(failures)} do not compile"
+        f"{len(done)} kernels for {target} in {time.monotonic() - began:.0f} s, of "
+        f"{sum(one.seconds for one in done):.0f} s of one process; {len(failures)} do not compile"
     )
     return int(bool(failures))
 

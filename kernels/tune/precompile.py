@@ -11,8 +11,8 @@ import multiprocessing
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, as_completed
+from collections.abc import Iterable
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -100,19 +100,6 @@ class Precompiler:
         self, kind: type[BaseException] | None, value: Any, traceback: TracebackType | None
     ) -> None:
         self._pool.shutdown(wait=kind is None, cancel_futures=True)
-
-
-def precompile(
-    launches: Iterable[Launch], target: str, processes: int | None = None
-) -> Iterator[Precompiled]:
-    """Compile `launches` for `target`, each kernel once; what became of each, as it is done.
-
-    Raises:
-        concurrent.futures.process.BrokenProcessPool: a compiler took its process with it.
-    """
-    with Precompiler(target, processes) as pool:
-        for done in as_completed(pool.begin(launches)):
-            yield done.result()
 
 
 def _described(launch: Launch) -> tuple[str, str, tuple[Any, ...], dict[str, Any]]:

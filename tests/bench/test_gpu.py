@@ -394,3 +394,19 @@ def test_a_forward_that_is_in_the_file_is_not_timed_again(tmp_path, monkeypatch)
         assert kernel_times.main(line) == 0
     assert len(taken) == 1
     assert [one["case"] for one in summary.read_lines(output)] == [str(taken[0][0])]
+
+
+def test_a_forward_that_fails_costs_no_other(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "kernels.jsonl"
+    monkeypatch.setattr(kernel_times, "QUICK", kernel_times.FORWARDS[:2])
+
+    def times(setting, device):
+        if setting.batch == 1:
+            raise RuntimeError("no capture")
+        return [{"kernel": "", "us": 1.0}]
+
+    monkeypatch.setattr(kernel_times, "_times", times)
+    assert kernel_times.main(["--device", "cpu", "--quick", "--output", str(output)]) == 1
+    assert "batch 1, bfloat16: RuntimeError: no capture" in capsys.readouterr().out
+    (line,) = summary.read_lines(output)
+    assert "batch 8" in line["case"]

@@ -23,7 +23,7 @@ import triton
 
 from bench.work import trace_model
 from fastseg.kernels.tune.ahead_of_time import key
-from fastseg.kernels.tune.precompile import Precompiler, precompile
+from fastseg.kernels.tune.precompile import Precompiler
 
 # In a fresh process a forward goes through Triton's own JIT, up to a launcher that does nothing.
 FORWARD = """
@@ -67,7 +67,8 @@ def launches():
 @pytest.mark.slow
 def test_launches_of_a_fresh_process_hit_the_cache(launches, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    done = list(precompile(launches, "sm_90", processes=2))
+    with Precompiler("sm_90", processes=2) as pool:
+        done = [one.result() for one in pool.begin(launches)]
     assert len(done) == len({key(launch) for launch in launches})
     assert not [one for one in done if one.error]
     program = [sys.executable, "-c", FORWARD]
