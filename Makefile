@@ -95,7 +95,8 @@ $(TRITON36)/.done: $(VENV)/.test
 $(GPU_VERSIONS)/.done: pyproject.toml
 	$(PYTHON312) -m venv $(GPU_VERSIONS)
 	$(GPU_VERSIONS)/bin/python -m pip install --quiet --disable-pip-version-check \
-		torch==2.11.0 torchvision==0.26.0 triton==3.6.0 numpy==2.5.2 transformers==5.17.0 \
+		torch==2.11.0 torchvision==0.26.0 triton==3.6.0 transformers==5.17.0 \
+		"numpy==2.5.2; python_version >= '3.12'" \
 		-e ".[test]"
 	touch $@
 
