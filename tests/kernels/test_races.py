@@ -28,7 +28,7 @@ from fastseg.kernels.tune.ahead_of_time import text_of  # noqa: E402
 pytestmark = pytest.mark.slow
 _SECONDS = 400.0  # per_head's pairs take 145
 
-# Kernels in which lanes with equal values write one address.
+# Kernels in which lanes with equal values write one address, by triton 3.9; 3.7 makes two fewer.
 EQUAL_WRITES = {
     *("linear_kernel", "patch_embed_pixels_kernel", "patch_embed_whole_row_kernel"),
     *("per_head_kernel", "sr_partials_kernel", "tail_kernel"),
@@ -96,8 +96,7 @@ def test_no_read_meets_a_write(name, tmp_path):
         result = check(launch, text, tmp_path, exhaustive_memory_search=True)
     if result["result"] == "timeout":
         pytest.skip(f"no verdict within {_SECONDS:.0f} s")
-    if name in EQUAL_WRITES:
-        assert result["result"] == "potential_race"
+    if name in EQUAL_WRITES and result["result"] == "potential_race":
         assert set(pairs(result)) == {("write/write", True)}
     else:
         assert result["result"] == "race_free", (result, pairs(result))
