@@ -48,7 +48,7 @@ test-all: test $(TRITON36)/.done
 test-gpu-versions: $(GPU_VERSIONS)/.done
 	$(GPU_VERSIONS)/bin/pytest $(OF_VERSIONS) -m "not slow or oldest"
 	TRITON_INTERPRET=1 $(GPU_VERSIONS)/bin/pytest tests/kernels/triton -m oldest
-	$(GPU_VERSIONS)/bin/pytest tests/kernels/test_precompile.py
+	$(GPU_VERSIONS)/bin/pytest tests/kernels/test_precompile.py -m slow
 	FASTSEG_REHEARSAL=1 $(GPU_VERSIONS)/bin/pytest -o addopts= tests/bench/test_rehearsal.py
 
 test-newest: $(NEWEST)/.done

@@ -10,7 +10,9 @@ import sys
 import time
 from concurrent.futures import as_completed
 
-from fastseg.kernels.core.configurations import FAMILIES
+import torch
+
+from fastseg.kernels.core.configurations import device_family
 from fastseg.kernels.tune.precompile import Precompiler, present_target
 
 from ..setting import DTYPES
@@ -26,8 +28,9 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
-    target = present_target() if given.device == "cuda" else "sm_90"  # to try the script itself
-    family = f"{target[:-1]}0" if f"{target[:-1]}0" in FAMILIES else "default"
+    target = family = "sm_90"  # to try the script itself
+    if given.device == "cuda":
+        target, family = present_target(), device_family(torch.device("cuda"))
     began, begun = time.monotonic(), set()
     with Precompiler(target) as pool:
         for variant, size, batch, dtype in FORWARDS[: 1 if given.quick else None]:

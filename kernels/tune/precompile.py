@@ -81,7 +81,8 @@ class Precompiler:
     def begin(self, launches: Iterable[Launch]) -> list[Future[Precompiled]]:
         """Queue what of `launches` is not queued; futures of all of them, each kernel once.
 
-        None where a compiler has ended its process, with a warning: kernels compile as they run.
+        Where a compiler has ended its process there are none, and a warning: kernels compile as
+        they run.
         """
         by_key = {key(launch): launch for launch in launches}
         try:
