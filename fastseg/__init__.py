@@ -6,7 +6,7 @@ from fastseg.checkpoints.load import CheckpointError, CheckpointWarning
 from fastseg.cuda_graphs.runner import graphed
 from fastseg.exporting.export import ExportError, ExportResult, ExportWarning, export
 from fastseg.folding.conditions import plain_path
-from fastseg.folding.modules import refold, repack
+from fastseg.folding.swap import refold, repack
 from fastseg.folding.warmup import warmup
 from fastseg.images.processor import SegformerImageProcessor
 from fastseg.inference.segment import segment

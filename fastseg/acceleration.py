@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from fastseg.folding.modules import FoldedForward
 from fastseg.folding.swap import Accelerated, accelerated_class
 from fastseg.folding.trial import kind_of
 from fastseg.models.segformer.encoder_plan import EncoderHost
@@ -56,7 +55,7 @@ def accelerate(model: Model, *, strict: bool = False) -> Model:
     changed: list[Any] = []
     modules: list[tuple[str, Any]] = list(model.named_modules())
     for name, module in modules:
-        if isinstance(module, FoldedForward):
+        if isinstance(module, Accelerated) and module._fastseg_host.own:
             has_segformer = True
             continue
         was_fast = isinstance(module, Accelerated)
@@ -125,7 +124,7 @@ def restore(model: Model) -> Model:
     """
     _check(model)
     for name, module in model.named_modules():
-        if isinstance(module, Accelerated):
+        if isinstance(module, Accelerated) and module._fastseg_class is not None:
             if type(module) is not accelerated_class(module._fastseg_class, module._fastseg_host):
                 raise RuntimeError(
                     f"{name or type(module).__name__}: expected the class that accelerate gave it, "

@@ -9,16 +9,12 @@ import torch
 from torch import nn
 
 from fastseg.folding.cache import Folded
-from fastseg.folding.conditions import plain_reason
 from fastseg.folding.swap import Accelerated
 from fastseg.kernels import fallbacks, select_backend
 from fastseg.kernels.attention.op import supports as sr_attention_supports
 from fastseg.kernels.embed.op import supports as patch_embed_supports
 from fastseg.kernels.ffn.op import supports as mix_ffn_supports
 from fastseg.kernels.head.op import supports as decode_head_supports
-from fastseg.models.segformer.decode_head import SegformerDecodeHead
-from fastseg.models.segformer.encoder import SegformerEncoder
-from fastseg.models.segformer.layers import SegformerLayer, SegformerOverlapPatchEmbeddings
 
 
 def report(model: nn.Module) -> str:
@@ -41,12 +37,8 @@ def report(model: nn.Module) -> str:
     lines: list[str] = []
     for name, part in model.named_modules():
         label = name or type(part).__name__
-        if isinstance(part, SegformerEncoder | SegformerDecodeHead):
-            reason = plain_reason(part)
-            path = f"plain: {reason}" if reason else _folded_path(part, _own_arguments(part))
-            lines.append(f"{label}: {path}")
-        elif isinstance(part, Accelerated):
-            lines += _host_lines(label, part)
+        if isinstance(part, Accelerated):
+            lines += _lines(label, part)
         elif "_fastseg_refusal" in part.__dict__:
             lines.append(f"{label}: the host's own: {part.__dict__['_fastseg_refusal']}")
     if not lines:
@@ -61,20 +53,21 @@ def report(model: nn.Module) -> str:
     return "\n".join(lines)
 
 
-def _host_lines(label: str, part: Any) -> Iterator[str]:
-    """Lines of an accelerated module, and of what stays the host's in it."""
-    library = part._fastseg_host.name
+def _lines(label: str, part: Accelerated) -> Iterator[str]:
+    """Lines of a module with a plan, and of what runs without it inside."""
+    host = part._fastseg_host
+    whole, other = (label, "plain") if host.own else (f"{label} ({host.name})", "the host's own")
     reason = part.fastseg_reason()
     if reason is not None:
-        yield f"{label} ({library}): the host's own: {reason}"
+        yield f"{whole}: {other}: {reason}"
         return
     plan = part.fastseg_plan()
-    yield f"{label} ({library}): {_folded_path(part, plan.arguments())}"
+    yield f"{whole}: {_folded_path(part, plan.arguments())}"
     for name, why in plan.reasons():
-        yield f"{label}.{name}: the host's own: {why}"
+        yield f"{label}.{name}: {other}: {why}"
 
 
-def _folded_path(part: nn.Module, arguments: Iterator[tuple[str, Folded]]) -> str:
+def _folded_path(part: Any, arguments: Iterator[tuple[str, Folded]]) -> str:
     try:
         backend, why = select_backend(next(part.parameters()).device)
     except (RuntimeError, ValueError) as error:  # what FASTSEG_BACKEND asks for is not there
@@ -88,18 +81,6 @@ def _folded_path(part: nn.Module, arguments: Iterator[tuple[str, Folded]]) -> st
             if (reason := _declined(op, folded)) is not None
         )
     return "; ".join(["folded, Triton kernels", *declined])
-
-
-def _own_arguments(part: nn.Module) -> Iterator[tuple[str, Folded]]:
-    """Each op that fastseg's own module runs, with its folded arguments."""
-    for module in part.modules():
-        if isinstance(module, SegformerOverlapPatchEmbeddings):
-            yield "patch_embed", module.folded()
-        elif isinstance(module, SegformerLayer):
-            yield "sr_attention", module.folded()["attention"]
-            yield "mix_ffn", module.folded()["mix_ffn"]
-        elif isinstance(module, SegformerDecodeHead):
-            yield "decode_head", module.folded()
 
 
 def _declined(op: str, folded: Folded) -> str | None:

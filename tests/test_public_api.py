@@ -10,7 +10,6 @@ import importlib
 import inspect
 import pickle
 import pkgutil
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,20 +92,6 @@ def test_no_module_shares_a_name_with_what_is_in_its_package():
         package, _, last = name.rpartition(".")
         module = importlib.import_module(name)
         assert getattr(importlib.import_module(package), last) is module, name
-
-
-def test_repack_is_the_old_name_of_refold():
-    model = fastseg.SegformerModel(fastseg.SegformerConfig()).eval()
-    layer = model.encoder.block[0][0]
-    for call in (model.repack, lambda: fastseg.repack(model), model.refold):
-        fastseg.warmup(model, [(1, 3, 64, 64)])
-        assert layer.fold_cache().current is not None
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            call()
-        assert layer.fold_cache().current is None
-        told = [str(warning.message) for warning in caught]
-        assert told == ([] if call == model.refold else ["repack: the name is refold now"])
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils import _pytree as pytree
 from torch.utils._device import DeviceContext
 
-from fastseg.folding.modules import refold
+from fastseg.folding.swap import refold
 from fastseg.folding.warmup import warmup
 
 from .capture import Capture, Capturer, CudaCapturer, in_capture

@@ -1,7 +1,7 @@
 """The part of a model that goes into an exported graph: the folded arguments of its ops.
 
-Exporters read nothing but these, so whatever runs on fastseg's ops can be exported. A model of a
-family of fastseg gives its `FoldedModel`; of accelerated ones it is put together from their plans.
+Exporters read nothing but these, so whatever runs on fastseg's ops can be exported. They come from
+the plans of its encoder and decode head; a model of a family of fastseg adds what else it has.
 """
 
 from __future__ import annotations
@@ -119,10 +119,16 @@ class ExportedPlan(Plan, Protocol):
 
 
 @torch.no_grad()
-def fold_accelerated(model: nn.Module) -> FoldedModel | None:
-    """The folded arguments of an accelerated encoder and decode head; None where there is none.
+def fold_accelerated(
+    model: nn.Module, without_head: Mapping[str, Any] | None = None
+) -> FoldedModel | None:
+    """The folded arguments of an encoder and decode head with plans; None where there is none.
 
     What the model does around them is not in it.
+
+    Args:
+        without_head: fields of `FoldedModel` beside the stages of a model without a decode head;
+            None where that is an error.
 
     Raises:
         ValueError: parts of it run on the host's own code, or it has no head that can be exported.
@@ -144,6 +150,8 @@ def fold_accelerated(model: nn.Module) -> FoldedModel | None:
         if not of_part:
             heads.append(plan.folded_head())
             names.append(part._fastseg_host.name)
+    if not heads and without_head is not None:
+        return FoldedModel(tuple(stages), **without_head)
     head = heads[0] if len(heads) == 1 else None
     if head is None or not stages:
         raise ValueError(

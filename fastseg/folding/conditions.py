@@ -14,24 +14,9 @@ from torch.nn.modules import module as _module
 
 from fastseg.kernels.core.tracing import is_exporting
 
-from .cache import all_parts
-
-# What may be inside a folded module beside fastseg's own classes.
-_FOLDED_KINDS = {
-    nn.BatchNorm2d,
-    nn.Conv2d,
-    nn.Dropout,
-    nn.LayerNorm,
-    nn.Linear,
-    nn.ModuleList,
-    nn.ReLU,
-}
-
 # transformers collects hidden states and attentions by hooks that it leaves on for good; they do
 # nothing unless it is asked for attentions, and then its own forward runs.
 _IDLE_HOOKS = "transformers.utils.output_capturing"
-
-ASKED_FOR = "asked for by fastseg.plain_path"
 
 _plain_paths = 0  # blocks of plain_path() that are open, in all threads
 _lock = threading.Lock()
@@ -58,25 +43,10 @@ def is_plain_path() -> bool:
     return _plain_paths > 0
 
 
-def plain_reason(module: Any, *inputs: torch.Tensor) -> str | None:
-    """Reason why a `FoldedForward` has to take the plain path; None where it may run folded.
-
-    Folding needs eval mode, no gradient that could be asked for, and parts that are what they were
-    built as: a hook, a replaced layer (LoRA, quantised, parametrised) or a `forward` of one's own
-    would be left out.
-    """
-    reason = mode_reason(module, *inputs) or module.graph_problem()
-    if reason is None and torch.is_grad_enabled():
-        for name, parameter in module.named_parameters():
-            if parameter.requires_grad:
-                return f"gradients are on and {name} requires them"
-    return reason
-
-
 def mode_reason(module: nn.Module, *inputs: Any) -> str | None:
     """Reason for the plain path that lies in the mode of the whole: training, tracing; or None."""
     if _plain_paths:
-        return ASKED_FOR
+        return "asked for by fastseg.plain_path"
     if module.training:
         return "it is in training mode"
     if _module._global_forward_hooks or _module._global_forward_pre_hooks:
@@ -94,35 +64,6 @@ def mode_reason(module: nn.Module, *inputs: Any) -> str | None:
         # same.
         if getattr(module, "_is_replica", False):
             return "gradients are on in a replica of DataParallel"
-    return None
-
-
-def structure_reason(module: nn.Module) -> str | None:
-    """Name the part of `module` that folding would leave out, and why; None where there is none."""
-    for part in all_parts(module):
-        reason = _part_reason(part, is_whole=part is module)
-        if reason is not None:
-            name = next(name for name, inner in module.named_modules() if inner is part)
-            return f"{name or 'it'} {reason}"
-    return None
-
-
-def _part_reason(part: nn.Module, is_whole: bool) -> str | None:
-    if part.training:
-        return "is in training mode"
-    if problem := tensor_problem(part):
-        return problem
-    if is_whole:
-        return None  # its own forward is running
-    if has_forward_hooks(part):
-        return "has forward hooks"
-    if "forward" in part.__dict__:
-        return "has a forward of its own"
-    kind = type(part)
-    if kind not in _FOLDED_KINDS and not is_of_fastseg(kind):
-        return f"is a {kind.__name__}"
-    if kind is nn.BatchNorm2d and part.running_var is None:
-        return "has no running statistics"
     return None
 
 

@@ -15,7 +15,7 @@ from fastseg.kernels.blocks.activations import ACTIVATIONS
 from fastseg.kernels.core.tracing import is_exporting
 
 from .cache import Fold, Folded, all_parts
-from .conditions import has_forward_hooks, tensor_problem
+from .conditions import has_forward_hooks, is_of_fastseg, tensor_problem
 
 _ACTIVATION_CLASSES = {
     "GELU": "gelu",
@@ -32,6 +32,18 @@ _ACTIVATION_CLASSES = {
     "SiLU": "silu",
     "SiLUActivation": "silu",
     "Swish": "silu",
+}
+
+
+# What may be inside a part of fastseg's own models beside its own classes.
+_OWN_KINDS = {
+    nn.BatchNorm2d,
+    nn.Conv2d,
+    nn.Dropout,
+    nn.LayerNorm,
+    nn.Linear,
+    nn.ModuleList,
+    nn.ReLU,
 }
 
 
@@ -56,7 +68,9 @@ def find(module: Any, path: str) -> Any:
 
 
 def activation_name(function: Any) -> str | None:
-    """The name in `ACTIVATIONS` of an activation module or function; None for an unknown one."""
+    """The name in `ACTIVATIONS` of an activation module, function or name; None for others."""
+    if isinstance(function, str):
+        return function if function in ACTIVATIONS else None
     if isinstance(function, nn.GELU) and function.approximate == "tanh":
         return "gelu_pytorch_tanh"
     if isinstance(function, nn.Module):
@@ -78,13 +92,26 @@ def part_problem(part: nn.Module, any_mode: bool = False) -> str | None:
     return "has forward hooks" if has_forward_hooks(part) else None
 
 
+def foreign_module(owner: nn.Module, parts: list[nn.Module]) -> str | None:
+    """Name the first of `parts` that is of no class of fastseg's own models, or None."""
+    for part in parts:
+        kind = type(part)
+        if kind not in _OWN_KINDS and not is_of_fastseg(kind):
+            return f"{name_in(owner, part)} is a {kind.__name__}".strip()
+    return None
+
+
+def name_in(owner: nn.Module, part: nn.Module) -> str:
+    """The name of `part` in `owner`; "" where it has none."""
+    return next((name for name, inner in owner.named_modules() if inner is part), "")
+
+
 def problem(owner: nn.Module, roots: list[nn.Module], any_mode: bool = False) -> str | None:
     """The first reason why something in `roots` would be left out, with its name in `owner`."""
     for part in all_parts(*roots):
         reason = part_problem(part, any_mode)
         if reason is not None:
-            name = next((name for name, inner in owner.named_modules() if inner is part), "")
-            return f"{name} {reason}".strip()
+            return f"{name_in(owner, part)} {reason}".strip()
     return None
 
 
@@ -107,29 +134,52 @@ def find_linear(owner: nn.Module, path: str) -> Any:
     """The linear layer at `path`, or the 1x1 convolution there as one."""
     module = find(owner, path)
     if isinstance(module, nn.Conv2d):
-        conv = find_conv2d(owner, path, kernel=1)
+        conv = find_pointwise(owner, path)
         return Affine(conv.weight.flatten(1), conv.bias)
     return find_leaf(owner, path, nn.Linear)
 
 
-def find_conv2d(owner: nn.Module, path: str, kernel: int | None = None) -> nn.Conv2d:
-    """The convolution at `path`, square and with zero padding.
+def find_pointwise(owner: nn.Module, path: str) -> nn.Conv2d:
+    """The 1x1 convolution at `path`, a linear map of each pixel."""
+    return find_conv2d(owner, path, kernel=1, stride=1, padding=0)
+
+
+def find_conv2d(
+    owner: nn.Module,
+    path: str,
+    *,
+    kernel: int | None = None,
+    stride: int | None = None,
+    padding: int | None = None,
+    depthwise: bool = False,
+) -> nn.Conv2d:
+    """The convolution at `path`: square, padded with zeros, in one group or one a channel.
+
+    Args:
+        kernel, stride, padding: of both sides, where it has to be a certain one.
 
     Raises:
         Declined: it is something else.
     """
     conv = find_leaf(owner, path, nn.Conv2d)
-    sides = (*conv.kernel_size, *conv.stride)
-    simple = (
-        len({*conv.kernel_size}) == len({*conv.stride}) == 1
-        and set(conv.dilation) == {1}
+    sides = ((conv.weight.shape[2:], kernel), (conv.stride, stride), (conv.padding, padding))
+    if (
+        all(_is_square(side, expected) for side, expected in sides)
+        and _is_square(conv.dilation, 1)
         and conv.padding_mode == "zeros"
-        and not isinstance(conv.padding, str)
-        and len({*conv.padding}) == 1
+        and conv.groups == (len(conv.weight) if depthwise else 1)
+        and (not depthwise or conv.weight.shape[1] == 1)
+    ):
+        return conv
+    raise Declined(f"{path} is a convolution of another form: {conv}")
+
+
+def _is_square(sides: Any, expected: int | None) -> bool:
+    return (
+        isinstance(sides, tuple)
+        and len({*sides}) == 1
+        and (expected is None or sides[0] == expected)
     )
-    if not simple or (kernel is not None and sides[0] != kernel):
-        raise Declined(f"{path} is a convolution of another form: {conv}")
-    return conv
 
 
 def find_layer_norm(owner: nn.Module, path: str) -> nn.LayerNorm:
@@ -153,12 +203,14 @@ class Part:
         owner: the host's module that names are relative to.
         roots: the modules whose work the op does.
         fold: keyword arguments of the op; raises Declined where it cannot be.
+        own: they are fastseg's own, and known by their classes; others are tried out first.
     """
 
     def __init__(
-        self, owner: nn.Module, roots: list[nn.Module], fold: Callable[[], Folded]
+        self, owner: nn.Module, roots: list[nn.Module], fold: Callable[[], Folded], own: bool
     ) -> None:
         self.owner = owner
+        self.own = own
         self.roots = roots
         self.fold = Fold(roots, lambda: self._checked(fold))
         self._traits = [_traits(part) for part in all_parts(*roots)]
@@ -166,11 +218,10 @@ class Part:
         self._folded: Folded | None = None
 
     def _checked(self, fold: Callable[[], Folded]) -> Folded:
-        if not self._is_as_tried_out():
-            raise Declined("changed since it was tried out; call accelerate again")
-        for part in all_parts(*self.roots):
-            if reason := tensor_problem(part):
-                raise Declined(f"{type(part).__name__} {reason}")
+        if reason := self._unknown():
+            raise Declined(reason)
+        if reason := self._tensor_reason():
+            raise Declined(reason)
         kinds = {
             f"{tensor.dtype} on {tensor.device}"
             for tensor in self.fold.tensors()
@@ -180,9 +231,15 @@ class Part:
             raise Declined(f"its weights are of different kinds: {', '.join(sorted(kinds))}")
         return fold()
 
+    def _tensor_reason(self) -> str | None:
+        for part in all_parts(*self.roots):
+            if reason := tensor_problem(part):
+                return f"{name_in(self.owner, part)} {reason}".strip()
+        return None
+
     def settle(self, any_mode: bool = False) -> None:
         """Fold it, or find the reason why not."""
-        reason = problem(self.owner, self.roots, any_mode)
+        reason = problem(self.owner, self.roots, any_mode) or self._tensor_reason()
         if reason is None:
             try:
                 self._folded = self.fold.get_now()
@@ -198,10 +255,15 @@ class Part:
         """Return whether it runs folded: as settled; in an export, which settles nothing, now."""
         if self.reason is not None or not is_exporting():
             return self.reason is None
-        return problem(self.owner, self.roots) is None and self._is_as_tried_out()
+        return problem(self.owner, self.roots) is None and self._unknown() is None
 
-    def _is_as_tried_out(self) -> bool:
-        return [_traits(part) for part in all_parts(*self.roots)] == self._traits
+    def _unknown(self) -> str | None:
+        """Reason why it may compute something else than its names say."""
+        if self.own:
+            return foreign_module(self.owner, all_parts(*self.roots))
+        if [_traits(part) for part in all_parts(*self.roots)] == self._traits:
+            return None
+        return "changed since it was tried out; call accelerate again"
 
     def folded(self) -> Folded:
         """Keyword arguments of the op, as settled, or as a graph is to read them."""

@@ -1,18 +1,18 @@
-"""The class that an accelerated module is given: a subclass of its own, with a fast forward.
+"""Modules with a fast forward beside their own: what it runs is a `Plan` that their `Host` makes.
 
-Setting `__class__` keeps the object, its tree, parameters, hooks and `isinstance`; the subclass has
-the name of the host's class. Unlike a `forward` bound to the instance it also holds in a replica of
-DataParallel, which copies attributes, and in copies and pickles.
-
-What the fast forward runs is a `Plan`, which the module's `Host` makes: a description of a kind of
-module of another library, by a family of `fastseg.models`.
+A `Host` describes a kind of module: one of fastseg's own, whose classes have the fast forward from
+the start (`with_plan`), or one of another library. To the latter `accelerate` gives a subclass of
+their own class. Setting `__class__` keeps the object, its tree, parameters, hooks and `isinstance`;
+the subclass has the name of the host's class. Unlike a `forward` bound to the instance it also
+holds in a replica of DataParallel, which copies attributes, and in copies and pickles.
 """
 
 from __future__ import annotations
 
 import copyreg
 import functools
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, cast
 
 import torch
@@ -66,11 +66,15 @@ class Plan(Protocol):
 
 
 class Host(Protocol):
-    """A kind of module of another library."""
+    """A kind of module."""
 
     @property
     def name(self) -> str:
         """Name of the library, for reports and pickles."""
+
+    @property
+    def own(self) -> bool:
+        """Return whether it is of fastseg, whose classes have the fast forward from the start."""
 
     @property
     def method(self) -> str:
@@ -101,16 +105,17 @@ _DERIVED = ("_fastseg_plan", "_fastseg_kind", "_fold_set")
 
 
 class Accelerated(FoldOwner):
-    """Mixin of accelerated modules.
+    """Mixin of modules with a fast forward.
 
     Attributes:
+        _fastseg_class: the class that `restore` gives back; None for one of fastseg's own.
         _fastseg_refused: why layers, by their names, stay the host's, as their check has found.
         _fastseg_kind: what the modules in it were when they were checked; None in a copy.
     """
 
     _fastseg_host: Host
-    _fastseg_class: type[nn.Module]
-    _fastseg_refused: dict[str, str]
+    _fastseg_class: type[nn.Module] | None = None
+    _fastseg_refused: Mapping[str, str] = {}
     _fastseg_kind: Any = None
     _fastseg_plan: Plan | None = None
 
@@ -186,7 +191,11 @@ class Accelerated(FoldOwner):
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
         rebuild, arguments, *rest = reduced
-        if rebuild is copyreg.__newobj__ and arguments[0] is type(self):  # type: ignore[attr-defined]
+        if (
+            self._fastseg_class is not None
+            and rebuild is copyreg.__newobj__  # type: ignore[attr-defined]
+            and arguments[0] is type(self)
+        ):
             host = _key(self._fastseg_host)
             return (_rebuild, (self._fastseg_class, host, *arguments[1:]), *rest)
         return (rebuild, arguments, *rest)
@@ -220,30 +229,55 @@ def accelerated_class(host_class: Any, host: Host) -> Any:
 _classes: dict[tuple[type, tuple[str, str]], Any] = {}
 
 
-def _make_class(host_class: Any, host: Host) -> Any:
-    method = host.method
-    host_method = getattr(host_class, method)
+def with_plan(method: Callable[..., Any]) -> Callable[..., Any]:
+    """`method` of an `Accelerated` class, a forward: by the module's plan where that may run."""
 
-    @functools.wraps(host_method)
+    @functools.wraps(method)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(self, Accelerated):  # restored, and another library kept this method
-            return host_method(self, *args, **kwargs)
+            return method(self, *args, **kwargs)
         if self.fastseg_reason(*args, *kwargs.values()) is not None:
             if torch.is_grad_enabled():
                 self.drop_folds()
-            return host_method(self, *args, **kwargs)
+            return method(self, *args, **kwargs)
         if not self.refresh_in_graph():
-            return host_method(self, *args, **kwargs)
-        output = host.answer(self, self._fastseg_plan, *args, **kwargs)
-        return host_method(self, *args, **kwargs) if output is HOST else output
+            return method(self, *args, **kwargs)
+        output = self._fastseg_host.answer(self, self._fastseg_plan, *args, **kwargs)
+        return method(self, *args, **kwargs) if output is HOST else output
 
+    return forward
+
+
+def _make_class(host_class: Any, host: Host) -> Any:
     names = {
         "__module__": host_class.__module__,
         "__qualname__": host_class.__qualname__,
         "__doc__": host_class.__doc__,
         "_fastseg_host": host,
         "_fastseg_class": host_class,
-        method: forward,
+        host.method: with_plan(getattr(host_class, host.method)),
     }
     metaclass = type(host_class)
     return metaclass(host_class.__name__, (Accelerated, host_class), names)
+
+
+def refold(model: nn.Module) -> None:
+    """Forget all that is folded in `model`; the next forward folds anew.
+
+    Needed only after an edit that PyTorch does not count, in eval mode and without gradients: one
+    through `parameter.data`, or from outside of this process.
+
+    Raises:
+        TypeError: `model` is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    for module in model.modules():
+        if isinstance(module, Accelerated):
+            module.drop_folds()
+
+
+def repack(model: nn.Module) -> None:
+    """Call `refold`: its deprecated name, to be removed with the release after the first."""
+    warnings.warn("repack: the name is refold now", DeprecationWarning, stacklevel=2)
+    refold(model)

@@ -254,4 +254,4 @@ class TestModelWatch:
         fastseg.warmup(model, [SHAPE])
         watch = ModelWatch(model)
         model.refold()
-        assert "_fold_cache" in watch.change()
+        assert "_fastseg_plan" in watch.change()

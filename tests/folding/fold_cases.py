@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import fastseg
-from fastseg.folding.modules import FoldedModule
-from tests.model_cases import tiny_model
+from fastseg.folding.parts import Part
+from fastseg.folding.swap import Accelerated
 
 
 def folded(model: Any, pixels: torch.Tensor) -> torch.Tensor:
@@ -26,20 +26,23 @@ def plain(model: Any, pixels: torch.Tensor) -> torch.Tensor:
         return copy.deepcopy(model)(pixels).logits
 
 
-def folded_modules(model: torch.nn.Module) -> list[FoldedModule]:
-    return [module for module in model.modules() if isinstance(module, FoldedModule)]
+def parts_of(model: torch.nn.Module) -> list[Part]:
+    """All ops of the encoder and the decode head in `model`."""
+    modules = [module for module in model.modules() if isinstance(module, Accelerated)]
+    return [part for module in modules for part in module.fastseg_plan().parts()]
 
 
-def count_folds(monkeypatch: pytest.MonkeyPatch) -> list[type]:
-    """A list that grows by one for each module folded."""
-    folds: list[type] = []
-    for module_class in {type(module) for module in folded_modules(tiny_model())}:
-        original: Any = module_class.fold
-        monkeypatch.setattr(
-            module_class,
-            "fold",
-            lambda self, original=original: folds.append(type(self)) or original(self),
-        )
+def is_folded(part: Part) -> bool:
+    return part.fold.current is not None
+
+
+def count_folds(monkeypatch: pytest.MonkeyPatch) -> list[Part]:
+    """A list that grows by one for each op whose weights are folded."""
+    folds: list[Part] = []
+    original: Any = Part._checked
+    monkeypatch.setattr(
+        Part, "_checked", lambda self, fold: folds.append(self) or original(self, fold)
+    )
     return folds
 
 

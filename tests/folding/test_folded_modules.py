@@ -10,7 +10,14 @@ import pytest
 import torch
 
 import fastseg
-from tests.folding.fold_cases import count_folds, every_parameter, folded, folded_modules, plain
+from tests.folding.fold_cases import (
+    count_folds,
+    every_parameter,
+    folded,
+    is_folded,
+    parts_of,
+    plain,
+)
 from tests.half_precision import half_bound, half_limit
 from tests.model_cases import relative_error, tiny_model
 
@@ -27,10 +34,6 @@ def pixel_values():
     return torch.randn(PIXELS)
 
 
-def is_folded(module):
-    return module.fold_cache().current is not None
-
-
 def assert_fresh(model, pixel_values, before=None):
     result, expected = folded(model, pixel_values), plain(model, pixel_values)
     torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-4)
@@ -40,26 +43,27 @@ def assert_fresh(model, pixel_values, before=None):
 
 def test_folded_once_and_used(model, pixel_values, monkeypatch):
     folds = count_folds(monkeypatch)
-    assert all(not is_folded(module) for module in folded_modules(model))
+    assert not any(map(is_folded, parts_of(model)))
     folded(model, pixel_values)
-    assert len(folds) == len(folded_modules(model)) == 4 + 4 + 1
+    assert len(folds) == len(parts_of(model)) == 4 * 3 + 2
+    assert all(map(is_folded, parts_of(model)))
     folded(model, pixel_values)
-    assert len(folds) == 9
+    assert len(folds) == 14
 
 
 def test_plain_path_where_gradients_or_attentions_are_asked_for(model, pixel_values, monkeypatch):
     folds = count_folds(monkeypatch)
     model(pixel_values)
     with torch.no_grad():
-        model(pixel_values, output_attentions=True)
-        assert folds == [fastseg.SegformerDecodeHead]
         model.train()(pixel_values)
-        assert len(folds) == 1
+    assert folds == []
     model.eval().requires_grad_(False)
-    model(pixel_values.clone().requires_grad_())
-    assert len(folds) == 1
+    model.segformer(pixel_values.clone().requires_grad_())
+    assert folds == []
     model(pixel_values)  # gradients are on, but nothing can ask for one
-    assert len(folds) == 10
+    assert len(folds) == 14
+    monkeypatch.delattr(fastseg.kernels, "sr_attention")  # it tells no probabilities
+    assert len(model(pixel_values, output_attentions=True).attentions) == 4
 
 
 def optimizer_step(model):
@@ -125,7 +129,7 @@ def test_changed_weights_are_noticed(model, pixel_values, change):
     assert_fresh(model, pixel_values, before)
 
 
-def test_one_changed_parameter_folds_one_module(model, pixel_values, monkeypatch):
+def test_one_changed_parameter_folds_one_op(model, pixel_values, monkeypatch):
     folded(model, pixel_values)
     folds = count_folds(monkeypatch)
     with torch.no_grad():
@@ -154,13 +158,13 @@ def test_half_and_to(model, pixel_values):
     assert folded(model.half(), pixel_values.half()).dtype == torch.float16
     folded(model.float(), pixel_values)
     model.to("meta")
-    assert all(not is_folded(module) for module in folded_modules(model))
+    assert not any(map(is_folded, parts_of(model)))
 
 
 def test_train_and_eval_round_trip(model, pixel_values):
     before = folded(model, pixel_values)
     model.train()
-    assert all(not is_folded(module) for module in folded_modules(model))
+    assert not any(map(is_folded, parts_of(model)))
     model.eval()
     assert torch.equal(folded(model, pixel_values), before)
 
@@ -224,8 +228,9 @@ def test_changed_parts_are_not_left_out(model, pixel_values, change):
     torch.testing.assert_close(result, plain(model, pixel_values), rtol=1e-3, atol=1e-4)
     assert not torch.allclose(result, before, rtol=1e-3, atol=1e-3)
     with torch.no_grad():
-        assert "segformer.encoder: plain: block.1.0.attention.self.query" in fastseg.report(model)
-        assert "decode_head: folded" in fastseg.report(model)
+        report = fastseg.report(model)
+    assert "segformer.encoder.block.1.0, attention: plain: attention.self.query" in report
+    assert report.count("plain") == 1
 
 
 def test_report(model):
@@ -244,7 +249,7 @@ def test_report(model):
 def test_copies_fold_for_themselves(model, pixel_values):
     before = folded(model, pixel_values)
     for duplicate in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert all(not is_folded(module) for module in folded_modules(duplicate))
+        assert not any(map(is_folded, parts_of(duplicate)))
         assert torch.equal(folded(duplicate, pixel_values), before)
         with torch.no_grad():
             every_parameter(lambda parameter: parameter.mul_(1.5))(duplicate)

@@ -13,13 +13,16 @@ from fastseg.kernels import decode_head, mix_ffn, patch_embed, sr_attention
 from fastseg.kernels.attention.op import reduce_tokens
 from fastseg.kernels.head.op import supports
 from fastseg.models.segformer.decode_head import SegformerDecodeHead
+from fastseg.models.segformer.encoder_plan import LayerPlan
 from fastseg.models.segformer.fold import (
     fold_decode_head,
     fold_mix_ffn,
     fold_norm_into_linear,
+    fold_patch_embed,
     fold_sr_attention,
     wide_affine,
 )
+from fastseg.models.segformer.hosts.own import ENCODER
 from fastseg.models.segformer.layers import SegformerLayer, SegformerOverlapPatchEmbeddings
 from tests.model_cases import randomize, relative_error
 
@@ -46,6 +49,13 @@ def make_layer(channels, heads, sr_ratio, hidden_act="gelu"):
     # Different, so that one taken for the other shows.
     layer.layer_norm_1.eps, layer.layer_norm_2.eps = 1e-6, 1e-4
     return layer
+
+
+def planned(layer):
+    plan = LayerPlan(layer, ENCODER.layer, None, own=True)
+    plan.settle(any_mode=False)
+    assert [plan.reason, plan.attention.reason, plan.ffn.reason] == [None, None, None]
+    return plan
 
 
 def tokens_with_large_mean(batch, height, width, channels):
@@ -122,7 +132,7 @@ def test_patch_embed(patch_size, stride):
     x = torch.randn(2, 3, 37, 23)
     with torch.no_grad():
         expected, height, width = embeddings(x)
-        result, *grid = patch_embed(x, **embeddings.folded())
+        result, *grid = patch_embed(x, **fold_patch_embed(embeddings.proj, embeddings.layer_norm))
     assert_equal(result, expected)
     assert grid == [height, width]
     assert result.is_contiguous()
@@ -236,7 +246,7 @@ def test_whole_layer(hidden_act):
     layer = make_layer(20, 5, 2, hidden_act)
     x = tokens_with_large_mean(2, 7, 5, 20)
     with torch.no_grad():
-        assert_equal(layer.folded_forward(x, 7, 5), layer(x, 7, 5)[0])
+        assert_equal(planned(layer).run(x, 7, 5, None), layer(x, 7, 5)[0])
 
 
 def test_inputs_are_not_written_to():
@@ -244,14 +254,14 @@ def test_inputs_are_not_written_to():
     x = torch.randn(1, 35, 20)
     before = x.clone()
     with torch.no_grad():
-        layer.folded_forward(x, 7, 5)
+        planned(layer).run(x, 7, 5, None)
     assert torch.equal(x, before)
 
 
 def test_folded_tensors_have_the_parameters_dtype():
     layer = make_layer(20, 1, 2).bfloat16()
-    for part in layer.folded().values():
-        for name, value in part.items():
+    for part in planned(layer).parts():
+        for name, value in part.folded().items():
             if isinstance(value, torch.Tensor):
                 # Sums are of the weights as they are rounded, and are not rounded themselves.
                 expected = torch.float32 if name.endswith("_weight_sum") else torch.bfloat16
@@ -260,7 +270,7 @@ def test_folded_tensors_have_the_parameters_dtype():
 
 @pytest.mark.parametrize("sr_ratio", [1, 2])
 def test_sums_are_those_of_the_rounded_weights(sr_ratio):
-    folded = make_layer(20, 5, sr_ratio).bfloat16().folded()["attention"]
+    folded = planned(make_layer(20, 5, sr_ratio).bfloat16()).attention.folded()
     sums = {name: value for name, value in folded.items() if name.endswith("_weight_sum")}
     second = "key_value_weight_sum" if sr_ratio == 1 else "sr_weight_sum"
     assert set(sums) == {"query_weight_sum", second}

@@ -66,11 +66,11 @@ def test_the_graph_folds_in_place_and_stays(model, pixels):
     compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
         compiled(pixels)
-        cache = model.segformer.encoder.block[1][0].fold_cache()
-        memory = cache.graph.folded["mix_ffn"]["fc1_weight"].data_ptr()
+        cache = model.segformer.encoder.fastseg_plan().stages[1].layers[0].ffn.fold
+        memory = cache.graph.folded["fc1_weight"].data_ptr()
         edit(model)
         compiled(pixels)
-        assert cache.graph.folded["mix_ffn"]["fc1_weight"].data_ptr() == memory
+        assert cache.graph.folded["fc1_weight"].data_ptr() == memory
         model.train().eval()
         assert_near(compiled(pixels).logits, plain(model, pixels))
 

@@ -1,11 +1,14 @@
-"""`fastseg.warmup` on a CPU: it folds, keeps the results, and refuses what it cannot run."""
+"""`fastseg.warmup` and `refold` on a CPU: what they fold and drop, and what is refused."""
 
 from __future__ import annotations
+
+import warnings
 
 import pytest
 import torch
 
 import fastseg
+from tests.folding.fold_cases import is_folded, parts_of
 from tests.model_cases import TINY, randomize
 
 
@@ -22,8 +25,7 @@ def test_it_folds_and_changes_nothing(model):
         expected = model(pixels).logits
     model.refold()
     fastseg.warmup(model, [(1, 3, 64, 64), (2, 3, 33, 70)])
-    layer = model.segformer.encoder.block[0][0]
-    assert layer.fold_cache().current is not None
+    assert all(map(is_folded, parts_of(model)))
     with torch.no_grad():
         assert torch.equal(model(pixels).logits, expected)
 
@@ -43,3 +45,16 @@ def test_wrong_shapes(model, shape):
 def test_training_mode_is_refused(model):
     with pytest.raises(ValueError, match="model: expected a model in eval mode"):
         fastseg.warmup(model.train(), [(1, 3, 64, 64)])
+
+
+def test_repack_is_the_old_name_of_refold():
+    model = fastseg.SegformerModel(fastseg.SegformerConfig()).eval()
+    for call in (model.repack, lambda: fastseg.repack(model), model.refold):
+        fastseg.warmup(model, [(1, 3, 64, 64)])
+        assert all(map(is_folded, parts_of(model)))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call()
+        assert not any(map(is_folded, parts_of(model)))
+        told = [str(warning.message) for warning in caught]
+        assert told == ([] if call == model.refold else ["repack: the name is refold now"])

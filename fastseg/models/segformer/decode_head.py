@@ -1,22 +1,18 @@
-"""The all-MLP decode head: the plain form, and the folded one of `kernels.decode_head`."""
+"""The all-MLP decode head."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastseg import kernels
-from fastseg.folding.cache import Folded
-from fastseg.folding.conditions import ASKED_FOR, plain_reason
-from fastseg.folding.modules import FoldedForward, FoldedModule
+from fastseg.folding.swap import Accelerated, with_plan
 from fastseg.kernels.blocks.tokens import map_to_tokens
 
 from .config import SegformerConfig
-from .fold import fold_decode_head
+from .hosts.own import HEAD
 
 
 class SegformerMLP(nn.Module):
@@ -32,8 +28,10 @@ class SegformerMLP(nn.Module):
         return projected.transpose(1, 2).unflatten(2, feature_map.shape[2:])
 
 
-class SegformerDecodeHead(FoldedForward, FoldedModule):
+class SegformerDecodeHead(Accelerated, nn.Module):
     """Stage maps, finest first, to logits (B, num_labels, H/4, W/4)."""
+
+    _fastseg_host = HEAD
 
     def __init__(self, config: SegformerConfig) -> None:
         super().__init__()
@@ -50,6 +48,7 @@ class SegformerDecodeHead(FoldedForward, FoldedModule):
         self.dropout = nn.Dropout(config.classifier_dropout_prob)
         self.classifier = nn.Conv2d(width, config.num_labels, kernel_size=1)
 
+    @with_plan
     def forward(self, encoder_hidden_states: Sequence[torch.Tensor]) -> torch.Tensor:
         """Maps (B, C_i, H_i, W_i) -> logits (B, num_labels, H_1, W_1).
 
@@ -58,25 +57,21 @@ class SegformerDecodeHead(FoldedForward, FoldedModule):
                 `reshape_last_stage=False` a model passes maps all the same; tokens alone do not
                 tell their height and width.
         """
+        maps = self.check(encoder_hidden_states)
+        size = maps[0].shape[2:]
+        projected = [
+            F.interpolate(linear(feature_map), size=size, mode="bilinear", align_corners=False)
+            for linear, feature_map in zip(self.linear_c, maps, strict=True)
+        ]
+        fused = self.batch_norm(self.linear_fuse(torch.cat(projected[::-1], dim=1)))
+        return self.classifier(self.dropout(self.activation(fused)))
+
+    def check(self, encoder_hidden_states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The maps in a list; raise unless there is one for each stage."""
         shapes = [tuple(feature_map.shape) for feature_map in encoder_hidden_states]
         if len(shapes) != len(self.linear_c) or any(len(shape) != 4 for shape in shapes):
             raise ValueError(
                 f"encoder_hidden_states: expected {len(self.linear_c)} maps (B, C, H, W), "
                 f"got shapes {shapes}"
             )
-        reason = plain_reason(self, *encoder_hidden_states)
-        if reason is None and self.refresh_in_graph():
-            return kernels.decode_head(encoder_hidden_states, **self.folded())
-        if reason not in (None, ASKED_FOR):
-            self.drop_folds()
-        size = encoder_hidden_states[0].shape[2:]
-        projected = [
-            F.interpolate(linear(feature_map), size=size, mode="bilinear", align_corners=False)
-            for linear, feature_map in zip(self.linear_c, encoder_hidden_states, strict=True)
-        ]
-        fused = self.batch_norm(self.linear_fuse(torch.cat(projected[::-1], dim=1)))
-        return self.classifier(self.dropout(self.activation(fused)))
-
-    def fold(self) -> Folded:
-        projections = [cast(SegformerMLP, linear).proj for linear in self.linear_c]
-        return fold_decode_head(projections, self.linear_fuse, self.batch_norm, self.classifier)
+        return list(encoder_hidden_states)

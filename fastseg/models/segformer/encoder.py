@@ -1,4 +1,4 @@
-"""The Mix Transformer encoder: four stages, each by the plain or the folded path."""
+"""The Mix Transformer encoder: four stages of overlapping patches, layers and a LayerNorm."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fastseg.exporting.folded import FoldedLayer, FoldedStage
-from fastseg.folding.conditions import ASKED_FOR, plain_reason
-from fastseg.folding.modules import FoldedForward
-from fastseg.kernels import select_backend
+from fastseg.folding.swap import Accelerated, with_plan
 from fastseg.kernels.blocks.tokens import tokens_to_map
 
 from .config import SegformerConfig
-from .layers import SegformerLayer, SegformerOverlapPatchEmbeddings
+from .hosts.own import ENCODER
+from .layers import SegformerLayer, SegformerOverlapPatchEmbeddings, grid_side
 
 
-class SegformerEncoder(FoldedForward, nn.Module):
+class SegformerEncoder(Accelerated, nn.Module):
     """Pixels (B, C, H, W) to one map for each stage, finest first."""
+
+    _fastseg_host = ENCODER
 
     def __init__(self, config: SegformerConfig) -> None:
         super().__init__()
@@ -57,6 +57,7 @@ class SegformerEncoder(FoldedForward, nn.Module):
             nn.LayerNorm(size, eps=config.stage_norm_eps) for size in config.hidden_sizes
         )
 
+    @with_plan
     def forward(
         self, pixel_values: torch.Tensor, output_attentions: bool = False
     ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
@@ -66,64 +67,37 @@ class SegformerEncoder(FoldedForward, nn.Module):
             the maps (B, C_i, H_i, W_i), each a view of tokens in channels-last memory, and the
             attention probabilities (B, heads, N, N_kv) of every layer, or () where not asked for.
         """
-        self._check(pixel_values)
-        if not torch.compiler.is_compiling():
-            select_backend(pixel_values.device)  # an unknown or absent one is an error
-        reason = plain_reason(self, pixel_values)
-        folded = not output_attentions and reason is None and self.refresh_in_graph()
-        if reason not in (None, ASKED_FOR):
-            self.drop_folds()
+        self.check(pixel_values)
         feature_map = pixel_values
         maps: list[torch.Tensor] = []
         attentions: list[torch.Tensor] = []
-        for stage in range(self.config.num_encoder_blocks):
-            embed: Any = self.patch_embeddings[stage]
-            layers: Any = self.block[stage]
-            tokens, height, width = (
-                embed.folded_forward(feature_map) if folded else embed(feature_map)
-            )
-            self._check_grid(stage, height, width, pixel_values)
-            norm = self.layer_norm[stage]
+        stages: Any = zip(self.patch_embeddings, self.block, self.layer_norm, strict=True)
+        for embed, layers, norm in stages:
+            tokens, height, width = embed(feature_map)
             for layer in layers:
-                if folded:
-                    # The stage's last layer takes the norm with it: one pass over the tokens less.
-                    last_norm = norm if layer is layers[-1] else None
-                    tokens = layer.folded_forward(tokens, height, width, last_norm)
-                elif self.gradient_checkpointing is not None and self.training:
+                if self.gradient_checkpointing is not None and self.training:
                     tokens, attention = checkpoint(
                         layer, tokens, height, width, **self.gradient_checkpointing
                     )
-                    attentions.append(attention)
                 else:
                     tokens, attention = layer(tokens, height, width)
+                if output_attentions:
                     attentions.append(attention)
-                if not output_attentions:
-                    attentions.clear()
-            if not folded or len(layers) == 0:
-                tokens = norm(tokens)
-            feature_map = tokens_to_map(tokens, height, width)
+            feature_map = tokens_to_map(norm(tokens), height, width)
             maps.append(feature_map)
         return tuple(maps), tuple(attentions)
 
-    def folded_stages(self) -> tuple[FoldedStage, ...]:
-        """The folded arguments of all ops, stage by stage, as `fastseg.export` writes them."""
-        stages: Any = zip(self.patch_embeddings, self.block, self.layer_norm, strict=True)
-        return tuple(
-            FoldedStage(
-                embed.folded(),
-                tuple(
-                    FoldedLayer(
-                        layer.folded()["attention"],
-                        {"activation": layer.mlp.hidden_act, **layer.folded()["mix_ffn"]},
-                    )
-                    for layer in layers
-                ),
-                {"weight": norm.weight, "bias": norm.bias, "eps": norm.eps},
-            )
-            for embed, layers, norm in stages
-        )
+    def grids(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Tokens along both sides in each stage, for an image of `height` x `width`."""
+        grids = []
+        for patch_size, stride in zip(self.config.patch_sizes, self.config.strides, strict=True):
+            height = grid_side(height, patch_size, stride)
+            width = grid_side(width, patch_size, stride)
+            grids.append((height, width))
+        return grids
 
-    def _check(self, pixel_values: torch.Tensor) -> None:
+    def check(self, pixel_values: torch.Tensor) -> None:
+        """Raise unless these are pixels that every stage has a grid for."""
         if not isinstance(pixel_values, torch.Tensor) or not pixel_values.is_floating_point():
             got = getattr(pixel_values, "dtype", type(pixel_values).__name__)
             raise TypeError(f"pixel_values: expected a floating-point tensor, got {got}")
@@ -133,11 +107,11 @@ class SegformerEncoder(FoldedForward, nn.Module):
                 f"pixel_values: expected shape (batch, {expected}, height, width), none of them 0, "
                 f"got {tuple(pixel_values.shape)}"
             )
-
-    def _check_grid(self, stage: int, height: int, width: int, pixel_values: torch.Tensor) -> None:
-        if min(height, width) < self.config.sr_ratios[stage]:
-            raise ValueError(
-                f"pixel_values: expected an input that gives stage {stage + 1} a grid of at least "
-                f"its spatial reduction, {self.config.sr_ratios[stage]}, on both sides; got "
-                f"{tuple(pixel_values.shape[2:])} pixels, a grid of {height}x{width}"
-            )
+        grids = self.grids(*pixel_values.shape[2:])
+        for stage, (height, width) in enumerate(grids):
+            if min(height, width) < self.config.sr_ratios[stage]:
+                raise ValueError(
+                    f"pixel_values: expected an input that gives stage {stage + 1} a grid of at "
+                    f"least its spatial reduction, {self.config.sr_ratios[stage]}, on both sides; "
+                    f"got {tuple(pixel_values.shape[2:])} pixels, a grid of {height}x{width}"
+                )

@@ -1,4 +1,4 @@
-"""Plan of an encoder of another library: op by op folded, or by the host's own modules."""
+"""Plan of an encoder: op by op folded, or by the modules' own code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from fastseg import kernels
 from fastseg.exporting.folded import FoldedLayer, FoldedStage
 from fastseg.folding.cache import Folded
-from fastseg.folding.parts import Part, part_problem
+from fastseg.folding.parts import Part, foreign_module, part_problem
 from fastseg.kernels.blocks.tokens import tokens_to_map
 from fastseg.kernels.core.tracing import is_exporting
 
@@ -41,19 +41,21 @@ class EncoderHost:
     Args:
         name: of the library, for reports; pickles have it too, so it stays.
         method: the method of the encoder that is replaced.
-        matches: whether a module is of this kind, by the names of its parts.
         stages: its stages, finest first.
         forward: (encoder, run, *arguments of the method) -> what the method returns, or HOST where
             only the host's own can answer.
+        matches: whether a module is of this kind, by the names of its parts.
+        own: it is fastseg's own, which needs no trial.
     """
 
     name: str
     method: str
     layer: LayerNames
     embed: EmbedNames
-    matches: Callable[[nn.Module], bool]
     stages: Callable[[Any], list[Stage]]
     forward: Callable[..., Any]
+    matches: Callable[[nn.Module], bool] = lambda module: False
+    own: bool = False
 
     def plan(self, encoder: nn.Module, refused: Mapping[str, str]) -> EncoderPlan:
         """Make the plan of `encoder`; layers with the names in `refused` stay the host's."""
@@ -68,13 +70,16 @@ class EncoderHost:
 class LayerPlan:
     """One Transformer layer: whole the host's, or half by half."""
 
-    def __init__(self, layer: nn.Module, names: LayerNames, refused: str | None) -> None:
+    def __init__(
+        self, layer: nn.Module, names: LayerNames, refused: str | None, own: bool = False
+    ) -> None:
         self.layer = layer
         self.names = names
+        self.own = own
         self.refused = refused  # what the check of its kind has found
         self.reason = refused
-        self.attention = attention_part(layer, names)
-        self.ffn = ffn_part(layer, names)
+        self.attention = attention_part(layer, names, own)
+        self.ffn = ffn_part(layer, names, own)
         inside = {id(root) for part in self.parts() for root in part.roots}
         # Dropouts and stochastic depth between the halves, and the layer itself.
         self._around = [layer, *(c for c in layer.children() if id(c) not in inside)]
@@ -84,6 +89,8 @@ class LayerPlan:
 
     def settle(self, any_mode: bool) -> None:
         reason = self.refused
+        if self.own:
+            reason = foreign_module(self.layer, self._around)
         for part in self._around:
             reason = reason or part_problem(part, any_mode)
         if reason is None:
@@ -116,13 +123,13 @@ class LayerPlan:
 class StagePlan:
     """One stage: patch embedding, layers, LayerNorm."""
 
-    def __init__(
-        self, stage: Stage, layer: LayerNames, embed: EmbedNames, refused: dict[int, str]
-    ) -> None:
+    def __init__(self, stage: Stage, host: EncoderHost, refused: dict[int, str]) -> None:
         self.stage = stage
-        self._embed_names = embed
-        self.embed = embed_part(stage.embed, embed)
-        self.layers = [LayerPlan(one, layer, refused.get(id(one))) for one in stage.layers]
+        self._embed_names = host.embed
+        self.embed = embed_part(stage.embed, host.embed, host.own)
+        self.layers = [
+            LayerPlan(one, host.layer, refused.get(id(one)), host.own) for one in stage.layers
+        ]
         self.norm_reason: str | None = None
 
     def parts(self) -> Iterator[Part]:
@@ -137,6 +144,8 @@ class StagePlan:
         norm: Any = self.stage.norm
         if not isinstance(norm, nn.LayerNorm) or norm.bias is None:
             self.norm_reason = f"is a {type(norm).__name__}"
+        elif not self.layers:
+            self.norm_reason = None
         elif {norm.weight.dtype} != {p.dtype for p in self.layers[-1].layer.parameters()}:
             self.norm_reason = "its weights are of another kind than the layer's before it"
         else:
@@ -152,7 +161,7 @@ class StagePlan:
         for layer in self.layers:
             is_last = layer is self.layers[-1]
             tokens = layer.run(tokens, height, width, in_last if is_last else None)
-        if in_last is None:
+        if in_last is None or not self.layers:
             tokens = norm(tokens)
         return tokens_to_map(tokens.contiguous(), height, width)
 
@@ -173,9 +182,7 @@ class EncoderPlan:
     def __init__(self, encoder: nn.Module, host: EncoderHost, refused: dict[int, str]) -> None:
         self.encoder = encoder
         self.host = host
-        self.stages = [
-            StagePlan(stage, host.layer, host.embed, refused) for stage in host.stages(encoder)
-        ]
+        self.stages = [StagePlan(stage, host, refused) for stage in host.stages(encoder)]
 
     def is_current(self) -> bool:
         """Return whether the encoder still holds the modules that this was made for."""
@@ -200,7 +207,8 @@ class EncoderPlan:
                     return f"a container of layers {reason}"
             stage.settle(any_mode)
         if not self.folded_parts():
-            return "none of its parts can be folded"
+            reasons = (f": {name} {reason}" for name, reason in self.reasons())
+            return "none of its parts can be folded" + next(reasons, "")
         return None
 
     def may_run(self) -> bool:

@@ -1,4 +1,4 @@
-"""Plan of a decode head of another library: the fused map and the classifier."""
+"""Plan of a decode head: the fused map and the classifier."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from fastseg import kernels
 from fastseg.folding.cache import Folded
-from fastseg.folding.parts import Declined, Part, find, find_conv2d, part_problem
+from fastseg.folding.parts import Part, find, find_pointwise, part_problem
 
 from .encoder_plan import Maps
 from .fold import fold_classifier
@@ -24,7 +24,6 @@ class HeadHost:
 
     Args:
         name: of the library, for reports; pickles have it too, so it stays.
-        matches: whether a module is of this kind, by the names of its parts.
         roots: the modules that the fused map comes from.
         fold: arguments of `HeadPlan`'s neck: "weights" and "bias" of `kernels.decode_head`, and
             perhaps "projections", (weight, bias) pairs that are applied, with a ReLU, to each map.
@@ -33,10 +32,11 @@ class HeadHost:
         called: containers that the host calls, and whose hooks would be left out.
         finish: (head, logits, maps) -> what forward returns.
         exports: whether `fastseg.export` takes models with this head.
+        matches: whether a module is of this kind, by the names of its parts.
+        own: it is fastseg's own, which needs no trial.
     """
 
     name: str
-    matches: Callable[[nn.Module], bool]
     roots: Callable[[Any], list[nn.Module]]
     fold: Callable[[Any], Folded]
     classifier: str
@@ -45,6 +45,8 @@ class HeadHost:
     finish: Callable[[Any, torch.Tensor, Maps], Any] = lambda head, logits, maps: logits
     exports: bool = False
     method: str = "forward"
+    matches: Callable[[nn.Module], bool] = lambda module: False
+    own: bool = False
 
     def plan(self, head: nn.Module, refused: Mapping[str, str]) -> HeadPlan:
         """Make the plan of `head`; there are no layers in it to refuse."""
@@ -61,15 +63,13 @@ class HeadPlan:
     def __init__(self, head: nn.Module, host: HeadHost) -> None:
         self.head = head
         self.host = host
-        self.neck = Part(head, host.roots(head), lambda: host.fold(head))
+        self.neck = Part(head, host.roots(head), lambda: host.fold(head), host.own)
         classifier = find(head, host.classifier)
-        self.classifier = Part(head, [classifier] if classifier is not None else [], self._fold)
+        roots = [] if classifier is None else [classifier]
+        self.classifier = Part(head, roots, self._fold, host.own)
 
     def _fold(self) -> Any:
-        conv = find_conv2d(self.head, self.host.classifier, kernel=1)
-        if conv.groups != 1 or conv.stride != (1, 1) or set(conv.padding) != {0}:
-            raise Declined(f"{self.host.classifier} is a convolution of another form: {conv}")
-        return fold_classifier(conv)
+        return fold_classifier(find_pointwise(self.head, self.host.classifier))
 
     def is_current(self) -> bool:
         """Return whether the head still holds the modules that this was made for."""

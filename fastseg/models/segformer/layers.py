@@ -10,13 +10,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fastseg import kernels
-from fastseg.folding.cache import Folded
-from fastseg.folding.modules import FoldedModule
 from fastseg.kernels.blocks.activations import ACTIVATIONS
 
 from .config import SegformerConfig
-from .fold import fold_mix_ffn, fold_patch_embed, fold_sr_attention
 
 
 class SegformerDropPath(nn.Module):
@@ -38,7 +34,12 @@ class SegformerDropPath(nn.Module):
         return f"p={self.drop_prob}"
 
 
-class SegformerOverlapPatchEmbeddings(FoldedModule):
+def grid_side(side: int, patch_size: int, stride: int) -> int:
+    """Tokens along a side of a map that has `side` positions there."""
+    return (side + 2 * (patch_size // 2) - patch_size) // stride + 1
+
+
+class SegformerOverlapPatchEmbeddings(nn.Module):
     """Strided convolution with padding `patch_size // 2`, then LayerNorm."""
 
     def __init__(
@@ -65,21 +66,6 @@ class SegformerOverlapPatchEmbeddings(FoldedModule):
         height, width = embeddings.shape[2:]
         return self.layer_norm(embeddings.flatten(2).transpose(1, 2)), height, width
 
-    def grid_size(self, height: int, width: int) -> tuple[int, int]:
-        """The grid of tokens of an input of `height` x `width`."""
-        patch_size, stride = self.proj.kernel_size[0], self.proj.stride[0]
-        rows, columns = (
-            (side + 2 * (patch_size // 2) - patch_size) // stride + 1 for side in (height, width)
-        )
-        return rows, columns
-
-    def folded_forward(self, feature_map: torch.Tensor) -> tuple[torch.Tensor, int, int]:
-        """`forward` in eval mode, without NCHW memory in between."""
-        return kernels.patch_embed(feature_map, **self.folded())
-
-    def fold(self) -> Folded:
-        return fold_patch_embed(self.proj, self.layer_norm)
-
 
 class SegformerEfficientSelfAttention(nn.Module):
     """Self-attention whose keys and values come from a grid reduced `sr_ratio` times a side."""
@@ -89,11 +75,11 @@ class SegformerEfficientSelfAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.num_attention_heads = num_attention_heads
-        self.sr_ratio = sr_ratio
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key = nn.Linear(hidden_size, hidden_size)
         self.value = nn.Linear(hidden_size, hidden_size)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.sr = None
         if sr_ratio > 1:
             self.sr = nn.Conv2d(hidden_size, hidden_size, kernel_size=sr_ratio, stride=sr_ratio)
             self.layer_norm = nn.LayerNorm(hidden_size, eps=config.reduction_norm_eps)
@@ -108,7 +94,7 @@ class SegformerEfficientSelfAttention(nn.Module):
         """Tokens (B, N, C) -> context (B, N, C) and probabilities (B, heads, N, N_kv)."""
         query = self._split_heads(self.query(hidden_states))
         reduced = hidden_states
-        if self.sr_ratio > 1:
+        if self.sr is not None:
             batch, _, channels = hidden_states.shape
             grid = hidden_states.transpose(1, 2).reshape(batch, channels, height, width)
             reduced = self.layer_norm(self.sr(grid).flatten(2).transpose(1, 2))
@@ -184,7 +170,7 @@ class SegformerMixFFN(nn.Module):
         return self.dropout(self.dense2(hidden_states))
 
 
-class SegformerLayer(FoldedModule):
+class SegformerLayer(nn.Module):
     """One Transformer layer: attention and Mix-FFN, each after a LayerNorm, each residual."""
 
     def __init__(
@@ -211,39 +197,3 @@ class SegformerLayer(FoldedModule):
         hidden_states = self.drop_path(attended) + hidden_states
         mixed = self.mlp(self.layer_norm_2(hidden_states), height, width)
         return self.drop_path(mixed) + hidden_states, probabilities
-
-    def folded_forward(
-        self, hidden_states: torch.Tensor, height: int, width: int, norm: nn.LayerNorm | None = None
-    ) -> torch.Tensor:
-        """Tokens of `forward` in eval mode, on folded weights; after `norm`, where one is given."""
-        folded = self.folded()
-        hidden_states = kernels.sr_attention(hidden_states, height, width, **folded["attention"])
-        return kernels.mix_ffn(
-            hidden_states,
-            height,
-            width,
-            activation=self.mlp.hidden_act,
-            norm_weight=None if norm is None else norm.weight,
-            norm_bias=None if norm is None else norm.bias,
-            norm_eps=1e-5 if norm is None else norm.eps,
-            **folded["mix_ffn"],
-        )
-
-    def fold(self) -> Folded:
-        attention = self.attention.self
-        reduces = attention.sr_ratio > 1
-        return {
-            "attention": fold_sr_attention(
-                self.layer_norm_1,
-                attention.query,
-                attention.key,
-                attention.value,
-                self.attention.output.dense,
-                attention.num_attention_heads,
-                attention.sr if reduces else None,
-                attention.layer_norm if reduces else None,
-            ),
-            "mix_ffn": fold_mix_ffn(
-                self.layer_norm_2, self.mlp.dense1, self.mlp.dwconv.dwconv, self.mlp.dense2
-            ),
-        }

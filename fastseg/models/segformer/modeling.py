@@ -1,8 +1,8 @@
 """The SegFormer family: SegformerModel and the heads on it, with transformers' names.
 
 Module and parameter names are those of `config.json` + `model.safetensors` files on disk, so a
-checkpoint loads without renaming. In eval mode without gradients a forward runs on folded weights
-(`fastseg.folding.conditions`); everything else takes the plain, differentiable path of `layers.py`.
+checkpoint loads without renaming. In eval mode without gradients the encoder and the decode head
+run on folded weights (`with_plan`); else on the plain, differentiable code that is here.
 Paper: Xie et al., SegFormer, arXiv:2105.15203.
 """
 
@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastseg.checkpoints.load import load_pretrained, save_pretrained
-from fastseg.exporting.folded import FoldedModel
-from fastseg.folding.conditions import structure_reason
-from fastseg.folding.modules import refold
+from fastseg.exporting.folded import FoldedModel, fold_accelerated
+from fastseg.folding.swap import refold
 from fastseg.kernels.blocks.tokens import tokens_to_map
 
 from ..outputs import BaseModelOutput, ImageClassifierOutput, SemanticSegmenterOutput
@@ -67,13 +66,12 @@ class SegformerPreTrainedModel(nn.Module):
         Raises:
             ValueError: it has parts that folding would leave out: hooks, replaced layers.
         """
-        reason = structure_reason(self)
-        if reason is not None:
-            raise ValueError(f"model: expected parts that can be folded, but {reason}")
-        return FoldedModel(self._encoder.folded_stages(), **self._folded_head())
+        folded = fold_accelerated(self, self._without_head())
+        assert folded is not None
+        return folded
 
-    def _folded_head(self) -> dict[str, Any]:
-        """Fields of `FoldedModel` beside the stages."""
+    def _without_head(self) -> dict[str, Any]:
+        """Fields of `FoldedModel` beside the stages, where there is no decode head."""
         return {}
 
     def refold(self) -> None:
@@ -202,7 +200,7 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
             output_hidden_states=True,
             return_dict=True,
         )
-        logits = self.decode_head(self._stage_maps(encoded.hidden_states))
+        logits = self.decode_head(self._stage_maps(encoded.hidden_states, pixel_values))
         output = SemanticSegmenterOutput(
             loss=None if labels is None else self._loss(logits, labels),
             logits=logits,
@@ -211,16 +209,14 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
         )
         return output if self._return_dict(return_dict) else output.to_tuple()
 
-    def _folded_head(self) -> dict[str, Any]:
-        return {"head": self.decode_head.folded(), "id2label": dict(self.config.id2label)}
-
-    def _stage_maps(self, hidden_states: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def _stage_maps(
+        self, hidden_states: tuple[torch.Tensor, ...], pixel_values: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         """Maps of all stages, the last one too where `reshape_last_stage` leaves it as tokens."""
         last = hidden_states[-1]
         if last.ndim == 4:
             return hidden_states
-        embeddings: Any = self._encoder.patch_embeddings[-1]
-        height, width = embeddings.grid_size(*hidden_states[-2].shape[2:])
+        height, width = self._encoder.grids(*pixel_values.shape[2:])[-1]
         return (*hidden_states[:-1], tokens_to_map(last, height, width))
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -283,7 +279,7 @@ class SegformerForImageClassification(SegformerPreTrainedModel):
         )
         return output if self._return_dict(return_dict) else output.to_tuple()
 
-    def _folded_head(self) -> dict[str, Any]:
+    def _without_head(self) -> dict[str, Any]:
         classifier = {"weight": self.classifier.weight, "bias": self.classifier.bias}
         return {"classifier": classifier, "id2label": dict(self.config.id2label)}
 

@@ -23,7 +23,7 @@ from .fold import fold_mix_ffn, fold_patch_embed, fold_sr_attention
 from .hosts.names import EmbedNames, LayerNames
 
 
-def attention_part(layer: nn.Module, names: LayerNames) -> Part:
+def attention_part(layer: nn.Module, names: LayerNames, own: bool = False) -> Part:
     """LayerNorm, attention and residual: arguments of `kernels.sr_attention`."""
 
     def fold() -> Folded:
@@ -32,23 +32,22 @@ def attention_part(layer: nn.Module, names: LayerNames) -> Part:
         query, key, value = _query_key_value(layer, names)
         output = find_linear(layer, names.output)
         channels = norm.weight.shape[0]
+        if not isinstance(heads, int) or heads < 1 or channels % heads:
+            raise Declined(f"{names.num_heads} is {heads!r}, no divisor of {channels} channels")
         for path, projection in ((names.query, query), (names.key, key), (names.output, output)):
             if projection.weight.shape != (channels, channels):
                 raise Declined(f"{path} is not {channels} to {channels} channels")
         reduction = reduction_norm = None
-        if isinstance(find(layer, names.reduction), nn.Conv2d):
-            reduction = find_conv2d(layer, names.reduction)
+        if type(find(layer, names.reduction)) not in (type(None), nn.Identity):
+            kernel = find_conv2d(layer, names.reduction).weight.shape[2]
+            reduction = find_conv2d(layer, names.reduction, stride=kernel, padding=0)
             reduction_norm = find_layer_norm(layer, names.reduction_norm)
-            if reduction.stride != reduction.kernel_size or set(reduction.padding) != {0}:
-                raise Declined(f"{names.reduction} is a convolution of another form: {reduction}")
-            if reduction.groups != 1:
-                raise Declined(f"{names.reduction} is grouped")
-            if reduction.stride[0] == 1:
+            if kernel == 1:
                 raise Declined(f"{names.reduction} reduces nothing")
         return fold_sr_attention(norm, query, key, value, output, heads, reduction, reduction_norm)
 
     roots = [m for m in (find(layer, names.attention_norm), find(layer, names.attention)) if m]
-    return Part(layer, roots, fold)
+    return Part(layer, roots, fold, own)
 
 
 def _query_key_value(layer: nn.Module, names: LayerNames) -> tuple[Any, Any, Any]:
@@ -71,32 +70,27 @@ def _chunks(weight: torch.Tensor, bias: torch.Tensor | None, count: int) -> list
     return [Affine(w, b) for w, b in zip(weight.chunk(count), biases, strict=True)]
 
 
-def ffn_part(layer: nn.Module, names: LayerNames) -> Part:
+def ffn_part(layer: nn.Module, names: LayerNames, own: bool = False) -> Part:
     """LayerNorm, Mix-FFN and residual: arguments of `kernels.mix_ffn`."""
 
     def fold() -> Folded:
         norm = find_layer_norm(layer, names.ffn_norm)
         fc1, fc2 = find_linear(layer, names.fc1), find_linear(layer, names.fc2)
-        dwconv = find_conv2d(layer, names.dwconv, kernel=3)
-        if dwconv.groups != dwconv.in_channels or dwconv.stride != (1, 1):
-            raise Declined(f"{names.dwconv} is no depthwise convolution: {dwconv}")
+        dwconv = find_conv2d(layer, names.dwconv, kernel=3, stride=1, padding=1, depthwise=True)
         activation = activation_name(find(layer, names.activation))
         if activation is None:
             raise Declined(f"{names.activation} is {find(layer, names.activation)}, unknown here")
         return {"activation": activation, **fold_mix_ffn(norm, fc1, dwconv, fc2)}
 
     roots = [m for m in (find(layer, names.ffn_norm), find(layer, names.ffn)) if m]
-    return Part(layer, roots, fold)
+    return Part(layer, roots, fold, own)
 
 
-def embed_part(embed: nn.Module, names: EmbedNames) -> Part:
+def embed_part(embed: nn.Module, names: EmbedNames, own: bool = False) -> Part:
     """Convolution and LayerNorm: arguments of `kernels.patch_embed`."""
 
     def fold() -> Folded:
         proj = find_conv2d(embed, names.proj)
-        norm = find_layer_norm(embed, names.norm)
-        if proj.groups != 1:
-            raise Declined(f"{names.proj} is grouped")
-        return fold_patch_embed(proj, norm)
+        return fold_patch_embed(proj, find_layer_norm(embed, names.norm))
 
-    return Part(embed, [embed], fold)
+    return Part(embed, [embed], fold, own)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastseg.folding.conditions import is_of_fastseg
 from fastseg.folding.parts import find
 from fastseg.folding.swap import HOST, register_host
 
@@ -64,11 +63,16 @@ def _transformers_stage(
 # -- transformers 4.x and 5.0 to 5.8 ---------------------------------------------------------------
 
 
+def lists_of_stages(encoder: Any) -> list[Stage]:
+    """Stages of an encoder that has its embeddings, layers and norms in three lists."""
+    lists = (encoder.patch_embeddings, encoder.block, encoder.layer_norm)
+    return [Stage(*parts) for parts in zip(*lists, strict=True)]
+
+
 def _is_transformers_encoder(module: nn.Module) -> bool:
     blocks = find(module, "block")
     return (
         has(module, "patch_embeddings.0.proj", "layer_norm.0", "config")
-        and not is_of_fastseg(type(module))
         and isinstance(blocks, nn.ModuleList)
         and len(blocks) > 0
         and all(_is_layers(block, "layer_norm_1", "attention.self.query") for block in blocks)
@@ -165,54 +169,49 @@ def _mmseg(encoder: Any, run: RunStages, x: torch.Tensor) -> Any:
 
 ENCODERS: Sequence[EncoderHost] = (
     EncoderHost(
-        "transformers, 5.9 or later",
-        "forward",
-        TRANSFORMERS_NEW,
-        TRANSFORMERS_EMBED,
-        _is_transformers_stage,
-        lambda stage: [Stage(stage.patch_embeddings, stage.blocks, stage.layer_norm)],
-        _transformers_stage,
+        name="transformers, 5.9 or later",
+        method="forward",
+        layer=TRANSFORMERS_NEW,
+        embed=TRANSFORMERS_EMBED,
+        stages=lambda stage: [Stage(stage.patch_embeddings, stage.blocks, stage.layer_norm)],
+        forward=_transformers_stage,
+        matches=_is_transformers_stage,
     ),
     EncoderHost(
-        "transformers before 5.9",
-        "forward",
-        TRANSFORMERS_OLD,
-        TRANSFORMERS_EMBED,
-        _is_transformers_encoder,
-        lambda encoder: [
-            Stage(*parts)
-            for parts in zip(
-                encoder.patch_embeddings, encoder.block, encoder.layer_norm, strict=True
-            )
-        ],
-        _transformers_encoder,
+        name="transformers before 5.9",
+        method="forward",
+        layer=TRANSFORMERS_OLD,
+        embed=TRANSFORMERS_EMBED,
+        stages=lists_of_stages,
+        forward=_transformers_encoder,
+        matches=_is_transformers_encoder,
     ),
     EncoderHost(
-        "segmentation_models_pytorch",
-        "forward",
-        SMP,
-        SMP_EMBED,
-        _is_smp,
-        _nvlabs_stages,
-        _smp,
+        name="segmentation_models_pytorch",
+        method="forward",
+        layer=SMP,
+        embed=SMP_EMBED,
+        stages=_nvlabs_stages,
+        forward=_smp,
+        matches=_is_smp,
     ),
     EncoderHost(
-        "NVlabs",
-        "forward_features",
-        NVLABS,
-        NVLABS_EMBED,
-        _is_nvlabs,
-        _nvlabs_stages,
-        lambda encoder, run, x: run(x),
+        name="NVlabs",
+        method="forward_features",
+        layer=NVLABS,
+        embed=NVLABS_EMBED,
+        stages=_nvlabs_stages,
+        forward=lambda encoder, run, x: run(x),
+        matches=_is_nvlabs,
     ),
     EncoderHost(
-        "mmseg",
-        "forward",
-        MMSEG,
-        MMSEG_EMBED,
-        _is_mmseg,
-        lambda encoder: [Stage(*stage) for stage in encoder.layers],
-        _mmseg,
+        name="mmseg",
+        method="forward",
+        layer=MMSEG,
+        embed=MMSEG_EMBED,
+        stages=lambda encoder: [Stage(*stage) for stage in encoder.layers],
+        forward=_mmseg,
+        matches=_is_mmseg,
     ),
 )
 for _host in ENCODERS:

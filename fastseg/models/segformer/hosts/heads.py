@@ -10,8 +10,7 @@ from torch import nn
 
 from fastseg.folding.algebra import batch_norm_affine, narrow, wide_affine
 from fastseg.folding.cache import Folded
-from fastseg.folding.conditions import is_of_fastseg
-from fastseg.folding.parts import Declined, find, find_conv2d, find_leaf
+from fastseg.folding.parts import Declined, find, find_leaf, find_pointwise
 from fastseg.folding.swap import register_host
 
 from ..encoder_plan import Maps
@@ -27,7 +26,8 @@ def _batch_norm(head: nn.Module, path: str) -> nn.BatchNorm2d:
     return norm  # type: ignore[return-value]
 
 
-def _children(head: nn.Module, *without: str) -> list[nn.Module]:
+def children(head: nn.Module, *without: str) -> list[nn.Module]:
+    """The modules in `head` but for those of the names in `without`."""
     return [child for name, child in head.named_children() if name not in without]
 
 
@@ -39,21 +39,19 @@ def _transformers_projections(head: Any) -> str:
 
 
 def _is_transformers(module: nn.Module) -> bool:
-    return (
-        has(module, "linear_fuse", "batch_norm", "classifier", "config")
-        and isinstance(find(module, _transformers_projections(module)), nn.ModuleList)
-        and not is_of_fastseg(type(module))
+    return has(module, "linear_fuse", "batch_norm", "classifier", "config") and isinstance(
+        find(module, _transformers_projections(module)), nn.ModuleList
     )
 
 
-def _fold_transformers(head: Any) -> Folded:
+def fold_transformers(head: Any) -> Folded:
+    """The neck of a head with transformers' names, old or new."""
     path = _transformers_projections(head)
     projections = [
         find_leaf(head, f"{path}.{i}.proj", nn.Linear) for i in range(len(find(head, path)))
     ]
-    return fold_fuse(
-        projections, find_conv2d(head, "linear_fuse", kernel=1), _batch_norm(head, "batch_norm")
-    )
+    fuse = find_pointwise(head, "linear_fuse")
+    return fold_fuse(projections, fuse, _batch_norm(head, "batch_norm"))
 
 
 def _transformers_logits(head: Any, logits: torch.Tensor, maps: Maps) -> torch.Tensor:
@@ -88,7 +86,7 @@ def _is_nvlabs(module: nn.Module) -> bool:
 
 def _fold_nvlabs(head: Any) -> Folded:
     projections = [find_leaf(head, f"linear_c{stage}.proj", nn.Linear) for stage in range(1, 5)]
-    fuse = find_conv2d(head, "linear_fuse.conv", kernel=1)
+    fuse = find_pointwise(head, "linear_fuse.conv")
     return fold_fuse(projections, fuse, _batch_norm(head, "linear_fuse.bn"))
 
 
@@ -108,7 +106,7 @@ def _is_mmseg(module: nn.Module) -> bool:
 
 def _folded_conv_module(head: Any, path: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight (out, in) and bias of a 1x1 convolution with its BatchNorm, in float64."""
-    weight, bias = wide_affine(find_conv2d(head, f"{path}.conv", kernel=1))
+    weight, bias = wide_affine(find_pointwise(head, f"{path}.conv"))
     gain, shift = batch_norm_affine(_batch_norm(head, f"{path}.bn"))
     return gain[:, None] * weight.flatten(1), bias * gain + shift
 
@@ -144,7 +142,7 @@ def _fold_smp(model: Any) -> Folded:
         find_leaf(model, f"decoder.mlp_stage.{index}.linear", nn.Linear)
         for index in reversed(range(count))
     ]
-    fuse = find_conv2d(model, "decoder.fuse_stage.0", kernel=1)
+    fuse = find_pointwise(model, "decoder.fuse_stage.0")
     return fold_fuse(projections, fuse, _batch_norm(model, "decoder.fuse_stage.1"))
 
 
@@ -169,41 +167,41 @@ def _smp_masks(model: Any, logits: torch.Tensor, maps: Maps) -> Any:
 # head has a ReLU before upsampling, which no exporter writes.
 HEADS: Sequence[HeadHost] = (
     HeadHost(
-        "transformers",
-        _is_transformers,
-        lambda head: _children(head, "classifier"),
-        _fold_transformers,
-        "classifier",
-        _transformers_maps,
+        name="transformers",
+        roots=lambda head: children(head, "classifier"),
+        fold=fold_transformers,
+        classifier="classifier",
+        maps=_transformers_maps,
         finish=_transformers_logits,
         exports=True,
+        matches=_is_transformers,
     ),
     HeadHost(
-        "NVlabs",
-        _is_nvlabs,
-        lambda head: _children(head, "linear_pred", "conv_seg"),
-        _fold_nvlabs,
-        "linear_pred",
-        _mmseg_maps,
+        name="NVlabs",
+        roots=lambda head: children(head, "linear_pred", "conv_seg"),
+        fold=_fold_nvlabs,
+        classifier="linear_pred",
+        maps=_mmseg_maps,
         exports=True,
+        matches=_is_nvlabs,
     ),
     HeadHost(
-        "mmseg",
-        _is_mmseg,
-        lambda head: _children(head, "conv_seg"),
-        _fold_mmseg,
-        "conv_seg",
-        _mmseg_maps,
+        name="mmseg",
+        roots=lambda head: children(head, "conv_seg"),
+        fold=_fold_mmseg,
+        classifier="conv_seg",
+        maps=_mmseg_maps,
+        matches=_is_mmseg,
     ),
     HeadHost(
-        "segmentation_models_pytorch",
-        _is_smp,
-        lambda model: [model.decoder],
-        _fold_smp,
-        "segmentation_head.0",
-        _smp_maps,
-        lambda model: [model.segmentation_head],
-        _smp_masks,
+        name="segmentation_models_pytorch",
+        roots=lambda model: [model.decoder],
+        fold=_fold_smp,
+        classifier="segmentation_head.0",
+        maps=_smp_maps,
+        called=lambda model: [model.segmentation_head],
+        finish=_smp_masks,
+        matches=_is_smp,
     ),
 )
 for _host in HEADS:

@@ -1,0 +1,46 @@
+"""fastseg's own encoder and decode head, as hosts: they need no trial, and `accelerate` no look."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from fastseg.folding.swap import HOST
+
+from ..encoder_plan import EncoderHost, RunStages
+from ..head_plan import HeadHost
+from .encoders import lists_of_stages
+from .heads import children, fold_transformers
+from .names import TRANSFORMERS_EMBED, TRANSFORMERS_OLD
+
+
+def _encoder(
+    encoder: Any, run: RunStages, pixel_values: torch.Tensor, output_attentions: bool = False
+) -> Any:
+    if output_attentions:
+        return HOST
+    encoder.check(pixel_values)
+    return tuple(run(pixel_values)), ()
+
+
+# Module names are those of transformers' files, which its older versions have in memory too.
+ENCODER = EncoderHost(
+    name="fastseg",
+    method="forward",
+    layer=replace(TRANSFORMERS_OLD, activation="mlp.hidden_act"),
+    embed=TRANSFORMERS_EMBED,
+    stages=lists_of_stages,
+    forward=_encoder,
+    own=True,
+)
+HEAD = HeadHost(
+    name="fastseg",
+    roots=lambda head: children(head, "classifier"),
+    fold=fold_transformers,
+    classifier="classifier",
+    maps=lambda head, encoder_hidden_states: head.check(encoder_hidden_states),
+    exports=True,
+    own=True,
+)
