@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from fastseg.folding.freshness import kind_of
 from fastseg.folding.swap import Accelerated, accelerated_class
-from fastseg.folding.trial import kind_of
 from fastseg.models.segformer.encoder_plan import EncoderHost
 from fastseg.models.segformer.head_plan import HeadHost
 from fastseg.models.segformer.hosts.encoders import find_encoder
@@ -59,7 +59,7 @@ def accelerate(model: Model, *, strict: bool = False) -> Model:
             has_segformer = True
             continue
         was_fast = isinstance(module, Accelerated)
-        if was_fast and module._fastseg_kind != kind_of(module):
+        if was_fast and module._fastseg_kind != kind_of(module, root_class=False):
             _restore(module)  # its modules were exchanged, or it is a copy
         host = find_encoder(module) or find_head(module)
         if host is None:
@@ -89,7 +89,7 @@ def accelerate(model: Model, *, strict: bool = False) -> Model:
 def _take(module: nn.Module, host: EncoderHost | HeadHost) -> str | None:
     """Accelerate one encoder or head; the reason where it has to stay the host's."""
     refused: dict[str, str] = {}
-    kind = kind_of(module)
+    kind = kind_of(module, root_class=False)
     if "forward" in module.__dict__:
         reason: str | None = "it has a forward of its own"
     elif isinstance(host, EncoderHost):
@@ -108,7 +108,9 @@ def _take(module: nn.Module, host: EncoderHost | HeadHost) -> str | None:
     module.__dict__.pop("_fastseg_refusal", None)
     module.__dict__.update(_fastseg_refused=refused, _fastseg_kind=kind)
     accelerated: Any = module
-    accelerated.fastseg_plan().settle(any_mode=True)  # an export before any forward goes by it
+    accelerated.fastseg_state().plan().settle(
+        any_mode=True
+    )  # an export before any forward goes by it
     return None
 
 
@@ -142,7 +144,7 @@ def _check(model: Any) -> None:
 
 def _restore(module: Any) -> None:
     module.__class__ = module._fastseg_class
-    for name in ("_fastseg_refused", "_fastseg_kind", "_fastseg_plan", "_fold_set"):
+    for name in ("_fastseg_refused", "_fastseg_kind", "_fastseg_state"):
         module.__dict__.pop(name, None)
 
 
@@ -153,7 +155,7 @@ def _refused_layers(encoder: nn.Module, host: EncoderHost) -> dict[str, str]:
     refused = {}
     for stage in host.stages(encoder):
         for layer in stage.layers:
-            kind = (type(layer), kind_of(layer))
+            kind = kind_of(layer)
             if kind not in verdicts:
                 verdicts[kind] = layer_refusal(layer, host.layer)
             reason = verdicts[kind]
@@ -164,7 +166,7 @@ def _refused_layers(encoder: nn.Module, host: EncoderHost) -> dict[str, str]:
 
 def _open_reasons(name: str, module: Any) -> list[str]:
     """Reasons why parts of an accelerated module stay the host's, whatever its mode now."""
-    plan = module.fastseg_plan()
+    plan = module.fastseg_state().plan()
     whole = plan.settle(any_mode=True)
     if whole is not None:
         return [f"{_label(name, module)}: {whole}"]

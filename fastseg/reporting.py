@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastseg.folding.cache import Folded
+from fastseg.folding.fold import Folded
 from fastseg.folding.swap import Accelerated
 from fastseg.kernels import fallbacks, select_backend
 from fastseg.kernels.attention.op import supports as sr_attention_supports
@@ -61,7 +61,7 @@ def _lines(label: str, part: Accelerated) -> Iterator[str]:
     if reason is not None:
         yield f"{whole}: {other}: {reason}"
         return
-    plan = part.fastseg_plan()
+    plan = part.fastseg_state().plan()
     yield f"{whole}: {_folded_path(part, plan.arguments())}"
     for name, why in plan.reasons():
         yield f"{label}.{name}: {other}: {why}"

@@ -9,7 +9,7 @@ them. A graph is queued at once.
 - The first call with a key runs eagerly, as a model's first call does: kernels compile, weights
   fold. The second captures; later ones copy their inputs in, replay and copy the outputs out.
 - Weights: a graph reads parameters where they are, but folded weights are derived. At each call
-  the model is compared with what it was (`watch.py`) while the GPU already works; if something
+  the model is compared with what it was (`ModelWatch`) while the GPU already works; if something
   changed, that result is thrown away, all graphs are dropped, and the call runs eagerly.
 - Threads and streams: a call holds the runner's lock until all is queued, and its work waits on the
   GPU for that of the call before, whatever its stream. Results belong to the caller's stream.
@@ -33,12 +33,12 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils import _pytree as pytree
 from torch.utils._device import DeviceContext
 
+from fastseg.folding.freshness import ModelWatch, Runner
 from fastseg.folding.swap import refold
 from fastseg.folding.warmup import warmup
 
 from .capture import Capture, Capturer, CudaCapturer, in_capture
 from .key import PLAIN_TYPES, TENSOR_TYPES, Call, NoGraph, positional_names, read_call, static_like
-from .watch import ModelWatch, Runner
 
 _KEYS_REMEMBERED = 256
 # Methods of a module that return it: here they return the runner.
@@ -261,7 +261,7 @@ class GraphedModel(Runner):
         if change is not None:
             self._drop(change)
         if self._watch is None:
-            self._watch = ModelWatch(self.model)
+            self._watch = ModelWatch(self.model, derived=True)
         self._remember(call.key, None)
         return output
 

@@ -14,8 +14,9 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 
-from fastseg.folding.cache import Folded
-from fastseg.folding.swap import Accelerated, Plan
+from fastseg.folding.fold import Folded
+from fastseg.folding.state import Plan
+from fastseg.folding.swap import Accelerated
 from fastseg.kernels.embed.op import output_size
 
 
@@ -141,7 +142,7 @@ def fold_accelerated(
     names: list[str] = []
     for name, part in parts.items():
         whole = part.fastseg_reason()
-        plan = cast(ExportedPlan, part.fastseg_plan())
+        plan = cast(ExportedPlan, part.fastseg_state().plan())
         reasons = [f"{inner}: {reason}" for inner, reason in plan.reasons()]
         for reason in [whole] if whole is not None else reasons:
             raise ValueError(f"model: expected all of {name or 'it'} folded, but {reason}")

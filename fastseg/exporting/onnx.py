@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastseg.folding.cache import Folded
+from fastseg.folding.fold import Folded
 
 from .folded import FoldedLayer, FoldedModel, FoldedStage
 from .onnx_graph import OnnxGraph, Size

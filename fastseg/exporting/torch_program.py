@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastseg import kernels
-from fastseg.folding.cache import Folded
+from fastseg.folding.fold import Folded
 from fastseg.kernels.blocks.tokens import tokens_to_map
 
 from .folded import FoldedModel

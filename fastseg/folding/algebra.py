@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .cache import Folded
+from .fold import Folded
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copyreg
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 import torch
@@ -20,9 +20,8 @@ from torch import nn
 
 from fastseg.kernels.core.tracing import is_exporting
 
-from .cache import Fold, Folded, FoldOwner
 from .conditions import mode_reason
-from .parts import Part
+from .state import Plan, State
 
 
 class _HostAnswers:
@@ -31,38 +30,6 @@ class _HostAnswers:
 
 
 HOST = _HostAnswers()  # "let the host's own forward answer"
-
-
-class Plan(Protocol):
-    """Plan of a module's forward, part by part: folded, or by the host's own code."""
-
-    def is_current(self) -> bool:
-        """Return whether the module still holds the modules that this was made for."""
-
-    def settle(self, any_mode: bool = False) -> str | None:
-        """Fold what can be folded; a reason where the module as a whole stays the host's.
-
-        Args:
-            any_mode: leave aside that parts may be in training mode.
-        """
-
-    def may_run(self) -> bool:
-        """Return whether it may run, as settled before, or as it is now in an export."""
-
-    def parts(self) -> list[Part]:
-        """The parts of the module, folded or not."""
-
-    def folded_parts(self) -> list[Part]:
-        """The parts that run folded, as settled."""
-
-    def modes(self) -> list[str | None]:
-        """Reasons why parts stay the host's, None for those that do not: graphs depend on them."""
-
-    def reasons(self) -> Iterator[tuple[str, str]]:
-        """Pairs (module's name, reason) of what stays the host's."""
-
-    def arguments(self) -> Iterator[tuple[str, Folded]]:
-        """Each op that runs folded, by name, with its folded arguments."""
 
 
 class Host(Protocol):
@@ -101,10 +68,10 @@ def _key(host: Host) -> tuple[str, str]:
     return type(host).__name__, host.name
 
 
-_DERIVED = ("_fastseg_plan", "_fastseg_kind", "_fold_set")
+_DERIVED = ("_fastseg_state", "_fastseg_kind")
 
 
-class Accelerated(FoldOwner):
+class Accelerated:
     """Mixin of modules with a fast forward.
 
     Attributes:
@@ -117,18 +84,20 @@ class Accelerated(FoldOwner):
     _fastseg_class: type[nn.Module] | None = None
     _fastseg_refused: Mapping[str, str] = {}
     _fastseg_kind: Any = None
-    _fastseg_plan: Plan | None = None
+    _fastseg_state: State | None = None
 
-    def fastseg_plan(self) -> Plan:
-        """Return the plan, made anew where modules were exchanged."""
-        plan = self._fastseg_plan
-        if plan is None or not plan.is_current():
-            plan = self._fastseg_host.plan(self, self._fastseg_refused)
-            self._fastseg_plan = plan
-        return plan
+    def fastseg_state(self) -> State:
+        """What the fast forward runs on."""
+        if self._fastseg_state is None:
+            state = State(
+                cast(nn.Module, self),
+                lambda: self._fastseg_host.plan(self, self._fastseg_refused),
+            )
+            self.__dict__.setdefault("_fastseg_state", state)  # one for all threads
+        return cast(State, self._fastseg_state)
 
     def fastseg_reason(self, *inputs: Any) -> str | None:
-        """Reason why the module as a whole runs the host's own forward now; None where not."""
+        """Reason why the module as a whole runs its own code now; None where not."""
         module = cast(nn.Module, self)
         leaves: list[Any] = []
         for value in inputs:  # heads take their maps in a list
@@ -143,44 +112,67 @@ class Accelerated(FoldOwner):
             for name, parameter in module.named_parameters():
                 if parameter.requires_grad:
                     return f"gradients are on and {name} requires them"
-        return _settle(self)
+        if is_exporting():
+            # Nothing can be folded now, and what it is traced with cannot be told.
+            self._make_plan()
+            may_run = self.fastseg_state().settled.may_run()
+            return None if may_run else "none of its parts can be folded"
+        return self._settle()
+
+    # A graph of torch.compile has the answers of these as constants: they run as it is traced, and
+    # are methods, as torch 2.11 takes no module as an argument of such a function.
+    @torch.compiler.assume_constant_result
+    def _settle(self) -> str | None:
+        if self._fastseg_state is None:
+            for inner in cast(nn.Module, self).modules():
+                if isinstance(inner, Accelerated):  # its state is an attribute that is watched
+                    inner.fastseg_state()
+        return self.fastseg_state().settle()
 
     @torch.compiler.assume_constant_result
-    def _settled(self) -> str | None:
-        return self.fastseg_plan().settle()
+    def _make_plan(self) -> bool:
+        self.fastseg_state().plan()
+        return True
 
-    def folds(self) -> list[Fold]:
-        return [part.fold for part in self.fastseg_plan().folded_parts()]
+    @torch.compiler.assume_constant_result
+    def _trace(self) -> bool:
+        self.fastseg_state().trace()
+        return True
 
-    def drop_folds(self) -> None:
-        plan = self._fastseg_plan
-        if plan is not None and not torch.compiler.is_compiling():
-            for part in plan.parts():
-                part.drop()
+    @torch.compiler.assume_constant_result
+    def _drop(self) -> bool:
+        """Forget what is folded, where weights may be edited in ways that are not counted.
 
-    def graph_problem(self) -> str | None:
-        plan = self._fastseg_plan
-        if plan is None or not plan.is_current():
-            return "modules in it were exchanged"
-        before = plan.modes()
-        if problem := plan.settle():
-            return problem
-        for then, now in zip(before, plan.modes(), strict=True):
-            if then != now:
-                return f"a part of it changed: {now}" if now else "other parts of it can be folded"
-        return None
+        torch's fused optimizers, the default of transformers' Trainer, do that, and merges of LoRA
+        adapters.
+        """
+        if self._fastseg_state is not None:
+            self._fastseg_state.drop()
+        return True
+
+    def _refresh_in_graph(self) -> bool:
+        """Return whether a forward may read what is folded; it asks before it does.
+
+        Folding happens while a graph is traced, and is not in it: the graph has one operator that
+        keeps fresh what it reads.
+        """
+        if not torch.compiler.is_compiling() or is_exporting():
+            return True
+        self._trace()
+        traced: Any = cast(State, self._fastseg_state).traced
+        if not traced.has_sources():
+            return False
+        torch.ops.fastseg.refresh_folds(traced.tensors, traced.handle)
+        return True
 
     def train(self, mode: bool = True) -> Any:
         # For eval() too: what comes before it may have edited `parameter.data`.
-        self.drop_folds()
+        self._drop()
         return super().train(mode)  # type: ignore[misc]
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        # Not to keep the memory of another device or dtype.
-        if self._fastseg_plan is not None:
-            for part in self._fastseg_plan.parts():
-                part.drop(graph=True)
-        self._fold_set = None
+        if self._fastseg_state is not None:  # not to keep the memory of another device or dtype
+            self._fastseg_state.drop(free=True)
         return super()._apply(*args, **kwargs)  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -209,15 +201,6 @@ def _rebuild(host_class: type[nn.Module], host: tuple[str, str], *arguments: Any
     return accelerated.__new__(accelerated, *arguments)
 
 
-def _settle(module: Accelerated) -> str | None:
-    if not torch.compiler.is_compiling():
-        return module.fastseg_plan().settle()
-    if is_exporting():
-        # Nothing can be folded now, and what it is traced with cannot be told.
-        return None if module.fastseg_plan().may_run() else "none of its parts can be folded"
-    return module._settled()
-
-
 def accelerated_class(host_class: Any, host: Host) -> Any:
     """The subclass of `host_class`, made once for a process."""
     key = (host_class, _key(host))
@@ -238,11 +221,11 @@ def with_plan(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, *args, **kwargs)
         if self.fastseg_reason(*args, *kwargs.values()) is not None:
             if torch.is_grad_enabled():
-                self.drop_folds()
+                self._drop()
             return method(self, *args, **kwargs)
-        if not self.refresh_in_graph():
+        if not self._refresh_in_graph():
             return method(self, *args, **kwargs)
-        output = self._fastseg_host.answer(self, self._fastseg_plan, *args, **kwargs)
+        output = self._fastseg_host.answer(self, self.fastseg_state().settled, *args, **kwargs)
         return method(self, *args, **kwargs) if output is HOST else output
 
     return forward
@@ -274,7 +257,7 @@ def refold(model: nn.Module) -> None:
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     for module in model.modules():
         if isinstance(module, Accelerated):
-            module.drop_folds()
+            module._drop()
 
 
 def repack(model: nn.Module) -> None:

@@ -10,18 +10,16 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from .cache import all_parts
+from .conditions import all_parts
 
 # Rounding makes 1e-6; of what could be mistaken, the two forms of GELU differ least, by 2e-4.
 TOLERANCE = 2e-5
-_PLAIN = (bool, int, float, str, tuple, list, FunctionType)  # attributes that tell kinds apart
 
 
 @contextlib.contextmanager
@@ -37,26 +35,6 @@ def apart() -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         yield
-
-
-def kind_of(module: nn.Module) -> tuple[Any, ...]:
-    """Return a key that is equal for modules that differ in weights or rates of dropout alone."""
-    return tuple(
-        (
-            name,
-            type(part) if name else None,  # of the whole the class may change
-            tuple((n, tuple(p.shape)) for n, p in part._parameters.items() if p is not None),
-            tuple(
-                (key, repr(value))
-                for key, value in sorted(part.__dict__.items(), key=lambda item: item[0])
-                if isinstance(value, _PLAIN)
-                and not key.startswith("_")
-                and key not in ("training", "p", "drop_prob", "layer_idx")
-            ),
-            tuple(sorted(part.__dict__.keys() & {"forward"})),
-        )
-        for name, part in module.named_modules()
-    )
 
 
 def failed(error: Exception) -> str:

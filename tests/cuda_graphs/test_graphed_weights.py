@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import fastseg
-from fastseg.cuda_graphs.watch import ModelWatch
+from fastseg.folding.freshness import ModelWatch
 from tests.cuda_graphs.graph_cases import SHAPE, capture, runner_of
 from tests.model_cases import TINY, randomize, tiny_model, twins
 
@@ -210,15 +210,15 @@ def test_lora_adapters():
 class TestModelWatch:
     def test_it_names_what_changed(self):
         model = tiny_model()
-        watch = ModelWatch(model)
+        watch = ModelWatch(model, derived=True)
         assert watch.reason is None
         assert watch.change() is None
         edit_folded(model)
         assert watch.change() == "segformer.encoder.block.0.0.mlp.dense1.weight"
-        watch = ModelWatch(model)
+        watch = ModelWatch(model, derived=True)
         change_eps(model)
         assert watch.change() == "segformer.encoder.block.0.0.layer_norm_1.eps"
-        watch = ModelWatch(model)
+        watch = ModelWatch(model, derived=True)
         change_class(model)
         assert watch.change() == "the class of decode_head"
 
@@ -226,7 +226,7 @@ class TestModelWatch:
         model = nn.Linear(2, 2).eval()
         hidden = nn.Linear(2, 2).eval()
         model.__dict__["others"] = {"a": [hidden]}
-        watch = ModelWatch(model)
+        watch = ModelWatch(model, derived=True)
         hidden.weight.mul_(2)
         assert watch.change() == "others.a.0.weight"
 
@@ -234,7 +234,7 @@ class TestModelWatch:
         model = tiny_model()
         model.last_size = (64, 64)
         model.names = ["a"]
-        watch = ModelWatch(model)
+        watch = ModelWatch(model, derived=True)
         model.last_size = tuple([64, 64])  # another object
         assert watch.change() is None
         model.names.append("b")
@@ -243,15 +243,15 @@ class TestModelWatch:
     def test_what_cannot_be_watched(self):
         with torch.inference_mode():
             model = nn.Linear(2, 2).eval()
-        assert ModelWatch(model).reason == (
+        assert ModelWatch(model, derived=True).reason == (
             "weight was made in inference mode, where edits are not counted"
         )
         script = torch.jit.script(nn.Linear(2, 2).eval())
-        assert "is a ScriptModule" in ModelWatch(script).reason
+        assert "is a ScriptModule" in ModelWatch(script, derived=True).reason
 
     def test_a_fold_is_watched(self):
         model = tiny_model()
         fastseg.warmup(model, [SHAPE])
-        watch = ModelWatch(model)
+        watch = ModelWatch(model, derived=True)
         model.refold()
-        assert "_fastseg_plan" in watch.change()
+        assert "_fastseg_state" in watch.change()

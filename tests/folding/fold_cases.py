@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastseg
-from fastseg.folding.parts import Part
+from fastseg.folding.fold import Part
 from fastseg.folding.swap import Accelerated
 
 
@@ -29,20 +29,18 @@ def plain(model: Any, pixels: torch.Tensor) -> torch.Tensor:
 def parts_of(model: torch.nn.Module) -> list[Part]:
     """All ops of the encoder and the decode head in `model`."""
     modules = [module for module in model.modules() if isinstance(module, Accelerated)]
-    return [part for module in modules for part in module.fastseg_plan().parts()]
+    return [part for module in modules for part in module.fastseg_state().plan().parts()]
 
 
 def is_folded(part: Part) -> bool:
-    return part.fold.current is not None
+    return part._folded is not None
 
 
 def count_folds(monkeypatch: pytest.MonkeyPatch) -> list[Part]:
     """A list that grows by one for each op whose weights are folded."""
     folds: list[Part] = []
-    original: Any = Part._checked
-    monkeypatch.setattr(
-        Part, "_checked", lambda self, fold: folds.append(self) or original(self, fold)
-    )
+    original: Any = Part._checked_fold
+    monkeypatch.setattr(Part, "_checked_fold", lambda self: folds.append(self) or original(self))
     return folds
 
 

@@ -261,7 +261,7 @@ def test_inputs_are_not_written_to():
 def test_folded_tensors_have_the_parameters_dtype():
     layer = make_layer(20, 1, 2).bfloat16()
     for part in planned(layer).parts():
-        for name, value in part.folded().items():
+        for name, value in part.arguments().items():
             if isinstance(value, torch.Tensor):
                 # Sums are of the weights as they are rounded, and are not rounded themselves.
                 expected = torch.float32 if name.endswith("_weight_sum") else torch.bfloat16
@@ -270,7 +270,7 @@ def test_folded_tensors_have_the_parameters_dtype():
 
 @pytest.mark.parametrize("sr_ratio", [1, 2])
 def test_sums_are_those_of_the_rounded_weights(sr_ratio):
-    folded = planned(make_layer(20, 5, sr_ratio).bfloat16()).attention.folded()
+    folded = planned(make_layer(20, 5, sr_ratio).bfloat16()).attention.arguments()
     sums = {name: value for name, value in folded.items() if name.endswith("_weight_sum")}
     second = "key_value_weight_sum" if sr_ratio == 1 else "sr_weight_sum"
     assert set(sums) == {"query_weight_sum", second}

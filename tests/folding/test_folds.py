@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from fastseg.folding import cache as folds
+from fastseg.folding import fold, state
 from tests.folding.fold_cases import every_parameter, folded, plain
 from tests.model_cases import SMALL, relative_error, tiny_model
 
@@ -66,11 +66,11 @@ def test_the_graph_folds_in_place_and_stays(model, pixels):
     compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
         compiled(pixels)
-        cache = model.segformer.encoder.fastseg_plan().stages[1].layers[0].ffn.fold
-        memory = cache.graph.folded["fc1_weight"].data_ptr()
+        ffn = model.segformer.encoder.fastseg_state().settled.stages[1].layers[0].ffn
+        memory = ffn.arguments()["fc1_weight"].data_ptr()
         edit(model)
         compiled(pixels)
-        assert cache.graph.folded["fc1_weight"].data_ptr() == memory
+        assert ffn.arguments()["fc1_weight"].data_ptr() == memory
         model.train().eval()
         assert_near(compiled(pixels).logits, plain(model, pixels))
 
@@ -135,12 +135,12 @@ def test_graphs_let_go_of_models(model, pixels):
     compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
     with torch.no_grad():
         compiled(pixels)
-    handle = model.decode_head._fold_set.handle
-    assert handle in folds._fold_sets
+    handle = model.decode_head.fastseg_state().traced.handle
+    assert handle in state._graphs
     model.to(torch.float64)
     with torch.no_grad():
         compiled(pixels.double())
-    assert model.decode_head._fold_set.handle != handle
+    assert model.decode_head.fastseg_state().traced.handle != handle
 
 
 def test_folding_is_finished_before_others_see_it(monkeypatch):
@@ -153,10 +153,10 @@ def test_folding_is_finished_before_others_see_it(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    assert folds._finished(torch.device("cpu"))
+    assert fold._is_finished(torch.device("cpu"))
     assert not waits
-    assert folds._finished(torch.device("cuda", 0))
+    assert fold._is_finished(torch.device("cuda", 0))
     assert waits == ["synchronize"]
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert not folds._finished(torch.device("cuda", 0))
+    assert not fold._is_finished(torch.device("cuda", 0))
     assert waits == ["synchronize"]

@@ -125,7 +125,7 @@ def test_blocks_that_overlap_leave_nothing_behind():
 
 def test_an_empty_batch_runs_eagerly_too():
     model = fastseg.from_preset("segformer_b0", num_classes=3).eval()
-    layer = model.segformer.encoder.fastseg_plan().stages[0].layers[0]
+    layer = model.segformer.encoder.fastseg_state().plan().stages[0].layers[0]
     layer.settle(any_mode=False)
     with torch.no_grad():
         assert layer.run(torch.zeros(0, 64, 32), 8, 8, None).shape == (0, 64, 32)

@@ -12,8 +12,8 @@ from torch import nn
 
 from fastseg import kernels
 from fastseg.exporting.folded import FoldedLayer, FoldedStage
-from fastseg.folding.cache import Folded
-from fastseg.folding.parts import Part, foreign_module, part_problem
+from fastseg.folding.conditions import part_problem
+from fastseg.folding.fold import Folded, Known, Part
 from fastseg.kernels.blocks.tokens import tokens_to_map
 from fastseg.kernels.core.tracing import is_exporting
 
@@ -67,7 +67,7 @@ class EncoderHost:
         return self.forward(encoder, plan.run, *args, **kwargs)
 
 
-class LayerPlan:
+class LayerPlan(Known):
     """One Transformer layer: whole the host's, or half by half."""
 
     def __init__(
@@ -75,24 +75,23 @@ class LayerPlan:
     ) -> None:
         self.layer = layer
         self.names = names
-        self.own = own
         self.refused = refused  # what the check of its kind has found
         self.reason = refused
         self.attention = attention_part(layer, names, own)
         self.ffn = ffn_part(layer, names, own)
         inside = {id(root) for part in self.parts() for root in part.roots}
-        # Dropouts and stochastic depth between the halves, and the layer itself.
         self._around = [layer, *(c for c in layer.children() if id(c) not in inside)]
+        super().__init__(layer, own)
+
+    def known_modules(self) -> list[nn.Module]:
+        """Dropouts and stochastic depth between the halves, and the layer itself."""
+        return self._around
 
     def parts(self) -> tuple[Part, Part]:
         return self.attention, self.ffn
 
     def settle(self, any_mode: bool) -> None:
-        reason = self.refused
-        if self.own:
-            reason = foreign_module(self.layer, self._around)
-        for part in self._around:
-            reason = reason or part_problem(part, any_mode)
+        reason = self.refused or self.problem(any_mode)
         if reason is None:
             for half in self.parts():
                 half.settle(any_mode)
@@ -100,15 +99,15 @@ class LayerPlan:
 
     def run(self, x: torch.Tensor, height: int, width: int, norm: Any) -> torch.Tensor:
         """Tokens of the layer, after `norm` where one is given."""
-        if self.reason is not None or (is_exporting() and any(map(part_problem, self._around))):
+        if self.reason is not None or (is_exporting() and self.problem() is not None):
             return _normalized(self.names.call(self.layer, x, height, width), norm)
         if self.attention.is_folded():
-            x = kernels.sr_attention(x, height, width, **self.attention.folded())
+            x = kernels.sr_attention(x, height, width, **self.attention.arguments())
         else:
             x = self.names.call_attention(self.layer, x, height, width)
         if not self.ffn.is_folded():
             return _normalized(self.names.call_ffn(self.layer, x, height, width), norm)
-        folded = self.ffn.folded()
+        folded = self.ffn.arguments()
         if norm is None:
             return kernels.mix_ffn(x, height, width, **folded)
         return kernels.mix_ffn(
@@ -142,7 +141,7 @@ class StagePlan:
         for layer in self.layers:
             layer.settle(any_mode)
         norm: Any = self.stage.norm
-        if not isinstance(norm, nn.LayerNorm) or norm.bias is None:
+        if type(norm) is not nn.LayerNorm or norm.bias is None:
             self.norm_reason = f"is a {type(norm).__name__}"
         elif not self.layers:
             self.norm_reason = None
@@ -153,7 +152,7 @@ class StagePlan:
 
     def run(self, feature_map: torch.Tensor) -> torch.Tensor:
         if self.embed.is_folded():
-            tokens, height, width = kernels.patch_embed(feature_map, **self.embed.folded())
+            tokens, height, width = kernels.patch_embed(feature_map, **self.embed.arguments())
         else:
             tokens, height, width = self._embed_names.call(self.stage.embed, feature_map)
         norm: Any = self.stage.norm
@@ -218,6 +217,10 @@ class EncoderPlan:
     def parts(self) -> list[Part]:
         return [part for stage in self.stages for part in stage.parts()]
 
+    def known(self) -> list[Known]:
+        layers = [layer for stage in self.stages for layer in stage.layers]
+        return [*self.parts(), *layers]
+
     def folded_parts(self) -> list[Part]:
         return [
             part
@@ -256,21 +259,21 @@ class EncoderPlan:
         """Each op that runs folded, by name, with its folded arguments."""
         for stage in self.stages:
             if stage.embed.reason is None:
-                yield "patch_embed", stage.embed.folded()
+                yield "patch_embed", stage.embed.arguments()
             for layer in stage.layers:
                 if layer.reason is None and layer.attention.reason is None:
-                    yield "sr_attention", layer.attention.folded()
+                    yield "sr_attention", layer.attention.arguments()
                 if layer.reason is None and layer.ffn.reason is None:
-                    yield "mix_ffn", layer.ffn.folded()
+                    yield "mix_ffn", layer.ffn.arguments()
 
     def folded_stages(self) -> tuple[FoldedStage, ...]:
         """The stages, all of them folded, as exporters take them."""
         stages = []
         for plan in self.stages:
-            layers = (FoldedLayer(x.attention.folded(), x.ffn.folded()) for x in plan.layers)
+            layers = (FoldedLayer(x.attention.arguments(), x.ffn.arguments()) for x in plan.layers)
             norm: Any = plan.stage.norm
             arguments = {"weight": norm.weight, "bias": norm.bias, "eps": norm.eps}
-            stages.append(FoldedStage(plan.embed.folded(), tuple(layers), arguments))
+            stages.append(FoldedStage(plan.embed.arguments(), tuple(layers), arguments))
         return tuple(stages)
 
     def folded_head(self) -> None:

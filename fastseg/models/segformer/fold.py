@@ -18,7 +18,7 @@ from fastseg.folding.algebra import (
     narrow,
     wide_affine,
 )
-from fastseg.folding.cache import Folded
+from fastseg.folding.fold import Folded
 
 
 def fold_sr_attention(

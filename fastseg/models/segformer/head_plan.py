@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastseg import kernels
-from fastseg.folding.cache import Folded
-from fastseg.folding.parts import Part, find, find_pointwise, part_problem
+from fastseg.folding.conditions import part_problem
+from fastseg.folding.find import find, find_pointwise
+from fastseg.folding.fold import Folded, Known, Part
 
 from .encoder_plan import Maps
 from .fold import fold_classifier
@@ -98,6 +99,9 @@ class HeadPlan:
     def parts(self) -> list[Part]:
         return [self.neck, self.classifier]
 
+    def known(self) -> list[Known]:
+        return [*self.parts()]
+
     def folded_parts(self) -> list[Part]:
         return [part for part in self.parts() if part.reason is None]
 
@@ -112,8 +116,8 @@ class HeadPlan:
 
     def arguments(self) -> Iterator[tuple[str, Folded]]:
         """The op that runs folded, by name, with its folded arguments."""
-        classifier = self.classifier.folded() if self.classifier.reason is None else {}
-        yield "decode_head", {**self.neck.folded(), **classifier}
+        classifier = self.classifier.arguments() if self.classifier.reason is None else {}
+        yield "decode_head", {**self.neck.arguments(), **classifier}
 
     def folded_stages(self) -> tuple[()]:
         """None of them: a head has no stages."""
@@ -121,11 +125,13 @@ class HeadPlan:
 
     def folded_head(self) -> Folded | None:
         """The folded head as exporters take it; None where they cannot."""
-        return {**self.neck.folded(), **self.classifier.folded()} if self.host.exports else None
+        return (
+            {**self.neck.arguments(), **self.classifier.arguments()} if self.host.exports else None
+        )
 
     def run(self, maps: Maps) -> Any:
         """Return what the host's forward returns for the stages' maps, finest first."""
-        folded = dict(self.neck.folded())
+        folded = dict(self.neck.arguments())
         projections = folded.pop("projections", None)
         inputs = maps
         if projections is not None:
@@ -134,7 +140,7 @@ class HeadPlan:
                 for one, (weight, bias) in zip(maps, projections, strict=True)
             ]
         if self.classifier.is_folded():
-            logits = kernels.decode_head(inputs, **folded, **self.classifier.folded())
+            logits = kernels.decode_head(inputs, **folded, **self.classifier.arguments())
         else:
             fused: torch.Tensor = kernels.decode_head(inputs, **folded)
             logits = find(self.head, self.host.classifier)(fused)

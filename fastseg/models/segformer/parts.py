@@ -7,17 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastseg.folding.cache import Folded
-from fastseg.folding.parts import (
+from fastseg.folding.find import (
     Affine,
     Declined,
-    Part,
     activation_name,
     find,
     find_conv2d,
     find_layer_norm,
     find_linear,
 )
+from fastseg.folding.fold import Folded, Part
 
 from .fold import fold_mix_ffn, fold_patch_embed, fold_sr_attention
 from .hosts.names import EmbedNames, LayerNames

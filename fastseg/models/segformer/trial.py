@@ -83,7 +83,7 @@ def head_refusal(head: Any, host: HeadHost) -> str | None:
         if host.name == "segmentation_models_pytorch":
             inputs: Any = torch.randn(1, 3, *_PIXELS, generator=generator)
         else:
-            weights = plan.neck.folded()
+            weights = plan.neck.arguments()
             widths = [w.shape[1] for w in weights.get("weights", [])]
             if "projections" in weights:
                 widths = [weight.shape[1] for weight, _ in weights["projections"]]

@@ -232,6 +232,42 @@ def test_overridden_block(host, pixels):
         assert "Scaled" in fastseg.report(model) or name in fastseg.report(model)
 
 
+@pytest.mark.parametrize("kind", ["the same", "another"])
+def test_layer_exchanged_afterwards(host, model, pixels, calls, kind):
+    """For one of the same kind it stays fast; another was never tried out."""
+    fastseg.accelerate(model)
+    plain = copy.deepcopy(model)
+    fastseg.restore(plain)
+    run(host, model, pixels)
+    for each in (model, plain):
+        name, block = list(blocks_of(each).items())[1]
+        new = copy.deepcopy(block)
+        if kind == "another":
+
+            class Masked(type(block)):
+                def forward(self, *args, **kwargs):
+                    output = super().forward(*args, **kwargs)
+                    if isinstance(output, tuple):
+                        return (output[0].relu(), *output[1:])
+                    return output.relu()
+
+            new.__class__ = Masked
+            Masked.__module__ = "user"
+        else:
+            with torch.no_grad():
+                next(new.parameters()).mul_(-1)
+        parent, _, leaf = name.rpartition(".")
+        each.get_submodule(parent)._modules[leaf] = new
+    calls.clear()
+    assert_parity(host, model, plain, pixels)
+    lost = {"sr_attention": 1, "mix_ffn": 1} if kind == "another" else {}
+    counts = calls.count_and_clear()
+    assert counts == {op: n - lost.get(op, 0) for op, n in host.calls().items()}
+    with torch.no_grad():
+        report = fastseg.report(model)
+    assert ("is a Masked" in report or "since it was tried out" in report) == bool(lost)
+
+
 def test_overridden_attention(host, model, pixels):
     """An overridden forward deeper inside."""
     block = list(blocks_of(model).values())[2]

@@ -9,6 +9,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import fastseg
+from fastseg.folding.swap import Accelerated
 
 from .checks import assert_parity, errors, fresh, relative_error, run
 from .host_models import WHOLE, randomize
@@ -208,3 +209,81 @@ def test_changed_eps_is_noticed(host, model, pixels):
             if hasattr(module, "eps"):
                 module.eps = 0.5
     assert_parity(host, model, plain, pixels)
+
+
+def convolutions(model, is_one):
+    found = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and is_one(m)]
+    assert found
+    return found
+
+
+def pad_in_circles(model):
+    for conv in convolutions(model, lambda conv: conv.groups > 1):
+        conv.padding_mode = "circular"
+
+
+def dilate(model):
+    for conv in convolutions(model, lambda conv: conv.groups > 1):
+        conv.dilation = conv.padding = (2, 2)
+
+
+def pad_less(model):
+    convolutions(model, lambda conv: conv.kernel_size == (7, 7))[0].padding = (2, 2)
+
+
+def take_all_pixels(model):
+    convolutions(model, lambda conv: conv.stride == (2, 2) and conv.groups == 1)[1].stride = (1, 1)
+
+
+def reduce_in_groups(model):
+    for conv in convolutions(model, lambda conv: conv.stride == conv.kernel_size == (4, 4)):
+        conv.groups = 2
+        conv.weight = torch.nn.Parameter(conv.weight[:, ::2].detach())
+
+
+def split_heads(model):
+    for module in model.modules():
+        for name in ("num_heads", "num_attention_heads"):
+            if getattr(module, name, 0) == 5:
+                setattr(module, name, 10)
+
+
+@pytest.mark.parametrize(
+    "change", [pad_in_circles, dilate, pad_less, take_all_pixels, reduce_in_groups, split_heads]
+)
+@pytest.mark.parametrize("first", ["accelerated", "run"])
+def test_changed_attributes_are_noticed(host, model, pixels, change, first):
+    """What a layer computes by and is no tensor, before and after the first forward."""
+    plain = copy.deepcopy(model)
+    expected = run(host, plain, pixels)
+    fastseg.accelerate(model)
+    if first == "run":
+        run(host, model, pixels)
+    for each in (model, plain):
+        change(each)
+    try:
+        with fastseg.plain_path():
+            results = run(host, plain, pixels)
+    except Exception as error:  # the host's own
+        pytest.skip(f"this host cannot: {type(error).__name__}: {error}")
+    same_shapes = [r.shape for r in results] == [e.shape for e in expected]
+    if same_shapes and max(errors(results, expected)) < 1e-3:
+        pytest.skip("this host computes by another attribute")
+    assert_parity(host, model, plain, pixels)
+
+
+@pytest.mark.parametrize("changed", [None, "query", "fuse"])
+def test_what_has_not_changed_is_not_looked_at_twice(host, model, pixels, monkeypatch, changed):
+    """The quick look settles it, also where a part stays the host's."""
+    path = getattr(host, changed) if changed else ""
+    fastseg.accelerate(model)
+    if path:
+        model.get_submodule(path).register_forward_hook(lambda *arguments: None)
+    run(host, model, pixels)
+    settled = []
+    for module in model.modules():
+        if isinstance(module, Accelerated):
+            plan = module.fastseg_state().plan()
+            monkeypatch.setattr(plan, "settle", lambda plan=plan: settled.append(plan))
+    run(host, model, pixels)
+    assert settled == []

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastseg.folding.parts import find
+from fastseg.folding.find import find
 from fastseg.folding.swap import HOST, register_host
 
 from ..encoder_plan import EncoderHost, RunStages, Stage

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fastseg.folding.algebra import batch_norm_affine, narrow, wide_affine
-from fastseg.folding.cache import Folded
-from fastseg.folding.parts import Declined, find, find_leaf, find_pointwise
+from fastseg.folding.find import Declined, find, find_leaf, find_pointwise
+from fastseg.folding.fold import Folded
 from fastseg.folding.swap import register_host
 
 from ..encoder_plan import Maps

@@ -1,10 +1,9 @@
-"""Watching what a model is made of: a quick look at whether it still is.
+"""Whether modules still are what they were: the one look at that, for whatever is derived of them.
 
-A captured graph repeats what the GPU did, and no Python: an optimizer step on weights that were
-folded, a replaced layer, a hook, an attribute that chooses another LoRA adapter would all pass
-unnoticed. So a `ModelWatch` remembers the modules of a model and what they hold: classes,
-attributes, parameters and buffers, by identity, and tensors by version counter and address too.
-Among the attributes are folds, so weights that were folded anew are noticed as well.
+Folded weights and captured graphs are derived. An optimizer step, a replaced parameter or layer, a
+hook, another `padding_mode`, an attribute that chooses another LoRA adapter would all pass them
+unnoticed. So a `ModelWatch` remembers modules and what they hold: classes, attributes, hooks,
+parameters and buffers, by identity, and tensors by version counter and address too.
 
 What it cannot see: edits in place through `parameter.data`, which PyTorch does not count; variables
 outside of modules, and attributes of objects of other libraries but for `config`.
@@ -15,20 +14,26 @@ The look runs in C loops, as it is made in every call.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import chain
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from fastseg.folding.conditions import has_forward_hooks, is_of_fastseg
+from .conditions import has_forward_hooks
 
 _END = object()  # after the last item, so that more or fewer items differ
 _BASE_NAMES = frozenset(vars(nn.Module()))
 _WATCHED_BASE = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 # Of these an equal value is as good as the same one.
 _PLAIN_TYPES = (type(None), bool, int, float, str, type, torch.dtype, torch.device)
+
+# Attributes that tell kinds of modules apart, and those that do not change what one computes in
+# eval mode.
+_KIND_TYPES = (bool, int, float, str, tuple, list, FunctionType)
+_NOT_OF_A_KIND = ("training", "p", "drop_prob", "layer_idx")
 
 _version = operator.attrgetter("_version")
 _address = torch.Tensor.data_ptr
@@ -38,6 +43,41 @@ class Runner:
     """Base of objects that run a model and are no modules: a `GraphedModel`."""
 
     model: nn.Module
+
+
+class Derived:
+    """Base of what a module keeps that was made of it; graphs of a model count it as a part."""
+
+
+def kind_of(
+    module: nn.Module,
+    *,
+    root_class: bool = True,
+    inside: bool = True,
+    without: Sequence[str] = (),
+) -> Hashable:
+    """A key that is equal for modules that differ in weights or rates of dropout alone.
+
+    Args:
+        root_class: whether the class of `module` itself counts.
+        inside: whether the modules in it count.
+        without: names of attributes that do not.
+    """
+    left_out = {*_NOT_OF_A_KIND, *without}
+    return tuple(
+        (
+            name,
+            type(part) if name or root_class else None,
+            tuple((n, tuple(p.shape)) for n, p in part._parameters.items() if p is not None),
+            tuple(
+                (key, repr(value))
+                for key, value in sorted(part.__dict__.items(), key=lambda item: item[0])
+                if isinstance(value, _KIND_TYPES) and key[0] != "_" and key not in left_out
+            ),
+            tuple(sorted(part.__dict__.keys() & {"forward"})),
+        )
+        for name, part in (module.named_modules() if inside else [("", module)])
+    )
 
 
 class _Items(NamedTuple):
@@ -95,15 +135,19 @@ def _same(before: Any, after: Any) -> bool:
     return type(before) is type(after) and _is_plain(before) and before == after
 
 
-def _walk(model: nn.Module) -> Iterator[tuple[str, Any, list[_Items]]]:
-    """All modules, dicts, lists and objects of this library that `model` holds, and their items."""
+def _walk(models: Sequence[nn.Module], derived: bool) -> Iterator[tuple[str, Any, list[_Items]]]:
+    """All modules, dicts, lists and configurations that `models` hold, and their items."""
     seen: set[int] = set()
-    todo: list[tuple[str, Any]] = [("", model)]
+    todo: list[tuple[str, Any]] = [("", model) for model in models]
     while todo:
         name, value = todo.pop()
         if id(value) in seen:
             continue
         seen.add(id(value))
+        if isinstance(value, Derived):
+            if derived:
+                yield name, value, [_Items.of(name, vars(value))]
+            continue
         items = _items(name, value)
         if items:
             yield name, value, items
@@ -128,16 +172,18 @@ def _items(name: str, value: Any) -> list[_Items]:
     if isinstance(value, dict | list):
         return [_Items.of(name, value)]
     is_config = name.rpartition(".")[2] == "config" and not isinstance(value, type)
-    if is_config or is_of_fastseg(type(value)):
-        return [_Items.of(name, vars(value))] if hasattr(value, "__dict__") else []
-    return []
+    return [_Items.of(name, vars(value))] if is_config and hasattr(value, "__dict__") else []
 
 
 class ModelWatch:
-    """`model` as it is now.
+    """Modules as they are now.
 
     It holds what it looks at, memory too, so that nothing else can take an object's identity or a
     tensor's address.
+
+    Args:
+        models: with all that is in them.
+        derived: look at what was made of them too, such as folded weights.
 
     Attributes:
         reason: why no graph of this model would be right; None where graphs are fine.
@@ -145,8 +191,9 @@ class ModelWatch:
         devices: where they are.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, *models: nn.Module, derived: bool) -> None:
+        self._models = models
+        self._derived = derived
         self._look()
 
     def _look(self) -> None:
@@ -155,7 +202,7 @@ class ModelWatch:
         self._modules: list[nn.Module] = []
         self._by_identity: list[_Items] = []
         self._by_value: list[_Items] = []  # a comparison of lists is quicker
-        for name, value, held in _walk(self._model):
+        for name, value, held in _walk(self._models, self._derived):
             if isinstance(value, nn.Module):
                 self._names.append(name)
                 self._modules.append(value)

@@ -1,0 +1,247 @@
+"""An op's part of a model: what it is folded from, its folded tensors, and why it may have none.
+
+A part reads its modules by name at every fold, so what is replaced is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastseg.kernels.core.tracing import is_exporting
+
+from .conditions import (
+    all_parts,
+    first_problem,
+    is_plain,
+    kind_problem,
+    part_problem,
+    tensor_problem,
+)
+from .find import Declined
+from .freshness import ModelWatch, kind_of
+
+Folded = dict[str, Any]  # keyword arguments of an op, or dicts of such
+
+
+def tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
+    """The parameters and buffers that `module` itself holds."""
+    for tensor in (*module._parameters.values(), *module._buffers.values()):
+        if tensor is not None:
+            yield tensor
+
+
+def tensors_in(folded: Any) -> Iterator[torch.Tensor]:
+    """All tensors in `folded`, in dicts and lists too."""
+    if isinstance(folded, torch.Tensor):
+        yield folded
+    elif isinstance(folded, dict | list):
+        for value in folded.values() if isinstance(folded, dict) else folded:
+            yield from tensors_in(value)
+
+
+def _as_parameters(folded: Any, sources: set[int]) -> Any:
+    """The tensors in `folded` as parameters, whose shapes torch.compile takes as constants.
+
+    With `dynamic=True` it would hold sizes of other tensors for variables, equal to an image's
+    where the numbers happen to be equal.
+
+    Args:
+        sources: addresses of the sources' storages. What lies in one is copied, lest a refresh
+            writes into a parameter.
+    """
+    if isinstance(folded, torch.Tensor):
+        if folded.untyped_storage().data_ptr() in sources:
+            folded = folded.clone()
+        return nn.Parameter(folded, requires_grad=False)
+    if isinstance(folded, dict):
+        return {name: _as_parameters(value, sources) for name, value in folded.items()}
+    if isinstance(folded, list):
+        return [_as_parameters(value, sources) for value in folded]
+    return folded
+
+
+def _alike(folded: Folded, other: Folded) -> bool:
+    """Return whether one can be copied into the other's memory."""
+    ours, theirs = list(tensors_in(folded)), list(tensors_in(other))
+    return len(ours) == len(theirs) and all(
+        a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def _is_finished(device: torch.device) -> bool:
+    """Wait until what this stream has folded is there for all streams.
+
+    False while a CUDA graph is captured: then nothing is folded before the graph is replayed.
+    """
+    if device.type != "cuda":
+        return True
+    if torch.cuda.is_current_stream_capturing():
+        return False
+    torch.cuda.current_stream(device).synchronize()
+    return True
+
+
+class Known:
+    """Modules that compute what their names say: fastseg's own classes, or kinds that were tried.
+
+    Args:
+        owner: the module that names are relative to.
+        own: it is fastseg's own.
+
+    Attributes:
+        kind: of the modules, as they were when they were tried out.
+        was_tried: whether a trial was of this kind.
+    """
+
+    def __init__(self, owner: nn.Module, own: bool) -> None:
+        self._owner = owner
+        self._own = own
+        self.kind = None if own else self._kind_now()
+        self.was_tried = True
+
+    def known_modules(self) -> list[nn.Module]:
+        """The modules, all of them."""
+        raise NotImplementedError
+
+    def _kind_now(self) -> Hashable:
+        # Of what a LayerNorm computes, `eps` is all that is no tensor, and folds read it.
+        parts = self.known_modules()
+        return tuple(kind_of(part, inside=False, without=("eps",)) for part in parts)
+
+    def problem(self, any_mode: bool = False) -> str | None:
+        """Reason why the modules would do something else than the op.
+
+        Args:
+            any_mode: leave aside that they may be in training mode.
+        """
+        modules = self.known_modules()
+        reason = first_problem(self._owner, modules, lambda part: part_problem(part, any_mode))
+        if reason is not None:
+            return reason
+        if self._own:
+            return first_problem(self._owner, modules, kind_problem)
+        if (self.was_tried and self.kind == self._kind_now()) or is_plain(modules):
+            return None
+        return "changed since it was tried out; call accelerate again"
+
+
+class Part(Known):
+    """One op of a module: either folded, or left to the module's own code for a reason.
+
+    Args:
+        owner: the module that names are relative to.
+        roots: the modules whose work the op does.
+        fold: computes keyword arguments of the op; raises Declined where it cannot be.
+        own: they are fastseg's own, and known by their classes; others are tried out first.
+
+    Attributes:
+        reason: why it runs by the module's own code, as settled; None where it runs folded.
+    """
+
+    def __init__(
+        self, owner: nn.Module, roots: list[nn.Module], fold: Callable[[], Folded], own: bool
+    ) -> None:
+        self.roots = roots
+        self.reason: str | None = None
+        self._fold = fold
+        self._folded: Folded | None = None
+        self._watch: ModelWatch | None = None  # the roots as they were when they were folded
+        self._in_graph = False
+        super().__init__(owner, own)
+
+    def known_modules(self) -> list[nn.Module]:
+        """All modules whose work the op does."""
+        return all_parts(*self.roots)
+
+    def is_settled(self) -> bool:
+        """Return whether `settle` has come to something that holds until a module changes."""
+        return self.reason is not None or self._watch is not None
+
+    def settle(self, any_mode: bool = False) -> None:
+        """Fold it where a module has changed since, or find the reason why not.
+
+        Args:
+            any_mode: leave aside that modules may be in training mode.
+        """
+        if self._watch is not None:
+            if self._watch.change() is None:
+                return
+            self._watch = None
+        reason = self.problem(any_mode)
+        if reason is None:
+            watch = ModelWatch(*self.roots, derived=False)  # first: others may edit meanwhile
+            # Tensors of inference mode could neither be refreshed nor be captured by a graph.
+            with torch.inference_mode(False), torch.no_grad():
+                try:
+                    is_kept = self._keep(self._checked_fold())
+                except Declined as declined:
+                    reason = str(declined)
+                else:
+                    if is_kept and (not any_mode or self.problem() is None):
+                        self._watch = watch
+        # Set once, at the end: other threads may be reading it.
+        self.reason = reason
+        if reason is not None:
+            # A LoRA adapter may go the way it came, and leave its trace in `parameter.data`.
+            self.drop()
+
+    def arguments(self) -> Folded:
+        """Keyword arguments of the op, as settled.
+
+        An exported program folds by itself: whose tensors it is traced with cannot be told.
+        """
+        if is_exporting() or self._folded is None:
+            return self._checked_fold()
+        return self._folded
+
+    def is_folded(self) -> bool:
+        """Return whether it runs folded: as settled; in an export, which settles nothing, now."""
+        if self.reason is not None or not is_exporting():
+            return self.reason is None
+        return self.problem() is None
+
+    def for_graphs(self) -> list[torch.Tensor]:
+        """The folded tensors, whose memory stays from now on and is refreshed in place."""
+        self._in_graph = True
+        return list(tensors_in(self._folded))
+
+    def drop(self, free: bool = False) -> None:
+        """Forget what is folded.
+
+        Args:
+            free: also the memory that compiled graphs read.
+        """
+        self._watch = None
+        if free or not self._in_graph:
+            self._folded = None
+            self._in_graph = False
+
+    def _checked_fold(self) -> Folded:
+        modules = self.known_modules()
+        if reason := first_problem(self._owner, modules, tensor_problem):
+            raise Declined(reason)
+        kinds = {
+            f"{tensor.dtype} on {tensor.device}"
+            for module in modules
+            for tensor in tensors_of(module)
+            if tensor.is_floating_point()
+        }
+        if len(kinds) > 1:
+            raise Declined(f"its weights are of different kinds: {', '.join(sorted(kinds))}")
+        return self._fold()
+
+    def _keep(self, folded: Folded) -> bool:
+        """Make `folded` the tensors to run on; return whether they are there for later calls."""
+        if self._in_graph and self._folded is not None and _alike(self._folded, folded):
+            for target, source in zip(tensors_in(self._folded), tensors_in(folded), strict=True):
+                target.copy_(source)
+        else:
+            sources = [tensor for module in self.known_modules() for tensor in tensors_of(module)]
+            storages = {tensor.untyped_storage().data_ptr() for tensor in sources}
+            self._folded = _as_parameters(folded, storages)
+        return all(map(_is_finished, {tensor.device for tensor in tensors_in(folded)}))
