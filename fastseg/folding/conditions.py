@@ -12,8 +12,6 @@ from torch import nn
 from torch.fx import Proxy
 from torch.nn.modules import module as _module
 
-from fastseg.kernels.core.tracing import is_exporting
-
 # Modules of torch that are what they are called.
 _PLAIN_KINDS = {
     nn.BatchNorm2d,
@@ -140,8 +138,7 @@ def tensor_problem(part: nn.Module) -> str | None:
     for tensor in (*part._parameters.values(), *part._buffers.values()):
         if tensor is None:
             continue
-        # An export puts its own in their place.
-        if type(tensor) not in (nn.Parameter, torch.Tensor) and not is_exporting():
+        if type(tensor) not in (nn.Parameter, torch.Tensor):
             return f"has a {type(tensor).__name__}"
         if tensor.is_inference():
             return "was made in inference mode, where edits are not counted"

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastseg.kernels.core.tracing import is_exporting
-
 from .conditions import (
     all_parts,
     first_problem,
@@ -149,9 +147,11 @@ class Part(Known):
         self.roots = roots
         self.reason: str | None = None
         self._fold = fold
+        self._declined: str | None = None  # what the last fold said
         self._folded: Folded | None = None
+        self._in_graph = False  # then its memory stays, and is refreshed in place
+        self._at_each_use = False
         self._watch: ModelWatch | None = None  # the roots as they were when they were folded
-        self._in_graph = False
         super().__init__(owner, own)
 
     def known_modules(self) -> list[nn.Module]:
@@ -162,48 +162,34 @@ class Part(Known):
         """Return whether `settle` has come to something that holds until a module changes."""
         return self.reason is not None or self._watch is not None
 
-    def settle(self, any_mode: bool = False) -> None:
+    def settle(self, any_mode: bool = False, fold: bool = True) -> None:
         """Fold it where a module has changed since, or find the reason why not.
 
         Args:
             any_mode: leave aside that modules may be in training mode.
+            fold: where False, as for an export, `arguments` folds at each call.
         """
-        if self._watch is not None:
-            if self._watch.change() is None:
-                return
-            self._watch = None
+        if fold and self._watch is not None and self._watch.change() is None:
+            return
+        self._watch = None
+        self._at_each_use = not fold
         reason = self.problem(any_mode)
-        if reason is None:
+        if reason is None and fold:
             watch = ModelWatch(*self.roots, derived=False)  # first: others may edit meanwhile
-            # Tensors of inference mode could neither be refreshed nor be captured by a graph.
-            with torch.inference_mode(False), torch.no_grad():
-                try:
-                    is_kept = self._keep(self._checked_fold())
-                except Declined as declined:
-                    reason = str(declined)
-                else:
-                    if is_kept and (not any_mode or self.problem() is None):
-                        self._watch = watch
+            is_kept = self._fold_and_keep()
+            if is_kept and (not any_mode or self.problem() is None):
+                self._watch = watch
         # Set once, at the end: other threads may be reading it.
-        self.reason = reason
-        if reason is not None:
+        self.reason = reason or self._declined
+        if self.reason is not None:
             # A LoRA adapter may go the way it came, and leave its trace in `parameter.data`.
             self.drop()
 
     def arguments(self) -> Folded:
-        """Keyword arguments of the op, as settled.
-
-        An exported program folds by itself: whose tensors it is traced with cannot be told.
-        """
-        if is_exporting() or self._folded is None:
+        """Keyword arguments of the op, as settled."""
+        if self._at_each_use or self._folded is None:
             return self._checked_fold()
         return self._folded
-
-    def is_folded(self) -> bool:
-        """Return whether it runs folded: as settled; in an export, which settles nothing, now."""
-        if self.reason is not None or not is_exporting():
-            return self.reason is None
-        return self.problem() is None
 
     def for_graphs(self) -> list[torch.Tensor]:
         """The folded tensors, whose memory stays from now on and is refreshed in place."""
@@ -221,27 +207,36 @@ class Part(Known):
             self._folded = None
             self._in_graph = False
 
-    def _checked_fold(self) -> Folded:
+    def _fold_and_keep(self) -> bool:
+        """Fold, or have `_declined` say why not; return whether it is there for later calls."""
         modules = self.known_modules()
-        if reason := first_problem(self._owner, modules, tensor_problem):
-            raise Declined(reason)
+        self._declined = first_problem(self._owner, modules, tensor_problem)
+        if self._declined is not None:
+            return False
+        # Tensors of inference mode could neither be refreshed nor be captured by a graph.
+        with torch.inference_mode(False), torch.no_grad():
+            try:
+                folded = self._checked_fold()
+            except Declined as declined:
+                self._declined = str(declined)
+                return False
+            if self._in_graph and self._folded is not None and _alike(self._folded, folded):
+                pairs = zip(tensors_in(self._folded), tensors_in(folded), strict=True)
+                for target, source in pairs:
+                    target.copy_(source)
+            else:
+                sources = [tensor for module in modules for tensor in tensors_of(module)]
+                storages = {tensor.untyped_storage().data_ptr() for tensor in sources}
+                self._folded = _as_parameters(folded, storages)
+            return all(map(_is_finished, {tensor.device for tensor in tensors_in(folded)}))
+
+    def _checked_fold(self) -> Folded:
         kinds = {
             f"{tensor.dtype} on {tensor.device}"
-            for module in modules
+            for module in self.known_modules()
             for tensor in tensors_of(module)
             if tensor.is_floating_point()
         }
         if len(kinds) > 1:
             raise Declined(f"its weights are of different kinds: {', '.join(sorted(kinds))}")
         return self._fold()
-
-    def _keep(self, folded: Folded) -> bool:
-        """Make `folded` the tensors to run on; return whether they are there for later calls."""
-        if self._in_graph and self._folded is not None and _alike(self._folded, folded):
-            for target, source in zip(tensors_in(self._folded), tensors_in(folded), strict=True):
-                target.copy_(source)
-        else:
-            sources = [tensor for module in self.known_modules() for tensor in tensors_of(module)]
-            storages = {tensor.untyped_storage().data_ptr() for tensor in sources}
-            self._folded = _as_parameters(folded, storages)
-        return all(map(_is_finished, {tensor.device for tensor in tensors_in(folded)}))

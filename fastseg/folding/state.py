@@ -33,15 +33,13 @@ class Plan(Protocol):
     def is_current(self) -> bool:
         """Return whether the module still holds the modules that this was made for."""
 
-    def settle(self, any_mode: bool = False) -> str | None:
+    def settle(self, any_mode: bool = False, fold: bool = True) -> str | None:
         """Fold what can be folded; a reason where the module as a whole runs its own code.
 
         Args:
             any_mode: leave aside that parts may be in training mode.
+            fold: where False, find reasons alone; parts fold at each use then.
         """
-
-    def may_run(self) -> bool:
-        """Return whether it may run, as settled before, or as it is now in an export."""
 
     def parts(self) -> list[Part]:
         """The parts of the module, folded or not."""
@@ -101,17 +99,21 @@ class State(Derived):
         assert self._plan is not None
         return self._plan
 
-    def settle(self) -> str | None:
-        """Make what is folded fresh; a reason where the module as a whole runs its own code."""
+    def settle(self, fold: bool = True) -> str | None:
+        """Make what is folded fresh; a reason where the module as a whole runs its own code.
+
+        Args:
+            fold: where False, as for an export, parts fold at each use until the next call.
+        """
         watch = self._watch
-        if watch is not None and watch.change() is None:
+        if fold and watch is not None and watch.change() is None:
             return self._reason
         with self._lock:
             self._watch = None
             watch = ModelWatch(self._module, derived=False)  # first: others may edit meanwhile
             plan = self.plan()
-            self._reason = reason = plan.settle()
-            if all(part.is_settled() for part in plan.folded_parts()):
+            self._reason = reason = plan.settle(fold=fold)
+            if fold and all(part.is_settled() for part in plan.folded_parts()):
                 self._watch = watch
             return reason
 

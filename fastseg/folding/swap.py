@@ -112,11 +112,6 @@ class Accelerated:
             for name, parameter in module.named_parameters():
                 if parameter.requires_grad:
                     return f"gradients are on and {name} requires them"
-        if is_exporting():
-            # Nothing can be folded now, and what it is traced with cannot be told.
-            self._make_plan()
-            may_run = self.fastseg_state().settled.may_run()
-            return None if may_run else "none of its parts can be folded"
         return self._settle()
 
     # A graph of torch.compile has the answers of these as constants: they run as it is traced, and
@@ -127,12 +122,8 @@ class Accelerated:
             for inner in cast(nn.Module, self).modules():
                 if isinstance(inner, Accelerated):  # its state is an attribute that is watched
                     inner.fastseg_state()
-        return self.fastseg_state().settle()
-
-    @torch.compiler.assume_constant_result
-    def _make_plan(self) -> bool:
-        self.fastseg_state().plan()
-        return True
+        # Whose tensors an export is traced with cannot be told, so its program folds by itself.
+        return self.fastseg_state().settle(fold=not is_exporting())
 
     @torch.compiler.assume_constant_result
     def _trace(self) -> bool:

@@ -109,14 +109,19 @@ def use_triton(op: str, device: torch.device, declined: str | None) -> bool:
         return True
     if requested_backend() == "triton":
         raise RuntimeError(f"{op}: backend 'triton' was asked for, but {declined}")
-    if not torch.compiler.is_compiling():
-        _fallbacks[op, declined] = _fallbacks.get((op, declined), 0) + 1
+    _count_fallback(op, declined)
     return False
+
+
+@torch.compiler.assume_constant_result
+def _count_fallback(op: str, declined: str) -> bool:
+    _fallbacks[op, declined] = _fallbacks.get((op, declined), 0) + 1
+    return True
 
 
 def fallbacks() -> dict[tuple[str, str], int]:
     """Counts of calls that ran eagerly where the backend was "triton", by (op, reason).
 
-    Counted since the process started; calls inside compiled graphs are not counted.
+    Counted since the process started; a call inside a compiled graph counts when it is traced.
     """
     return dict(_fallbacks)

@@ -24,7 +24,6 @@ from ..core.configurations import look_up
 from ..core.dispatch import use_triton
 from ..core.launch import ceil_div, launch
 from ..core.registry import register
-from ..core.tracing import is_exporting
 from .kernels import upsample_argmax_gather_kernel, upsample_argmax_kernel
 
 _MAX_UINT8_CLASSES = 256
@@ -48,8 +47,8 @@ def eager(logits: torch.Tensor, height: int, width: int, dtype: torch.dtype) -> 
     # A class masked by -inf would turn to NaN where it is blended.
     logits = logits.clamp(min=torch.finfo(logits.dtype).min / 4)
     few = classes <= _FEW_CLASSES
-    exporting = is_exporting()  # one form for any size
-    if few or exporting or height * width < 4 * grid_height * grid_width:
+    # A graph that does not take the op whole has one form, for any size.
+    if few or torch.compiler.is_compiling() or height * width < 4 * grid_height * grid_width:
         # A map hardly larger than the logits, or a few classes: to look for borders first, or to
         # work in stripes, would not pay.
         if few:
@@ -58,8 +57,7 @@ def eager(logits: torch.Tensor, height: int, width: int, dtype: torch.dtype) -> 
         return resized.max(dim=1).indices.to(dtype)
     grid = logits.permute(0, 2, 3, 1).contiguous()
     rows = bilinear_neighbours(height, grid.shape[1], grid.device, grid.dtype)
-    # How many pixels lie on a border is not known to a graph, nor to a GPU's queue.
-    if grid.device.type != "cpu" or torch.compiler.is_compiling():
+    if grid.device.type != "cpu":  # whose queue does not know how many pixels lie on a border
         return _all_pixels(grid, rows, width, dtype)
 
     labels = grid.max(dim=-1).indices

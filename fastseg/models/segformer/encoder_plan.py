@@ -15,7 +15,6 @@ from fastseg.exporting.folded import FoldedLayer, FoldedStage
 from fastseg.folding.conditions import part_problem
 from fastseg.folding.fold import Folded, Known, Part
 from fastseg.kernels.blocks.tokens import tokens_to_map
-from fastseg.kernels.core.tracing import is_exporting
 
 from .hosts.names import EmbedNames, LayerNames
 from .parts import attention_part, embed_part, ffn_part
@@ -90,22 +89,22 @@ class LayerPlan(Known):
     def parts(self) -> tuple[Part, Part]:
         return self.attention, self.ffn
 
-    def settle(self, any_mode: bool) -> None:
+    def settle(self, any_mode: bool = False, fold: bool = True) -> None:
         reason = self.refused or self.problem(any_mode)
         if reason is None:
             for half in self.parts():
-                half.settle(any_mode)
+                half.settle(any_mode, fold)
         self.reason = reason  # at the end: other threads may be reading it
 
     def run(self, x: torch.Tensor, height: int, width: int, norm: Any) -> torch.Tensor:
         """Tokens of the layer, after `norm` where one is given."""
-        if self.reason is not None or (is_exporting() and self.problem() is not None):
+        if self.reason is not None:
             return _normalized(self.names.call(self.layer, x, height, width), norm)
-        if self.attention.is_folded():
+        if self.attention.reason is None:
             x = kernels.sr_attention(x, height, width, **self.attention.arguments())
         else:
             x = self.names.call_attention(self.layer, x, height, width)
-        if not self.ffn.is_folded():
+        if self.ffn.reason is not None:
             return _normalized(self.names.call_ffn(self.layer, x, height, width), norm)
         folded = self.ffn.arguments()
         if norm is None:
@@ -136,10 +135,10 @@ class StagePlan:
         for layer in self.layers:
             yield from layer.parts()
 
-    def settle(self, any_mode: bool) -> None:
-        self.embed.settle(any_mode)
+    def settle(self, any_mode: bool = False, fold: bool = True) -> None:
+        self.embed.settle(any_mode, fold)
         for layer in self.layers:
-            layer.settle(any_mode)
+            layer.settle(any_mode, fold)
         norm: Any = self.stage.norm
         if type(norm) is not nn.LayerNorm or norm.bias is None:
             self.norm_reason = f"is a {type(norm).__name__}"
@@ -151,7 +150,7 @@ class StagePlan:
             self.norm_reason = part_problem(norm, any_mode)
 
     def run(self, feature_map: torch.Tensor) -> torch.Tensor:
-        if self.embed.is_folded():
+        if self.embed.reason is None:
             tokens, height, width = kernels.patch_embed(feature_map, **self.embed.arguments())
         else:
             tokens, height, width = self._embed_names.call(self.stage.embed, feature_map)
@@ -194,25 +193,22 @@ class EncoderPlan:
             for now, plan in zip(stages, self.stages, strict=True)
         )
 
-    def settle(self, any_mode: bool = False) -> str | None:
+    def settle(self, any_mode: bool = False, fold: bool = True) -> str | None:
         """Fold what can be folded; a reason where the encoder as a whole stays the host's.
 
         Args:
             any_mode: leave aside that parts may be in training mode.
+            fold: where False, find reasons alone; parts fold at each use then.
         """
         for stage in self.stages:
             for called in stage.stage.called:
                 if reason := part_problem(called, any_mode):
                     return f"a container of layers {reason}"
-            stage.settle(any_mode)
+            stage.settle(any_mode, fold)
         if not self.folded_parts():
             reasons = (f": {name} {reason}" for name, reason in self.reasons())
             return "none of its parts can be folded" + next(reasons, "")
         return None
-
-    def may_run(self) -> bool:
-        """Return whether `run` may be called, as settled before, or as it is now in an export."""
-        return any(part.is_folded() for part in self.folded_parts())
 
     def parts(self) -> list[Part]:
         return [part for stage in self.stages for part in stage.parts()]

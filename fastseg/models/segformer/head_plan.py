@@ -79,22 +79,19 @@ class HeadPlan:
         then = [*self.neck.roots, *self.classifier.roots]
         return len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
 
-    def settle(self, any_mode: bool = False) -> str | None:
+    def settle(self, any_mode: bool = False, fold: bool = True) -> str | None:
         """Fold what can be folded; a reason where the head as a whole stays the host's.
 
         Args:
             any_mode: leave aside that parts may be in training mode.
+            fold: where False, find reasons alone; parts fold at each use then.
         """
         for called in self.host.called(self.head):
             if reason := part_problem(called, any_mode):
                 return f"the container of the classifier {reason}"
-        self.neck.settle(any_mode)
-        self.classifier.settle(any_mode)
+        self.neck.settle(any_mode, fold)
+        self.classifier.settle(any_mode, fold)
         return self.neck.reason
-
-    def may_run(self) -> bool:
-        """Return whether `run` may be called, as settled before, or as it is now in an export."""
-        return self.neck.is_folded()
 
     def parts(self) -> list[Part]:
         return [self.neck, self.classifier]
@@ -139,7 +136,7 @@ class HeadPlan:
                 F.linear(one.permute(0, 2, 3, 1), weight, bias).relu().permute(0, 3, 1, 2)
                 for one, (weight, bias) in zip(maps, projections, strict=True)
             ]
-        if self.classifier.is_folded():
+        if self.classifier.reason is None:
             logits = kernels.decode_head(inputs, **folded, **self.classifier.arguments())
         else:
             fused: torch.Tensor = kernels.decode_head(inputs, **folded)
