@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from fastseg.kernels.core import registry
+
 from .machine import ROOT, commit
 from .providers import BASELINE, PROVIDERS
 from .setting import DTYPES, VARIANTS, Setting
@@ -20,7 +22,7 @@ from .setting import DTYPES, VARIANTS, Setting
 RESULTS = ROOT / "bench" / "results"
 KINDS = ("forward", "end to end", "labels", "memory")
 MEMORY_SIZE = (1024, 2048)
-OPS = ("patch_embed", "sr_attention", "mix_ffn", "layer_norm", "decode_head", "upsample_argmax")
+OPS = tuple(registry.OPS)
 OP_PROVIDERS = ("eager", "compiled", "kernels")  # the first is the baseline
 HOSTS = ("transformers 5", "transformers 4", "smp", "NVlabs structure")
 MODES = ("eager", "compiled")

@@ -63,12 +63,13 @@ def work(call: OpCall) -> Work:
     """The least work of `call`; nothing of it is computed."""
     arguments = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), call.arguments)
     on_meta = OpCall(call.op, arguments)
-    # Sums of weights follow from these.
-    needed = [value for name, value in arguments.items() if not name.endswith("_sum")]
+    op = registry.OPS[call.op]
+    derived = () if op.weights is None else op.weights.derived
+    needed = [value for name, value in arguments.items() if name not in derived]
     moved = tree_leaves([*needed, on_meta.bind(getattr(torch.ops.fastseg, call.op))()])
     flops = 0
-    if call.op != "upsample_argmax":  # compares and blends
-        flops = counted_flops(on_meta.bind(registry.EAGER[call.op]))
+    if op.multiplies:
+        flops = counted_flops(on_meta.bind(registry.eager_twin(call.op)))
     return Work(sum(one.nbytes for one in moved if isinstance(one, torch.Tensor)), flops)
 
 

@@ -8,13 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastseg.folding.fold import Folded
 from fastseg.folding.swap import Accelerated
 from fastseg.kernels import fallbacks, select_backend
-from fastseg.kernels.attention.op import supports as sr_attention_supports
-from fastseg.kernels.embed.op import supports as patch_embed_supports
-from fastseg.kernels.ffn.op import supports as mix_ffn_supports
-from fastseg.kernels.head.op import supports as decode_head_supports
+from fastseg.kernels.core.registry import OPS
+from fastseg.kernels.core.weights import Weights
 
 
 def report(model: nn.Module) -> str:
@@ -62,12 +59,12 @@ def _lines(label: str, part: Accelerated) -> Iterator[str]:
         yield f"{whole}: {other}: {reason}"
         return
     plan = part.fastseg_state().plan()
-    yield f"{whole}: {_folded_path(part, plan.arguments())}"
+    yield f"{whole}: {_folded_path(part, plan.weights())}"
     for name, why in plan.reasons():
         yield f"{label}.{name}: {other}: {why}"
 
 
-def _folded_path(part: Any, arguments: Iterator[tuple[str, Folded]]) -> str:
+def _folded_path(part: Any, weights: Iterator[tuple[str, Weights]]) -> str:
     try:
         backend, why = select_backend(next(part.parameters()).device)
     except (RuntimeError, ValueError) as error:  # what FASTSEG_BACKEND asks for is not there
@@ -77,25 +74,7 @@ def _folded_path(part: Any, arguments: Iterator[tuple[str, Folded]]) -> str:
     with torch.no_grad():
         declined = dict.fromkeys(
             f"{op} runs eagerly, {reason}"
-            for op, folded in arguments
-            if (reason := _declined(op, folded)) is not None
+            for op, of_op in weights
+            if (reason := OPS[op].declines(of_op)) is not None
         )
     return "; ".join(["folded, Triton kernels", *declined])
-
-
-def _declined(op: str, folded: Folded) -> str | None:
-    """Reason why the op's kernels would not take these weights, whatever the input."""
-    if op == "patch_embed":
-        weight = folded["weight"]
-        tensors = (weight, folded["bias"], folded["norm_weight"], folded["norm_bias"])
-        return patch_embed_supports(weight.new_empty(1, *weight.shape[1:]), *tensors)
-    if op == "sr_attention":
-        bias = folded["output_bias"]
-        return sr_attention_supports(bias.new_empty(1, 1, len(bias)), folded["num_heads"])
-    if op == "mix_ffn":
-        bias = folded["fc2_bias"]
-        return mix_ffn_supports(bias.new_empty(1, 1, len(bias)), folded["fc1_weight"])
-    weights = folded["weights"]
-    maps = [weight.new_empty(1, weight.shape[1], 1, 1) for weight in weights]
-    classifier = (folded.get("classifier_weight"), folded.get("classifier_bias"))
-    return decode_head_supports(maps, weights, folded["bias"], *classifier)

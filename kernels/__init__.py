@@ -3,15 +3,19 @@
 Installed as `fastseg.kernels`; imports torch, and triton where it is installed.
 """
 
-from .attention.op import sr_attention
+from .attention.op import SrAttentionWeights, sr_attention
 from .core.dispatch import backend, fallbacks, requested_backend, select_backend
-from .embed.op import patch_embed
-from .ffn.op import mix_ffn
-from .head.op import decode_head
+from .embed.op import PatchEmbedWeights, patch_embed
+from .ffn.op import MixFfnWeights, mix_ffn
+from .head.op import DecodeHeadWeights, decode_head
 from .labels.op import upsample_argmax
 from .norm.op import layer_norm
 
 __all__ = [
+    "DecodeHeadWeights",
+    "MixFfnWeights",
+    "PatchEmbedWeights",
+    "SrAttentionWeights",
     "backend",
     "decode_head",
     "fallbacks",

@@ -57,7 +57,7 @@ def record(model: torch.nn.Module, pixels: torch.Tensor) -> list[CountedCall]:
         with (
             mock.patch.object(dispatch, "_device_reason", return_value=None),
             fastseg.backend("auto"),
-            OpRecorder(note, run=registry.EAGER),
+            OpRecorder(note, run=registry.eager_twin),
         ):
             fastseg.kernels.upsample_argmax(model(pixels).logits, pixels.shape[2:])
     return list(calls.values())
@@ -73,12 +73,12 @@ def missing(calls: list[CountedCall]) -> dict[str, str]:
 def provider(name: str, call: CountedCall) -> Callable[..., torch.Tensor]:
     """What computes `call`: "eager", "compiled", or on a GPU "kernels"."""
     if name == "eager":
-        return registry.EAGER[call.op]
+        return registry.eager_twin(call.op)
     if name == "kernels":
-        return registry.FUSED[call.op]
+        return registry.launcher(call.op)
     # One graph for these very shapes; beyond a few in a process, dynamo runs eagerly.
     torch._dynamo.reset()
-    return torch.compile(registry.EAGER[call.op], dynamic=False)
+    return torch.compile(registry.eager_twin(call.op), dynamic=False)
 
 
 def gate(call: CountedCall, eager: torch.Tensor) -> Gate:
@@ -90,7 +90,7 @@ def gate(call: CountedCall, eager: torch.Tensor) -> Gate:
     if call.op == "upsample_argmax":  # logits of any dtype are blended in float32
         return labels_gate(call.arguments["logits"].float(), (eager.shape[1], eager.shape[2]))
     wide = tree_map_only(torch.Tensor, torch.Tensor.double, call.arguments)
-    reference = OpCall(call.op, wide).bind(registry.EAGER[call.op])()
+    reference = OpCall(call.op, wide).bind(registry.eager_twin(call.op))()
 
     def error(result: torch.Tensor) -> float:
         return relative_error(result, reference) if result.dtype == eager.dtype else math.inf

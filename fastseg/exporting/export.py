@@ -161,7 +161,7 @@ def _folded(model: nn.Module) -> FoldedModel:
 def _check_around(model: nn.Module, folded: FoldedModel) -> None:
     """Raise where a model does more than its encoder and head, such as to normalise its input."""
     side = 2 * folded.smallest_side(TWO_TOKENS)
-    first = folded.stages[0].embed["weight"]
+    first = folded.stages[0].embed.weight
     pixels = torch.linspace(-1, 1, first.shape[1] * side * side, device=first.device)
     pixels = pixels.view(1, -1, side, side).to(first.dtype)
     with torch.no_grad():

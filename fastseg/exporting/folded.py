@@ -14,41 +14,40 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 
-from fastseg.folding.fold import Folded
 from fastseg.folding.state import Plan
 from fastseg.folding.swap import Accelerated
-from fastseg.kernels.embed.op import output_size
+from fastseg.kernels import (
+    DecodeHeadWeights,
+    MixFfnWeights,
+    PatchEmbedWeights,
+    SrAttentionWeights,
+)
 
 
 @dataclass(frozen=True)
 class FoldedLayer:
-    """Keyword arguments of `kernels.sr_attention` and `kernels.mix_ffn`."""
+    """Weights of `kernels.sr_attention` and `kernels.mix_ffn`."""
 
-    attention: Folded
-    mix_ffn: Folded
+    attention: SrAttentionWeights
+    mix_ffn: MixFfnWeights
 
 
 @dataclass(frozen=True)
 class FoldedStage:
-    """Keyword arguments of `kernels.patch_embed`, the layers, and the LayerNorm after them."""
+    """Weights of `kernels.patch_embed`, the layers, and the LayerNorm after them."""
 
-    embed: Folded
+    embed: PatchEmbedWeights
     layers: tuple[FoldedLayer, ...]
-    norm: Folded  # weight, bias, eps
+    norm: nn.LayerNorm
 
     @property
     def channels(self) -> int:
-        return int(self.embed["weight"].shape[0])
+        return self.embed.weight.shape[0]
 
     @property
     def sr_ratio(self) -> int:
         """The largest spatial reduction of its layers."""
-        return max((layer.attention["sr_ratio"] for layer in self.layers), default=1)
-
-    def grid_side(self, side: int) -> int:
-        """Tokens along a side of a map that has `side` positions there."""
-        kernel = self.embed["weight"].shape[2]
-        return output_size(side, kernel, self.embed["stride"], self.embed["padding"])
+        return max((layer.attention.sr_ratio for layer in self.layers), default=1)
 
 
 @dataclass(frozen=True)
@@ -56,28 +55,29 @@ class FoldedModel:
     """A model of four stages, or of any number, and what comes after them.
 
     Args:
-        head: arguments of `kernels.decode_head` but for the maps: the result is logits.
-        classifier: weight (K, C) and bias (K,) on the mean of the last stage's tokens.
+        head: of `kernels.decode_head`: the result is logits.
+        classifier: of the mean of the last stage's tokens.
             Without both, the result is the maps of all stages.
         id2label: names of the classes.
     """
 
     stages: tuple[FoldedStage, ...]
-    head: Folded | None = None
-    classifier: Folded | None = None
+    head: DecodeHeadWeights | None = None
+    classifier: nn.Linear | None = None
     id2label: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def num_channels(self) -> int:
         """Channels of the input."""
-        return int(self.stages[0].embed["weight"].shape[1])
+        return int(self.stages[0].embed.weight.shape[1])
 
     @property
     def num_labels(self) -> int:
         """Classes of the logits; 0 where the result is maps."""
         if self.head is not None:
-            return int(self.head["classifier_weight"].shape[0])
-        return 0 if self.classifier is None else int(self.classifier["weight"].shape[0])
+            assert self.head.classifier_weight is not None
+            return self.head.classifier_weight.shape[0]
+        return 0 if self.classifier is None else self.classifier.out_features
 
     @property
     def gives_maps(self) -> bool:
@@ -86,14 +86,13 @@ class FoldedModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self.stages[0].embed["weight"].dtype
-        return dtype
+        return self.stages[0].embed.weight.dtype
 
     def grid_sides(self, side: int) -> list[int]:
         """Tokens along a side of an input of `side` pixels, by stage."""
         sides = []
         for stage in self.stages:
-            side = stage.grid_side(side)
+            side = stage.embed.output_size(side)
             sides.append(side)
         return sides
 
@@ -115,8 +114,8 @@ class ExportedPlan(Plan, Protocol):
     def folded_stages(self) -> tuple[FoldedStage, ...]:
         """The stages, where the part is an encoder; none of others."""
 
-    def folded_head(self) -> Folded | None:
-        """Arguments of its decode head, where its logits are the result; of others None."""
+    def folded_head(self) -> DecodeHeadWeights | None:
+        """Weights of its decode head, where its logits are the result; of others None."""
 
 
 @torch.no_grad()
@@ -138,7 +137,7 @@ def fold_accelerated(
     if not parts:
         return None
     stages: list[FoldedStage] = []
-    heads: list[Folded | None] = []
+    heads: list[DecodeHeadWeights | None] = []
     names: list[str] = []
     for name, part in parts.items():
         whole = part.fastseg_reason()

@@ -106,7 +106,7 @@ class _Network:
                 with graph.scope("norm"):
                     norm = stage.norm
                     self.tokens = self._norm(
-                        self.tokens, norm["eps"], stage.channels, norm["weight"], norm["bias"]
+                        self.tokens, norm.eps, stage.channels, norm.weight, norm.bias
                     )
                     feature_map = graph.op("Transpose", self.tokens, perm=TO_NCHW)
             maps.append(feature_map)
@@ -116,13 +116,13 @@ class _Network:
         """Logits (B, K, H_1, W_1) of the maps of all stages."""
         graph = self.graph
         with graph.scope("decode_head"):
-            fused = self._conv1x1("fuse1", maps[0], head["weights"][0], head["bias"])
+            fused = self._conv1x1("fuse1", maps[0], head.weights[0], head.bias)
             size = graph.op("Shape", fused)
-            for index, weight in enumerate(head["weights"][1:], start=1):
+            for index, weight in enumerate(head.weights[1:], start=1):
                 projected = self._conv1x1(f"fuse{index + 1}", maps[index], weight)
                 resized = graph.op("Resize", projected, "", "", size, **BILINEAR)
                 fused = graph.op("Add", fused, resized)
-            weight, bias = head["classifier_weight"], head["classifier_bias"]
+            weight, bias = head.classifier_weight, head.classifier_bias
             return self._conv1x1("classifier", graph.op("Relu", fused), weight, bias, output)
 
     def labels(
@@ -152,72 +152,72 @@ class _Network:
         graph = self.graph
         with graph.scope("classifier"):
             mean = graph.op("ReduceMean", self.tokens, graph.integers([1, 2]), keepdims=0)
-            weight = graph.weight("weight", classifier["weight"])
-            bias = graph.weight("bias", classifier["bias"])
+            weight = graph.weight("weight", classifier.weight)
+            bias = graph.weight("bias", classifier.bias)
             graph.op("Gemm", mean, weight, bias, transB=1, output="logits")
 
     def _embed(self, feature_map: str, embed: Folded) -> str:
         graph = self.graph
-        channels, _, kernel, _ = embed["weight"].shape
+        channels, _, kernel, _ = embed.weight.shape
         embedded = graph.op(
             "Conv",
             feature_map,
-            graph.weight("weight", embed["weight"]),
-            graph.weight("bias", embed["bias"]),
+            graph.weight("weight", embed.weight),
+            graph.weight("bias", embed.bias),
             kernel_shape=[kernel, kernel],
-            strides=[embed["stride"]] * 2,
-            pads=[embed["padding"]] * 4,
+            strides=[embed.stride] * 2,
+            pads=[embed.padding] * 4,
         )
         tokens = graph.op("Transpose", embedded, perm=TO_NHWC)
-        norm_weight, norm_bias = embed["norm_weight"], embed["norm_bias"]
-        return self._norm(tokens, embed["eps"], channels, norm_weight, norm_bias)
+        norm_weight, norm_bias = embed.norm_weight, embed.norm_bias
+        return self._norm(tokens, embed.eps, channels, norm_weight, norm_bias)
 
     def _layer(self, layer: FoldedLayer, channels: int, shape: str) -> None:
         graph = self.graph
         attention = layer.attention
         with graph.scope("attention"):
-            normalized = self._norm(self.tokens, attention["eps"], channels)
+            normalized = self._norm(self.tokens, attention.eps, channels)
             reduced = self._reduce(normalized, attention, channels)
-            attend = self._one_head if attention["num_heads"] == 1 else self._heads
+            attend = self._one_head if attention.num_heads == 1 else self._heads
             attended = attend(normalized, reduced, attention, channels, shape)
             self.tokens = graph.op("Add", self.tokens, attended)
         ffn = layer.mix_ffn
         with graph.scope("mix_ffn"):
-            normalized = self._norm(self.tokens, ffn["eps"], channels)
+            normalized = self._norm(self.tokens, ffn.eps, channels)
             hidden = graph.op("Transpose", normalized, perm=TO_NCHW)
-            hidden = self._conv1x1("fc1", hidden, ffn["fc1_weight"], ffn["fc1_bias"])
+            hidden = self._conv1x1("fc1", hidden, ffn.fc1_weight, ffn.fc1_bias)
             hidden = graph.op(
                 "Conv",
                 hidden,
-                graph.weight("dwconv.weight", ffn["dwconv_weight"]),
-                graph.weight("dwconv.bias", ffn["dwconv_bias"]),
+                graph.weight("dwconv.weight", ffn.dwconv_weight),
+                graph.weight("dwconv.bias", ffn.dwconv_bias),
                 kernel_shape=[3, 3],
                 pads=[1] * 4,
-                group=len(ffn["dwconv_bias"]),
+                group=len(ffn.dwconv_bias),
             )
-            hidden = self._activate(hidden, ffn["activation"])
-            mixed = self._conv1x1("fc2", hidden, ffn["fc2_weight"], ffn["fc2_bias"])
+            hidden = self._activate(hidden, ffn.activation)
+            mixed = self._conv1x1("fc2", hidden, ffn.fc2_weight, ffn.fc2_bias)
             mixed = graph.op("Transpose", mixed, perm=TO_NHWC)
             self.tokens = graph.op("Add", self.tokens, mixed)
 
     def _reduce(self, normalized: str, attention: Folded, channels: int) -> str:
         """Normalised tokens of the reduced grid, (B, M, C)."""
         graph = self.graph
-        ratio = attention["sr_ratio"]
+        ratio = attention.sr_ratio
         if ratio == 1:
             return graph.op("Reshape", normalized, graph.integers([0, -1, channels]))
-        weight = attention["sr_weight"].unflatten(1, (ratio, ratio, channels)).permute(0, 3, 1, 2)
+        weight = attention.sr_weight.unflatten(1, (ratio, ratio, channels)).permute(0, 3, 1, 2)
         reduced = graph.op(
             "Conv",
             graph.op("Transpose", normalized, perm=TO_NCHW),
             graph.weight("sr.weight", weight),
-            graph.weight("sr.bias", attention["sr_bias"]),
+            graph.weight("sr.bias", attention.sr_bias),
             kernel_shape=[ratio, ratio],
             strides=[ratio, ratio],
         )
         reduced = graph.op("Reshape", reduced, graph.integers([0, 0, -1]))
         reduced = graph.op("Transpose", reduced, perm=[0, 2, 1])
-        return self._norm(reduced, attention["sr_eps"], channels)
+        return self._norm(reduced, attention.sr_eps, channels)
 
     def _one_head(
         self, normalized: str, reduced: str, attention: Folded, channels: int, shape: str
@@ -228,8 +228,8 @@ class _Network:
         is 1: as an addition it would pass over all scores.
         """
         graph = self.graph
-        key_weight, value_weight = attention["key_value_weight"].chunk(2)
-        key_weight = torch.cat([key_weight, attention["key_offset_weight"][None]])
+        key_weight, value_weight = attention.key_value_weight.chunk(2)
+        key_weight = torch.cat([key_weight, attention.key_offset_weight[None]])
         query = graph.op("Reshape", normalized, graph.integers([0, -1, channels]))
         query = graph.op("Pad", query, graph.integers([0, 0, 0, 0, 0, 1]), graph.number(1.0))
         keys = graph.op(
@@ -237,7 +237,7 @@ class _Network:
             graph.weight("key_weight", key_weight),
             graph.op("Transpose", reduced, perm=[0, 2, 1]),
         )
-        values = self._linear("value", reduced, value_weight, attention["output_bias"])
+        values = self._linear("value", reduced, value_weight, attention.output_bias)
         scores = graph.op("MatMul", query, keys)
         context = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), values)
         return graph.op("Reshape", context, shape)
@@ -246,16 +246,14 @@ class _Network:
         self, normalized: str, reduced: str, attention: Folded, channels: int, shape: str
     ) -> str:
         graph = self.graph
-        heads = attention["num_heads"]
+        heads = attention.num_heads
         split = graph.integers([0, -1, heads, channels // heads])
 
         def by_head(tokens: str, perm: list[int]) -> str:
             return graph.op("Transpose", graph.op("Reshape", tokens, split), perm=perm)
 
-        key_weight, value_weight = attention["key_value_weight"].chunk(2)
-        query = self._linear(
-            "query", normalized, attention["query_weight"], attention["query_bias"]
-        )
+        key_weight, value_weight = attention.key_value_weight.chunk(2)
+        query = self._linear("query", normalized, attention.query_weight, attention.query_bias)
         query = by_head(query, [0, 2, 1, 3])
         keys = by_head(self._linear("key", reduced, key_weight), [0, 2, 3, 1])
         values = by_head(self._linear("value", reduced, value_weight), [0, 2, 1, 3])
@@ -263,7 +261,7 @@ class _Network:
         context = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), values)
         context = graph.op("Transpose", context, perm=[0, 2, 1, 3])
         context = graph.op("Reshape", context, shape)
-        return self._linear("output", context, attention["output_weight"], attention["output_bias"])
+        return self._linear("output", context, attention.output_weight, attention.output_bias)
 
     def _norm(
         self,

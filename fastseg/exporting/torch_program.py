@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -9,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastseg import kernels
-from fastseg.folding.fold import Folded
 from fastseg.kernels.blocks.tokens import tokens_to_map
+from fastseg.kernels.core.weights import Weights
 
 from .folded import FoldedModel
 
@@ -29,8 +30,8 @@ class FoldedProgram(nn.Module):
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(_Stage(stage) for stage in folded.stages)
-        self.head = None if folded.head is None else _Arguments(folded.head)
-        self.classifier = None if folded.classifier is None else _Arguments(folded.classifier)
+        self.head = None if folded.head is None else _Weights(folded.head)
+        self.classifier = None if folded.classifier is None else _copy(folded.classifier)
         self.labels = labels
         self.label_dtype = label_dtype
 
@@ -42,11 +43,11 @@ class FoldedProgram(nn.Module):
             feature_map = stage(feature_map)
             maps.append(feature_map)
         if self.classifier is not None:
-            classifier = self.classifier()
-            return F.linear(maps[-1].mean(dim=(2, 3)), classifier["weight"], classifier["bias"])
+            logits: torch.Tensor = self.classifier(maps[-1].mean(dim=(2, 3)))
+            return logits
         if self.head is None:
             return tuple(maps)
-        logits = kernels.decode_head(maps, **self.head())
+        logits = kernels.decode_head(maps, self.head())
         if self.labels is False:
             return logits.contiguous()
         size = pixel_values.shape[2:] if self.labels is True else self.labels
@@ -59,52 +60,56 @@ class FoldedProgram(nn.Module):
 class _Stage(nn.Module):
     def __init__(self, stage: Any) -> None:
         super().__init__()
-        self.embed = _Arguments(stage.embed)
-        self.attentions = nn.ModuleList(_Arguments(layer.attention) for layer in stage.layers)
-        self.ffns = nn.ModuleList(_Arguments(layer.mix_ffn) for layer in stage.layers)
-        self.norm = _Arguments(stage.norm)
+        self.embed = _Weights(stage.embed)
+        self.attentions = nn.ModuleList(_Weights(layer.attention) for layer in stage.layers)
+        self.ffns = nn.ModuleList(_Weights(layer.mix_ffn) for layer in stage.layers)
+        self.norm = _copy(stage.norm)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        tokens, height, width = kernels.patch_embed(feature_map, **self.embed())
+        tokens, height, width = kernels.patch_embed(feature_map, self.embed())
         for attention, ffn in zip(self.attentions, self.ffns, strict=True):
-            tokens = kernels.sr_attention(tokens, height, width, **attention())
-            tokens = kernels.mix_ffn(tokens, height, width, **ffn())
-        norm: Folded = self.norm()
-        tokens = F.layer_norm(tokens, tokens.shape[-1:], norm["weight"], norm["bias"], norm["eps"])
-        return tokens_to_map(tokens, height, width)
+            tokens = kernels.sr_attention(tokens, height, width, attention())
+            tokens = kernels.mix_ffn(tokens, height, width, ffn())
+        return tokens_to_map(self.norm(tokens), height, width)
 
 
-class _Arguments(nn.Module):
-    """Keyword arguments of an op: tensors as buffers, the rest as they are."""
+def _copy(layer: nn.Module) -> nn.Module:
+    """`layer` on the CPU, of its own and frozen."""
+    return copy.deepcopy(layer).cpu().requires_grad_(False)
 
-    def __init__(self, arguments: Folded) -> None:
+
+class _Weights(nn.Module):
+    """Weights of an op: tensors as buffers, the rest as they are."""
+
+    def __init__(self, weights: Weights) -> None:
         super().__init__()
-        self._lists: dict[str, int] = {}
+        self._kind = type(weights)
         self._rest: dict[str, Any] = {}
-        for name, value in arguments.items():
-            if name.endswith("_sum"):
+        self._tuples: dict[str, int] = {}
+        for name, value in weights.arguments().items():
+            if name in weights.derived:
                 continue  # for kernels in half precision
             if isinstance(value, torch.Tensor):
                 self._add(name, value)
-            elif isinstance(value, list):
-                self._lists[name] = len(value)
+            elif isinstance(value, tuple):
+                self._tuples[name] = len(value)
                 for index, tensor in enumerate(value):
                     self._add(f"{name}_{index}", tensor)
             else:
                 self._rest[name] = value
-        self._single = [name for name in arguments if name in self._buffers]
 
     def _add(self, name: str, tensor: torch.Tensor) -> None:
         # A copy: tensors of the model that are taken as they are must not be shared with it. And
         # contiguous, lest torch.export warns that it has only a part of a tensor.
-        copy = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        self.register_buffer(name, copy)
+        own = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        self.register_buffer(name, own)
 
-    def forward(self) -> Folded:
-        arguments: Folded = {name: self._buffers[name] for name in self._single}
-        for name, count in self._lists.items():
-            arguments[name] = [self._buffers[f"{name}_{index}"] for index in range(count)]
-        return {**arguments, **self._rest}
+    def forward(self) -> Any:
+        tuples = {
+            name: tuple(self._buffers[f"{name}_{index}"] for index in range(count))
+            for name, count in self._tuples.items()
+        }
+        return self._kind.of(**{**self._buffers, **self._rest, **tuples})
 
 
 def trace(

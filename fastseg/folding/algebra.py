@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
-
-from .fold import Folded
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:
@@ -58,11 +58,9 @@ def input_sums(weight: torch.Tensor) -> torch.Tensor:
     return weight.sum(-1, dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
-def narrow(folded: Folded, like: torch.Tensor) -> Folded:
-    """Cast folded tensors to the dtype and device of `like`, contiguous; other values stay."""
+def narrow(tensors: dict[str, torch.Tensor], like: torch.Tensor) -> dict[str, Any]:
+    """Cast tensors to the dtype and device of `like`, contiguous."""
     return {
-        name: value.to(device=like.device, dtype=like.dtype).contiguous()
-        if isinstance(value, torch.Tensor)
-        else value
-        for name, value in folded.items()
+        name: tensor.to(device=like.device, dtype=like.dtype).contiguous()
+        for name, tensor in tensors.items()
     }

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastseg.kernels.core.weights import Weights
+
 from .conditions import (
     all_parts,
     first_problem,
@@ -22,7 +24,7 @@ from .conditions import (
 from .find import Declined
 from .freshness import ModelWatch, kind_of
 
-Folded = dict[str, Any]  # keyword arguments of an op, or dicts of such
+Folded = Any  # weights of an op, or tensors, in lists and dicts too
 
 
 def tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
@@ -33,9 +35,11 @@ def tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
 
 
 def tensors_in(folded: Any) -> Iterator[torch.Tensor]:
-    """All tensors in `folded`, in dicts and lists too."""
+    """All tensors in `folded`."""
     if isinstance(folded, torch.Tensor):
         yield folded
+    elif isinstance(folded, Weights):
+        yield from folded.tensors()
     elif isinstance(folded, dict | list):
         for value in folded.values() if isinstance(folded, dict) else folded:
             yield from tensors_in(value)
@@ -55,6 +59,8 @@ def _as_parameters(folded: Any, sources: set[int]) -> Any:
         if folded.untyped_storage().data_ptr() in sources:
             folded = folded.clone()
         return nn.Parameter(folded, requires_grad=False)
+    if isinstance(folded, Weights):
+        return folded.map(lambda tensor: _as_parameters(tensor, sources))
     if isinstance(folded, dict):
         return {name: _as_parameters(value, sources) for name, value in folded.items()}
     if isinstance(folded, list):
@@ -134,7 +140,7 @@ class Part(Known):
     Args:
         owner: the module that names are relative to.
         roots: the modules whose work the op does.
-        fold: computes keyword arguments of the op; raises Declined where it cannot be.
+        fold: computes the op's weights; raises Declined where it cannot be.
         own: they are fastseg's own, and known by their classes; others are tried out first.
 
     Attributes:
@@ -167,7 +173,7 @@ class Part(Known):
 
         Args:
             any_mode: leave aside that modules may be in training mode.
-            fold: where False, as for an export, `arguments` folds at each call.
+            fold: where False, as for an export, `folded` folds at each call.
         """
         if fold and self._watch is not None and self._watch.change() is None:
             return
@@ -185,8 +191,8 @@ class Part(Known):
             # A LoRA adapter may go the way it came, and leave its trace in `parameter.data`.
             self.drop()
 
-    def arguments(self) -> Folded:
-        """Keyword arguments of the op, as settled."""
+    def folded(self) -> Folded:
+        """The op's weights, as settled."""
         if self._at_each_use or self._folded is None:
             return self._checked_fold()
         return self._folded

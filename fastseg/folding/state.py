@@ -23,7 +23,9 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from .fold import Folded, Known, Part, tensors_of
+from fastseg.kernels.core.weights import Weights
+
+from .fold import Known, Part, tensors_of
 from .freshness import Derived, ModelWatch
 
 
@@ -56,8 +58,8 @@ class Plan(Protocol):
     def reasons(self) -> Iterator[tuple[str, str]]:
         """Pairs (module's name, reason) of what is not folded."""
 
-    def arguments(self) -> Iterator[tuple[str, Folded]]:
-        """Each op that runs folded, by name, with its folded arguments."""
+    def weights(self) -> Iterator[tuple[str, Weights]]:
+        """Each op that runs folded, by name, with its weights."""
 
 
 class State(Derived):

@@ -13,6 +13,8 @@ the online softmax in base 2 where they are more than one. Three kernels:
   More programs, which small batches need, and fewer registers.
 """
 
+from typing import Any
+
 import torch
 
 from ..blocks.linear import linear
@@ -341,18 +343,12 @@ def one_head(
     return output
 
 
-def block(
-    x: torch.Tensor,
-    key_value: torch.Tensor,
-    num_heads: int,
-    query_weight: torch.Tensor,
-    query_bias: torch.Tensor,
-    query_weight_sum: torch.Tensor | None,
-    output_weight: torch.Tensor,
-    output_bias: torch.Tensor,
-    eps: float,
-) -> torch.Tensor:
-    """(B, N, C) from keys and values (B, M, 2 C): one launch."""
+def block(x: torch.Tensor, key_value: torch.Tensor, weights: Any) -> torch.Tensor:
+    """(B, N, C) from keys and values (B, M, 2 C): one launch.
+
+    Args:
+        weights: `SrAttentionWeights` of several heads, contiguous.
+    """
     _, tokens, channels = x.shape
     keys = key_value.shape[1]
     config = _config("attention_block", x, key_value, "CHUNK")
@@ -360,10 +356,10 @@ def block(
     launch(
         block_kernel,
         (_grid(x, config),),
-        *(x, key_value, query_weight, query_bias, query_weight_sum, output_weight, output_bias),
-        *(output, tokens, keys, eps),
+        *(x, key_value, weights.query_weight, weights.query_bias, weights.query_weight_sum),
+        *(weights.output_weight, weights.output_bias, output, tokens, keys, weights.eps),
         CHANNELS=channels,
-        HEAD_DIM=channels // num_heads,
+        HEAD_DIM=channels // weights.num_heads,
         KEY_TAIL=keys % config["BLOCK_N"] != 0,
         PRECISION=matmul_precision(x.dtype),
         **config,
@@ -371,17 +367,7 @@ def block(
     return output
 
 
-def per_head(
-    x: torch.Tensor,
-    key_value: torch.Tensor,
-    num_heads: int,
-    query_weight: torch.Tensor,
-    query_bias: torch.Tensor,
-    query_weight_sum: torch.Tensor | None,
-    output_weight: torch.Tensor,
-    output_bias: torch.Tensor,
-    eps: float,
-) -> torch.Tensor:
+def per_head(x: torch.Tensor, key_value: torch.Tensor, weights: Any) -> torch.Tensor:
     """Run attention as `block` does, in two launches."""
     _, tokens, channels = x.shape
     keys = key_value.shape[1]
@@ -389,12 +375,13 @@ def per_head(
     context = torch.empty_like(x)
     launch(
         per_head_kernel,
-        (_grid(x, config), num_heads),
-        *(x, key_value, query_weight, query_bias, query_weight_sum, context, tokens, keys, eps),
+        (_grid(x, config), weights.num_heads),
+        *(x, key_value, weights.query_weight, weights.query_bias, weights.query_weight_sum),
+        *(context, tokens, keys, weights.eps),
         CHANNELS=channels,
-        HEAD_DIM=channels // num_heads,
+        HEAD_DIM=channels // weights.num_heads,
         KEY_TAIL=keys % config["BLOCK_N"] != 0,
         PRECISION=matmul_precision(x.dtype),
         **config,
     )
-    return linear(context, output_weight, output_bias, residual=x)
+    return linear(context, weights.output_weight, weights.output_bias, residual=x)

@@ -15,6 +15,7 @@ Kernels: one launch or two for keys and values, in spatial_reduction.py and key_
 or two for attention, in attention.py. `choose` says which.
 """
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -22,12 +23,13 @@ import torch.nn.functional as F
 
 from ..blocks.linear import linear
 from ..blocks.onednn import add_residual, dense, dense_residual
-from ..core.checks import check_parameter, check_sums, check_tokens, common_reason, whole_in_graph
+from ..core.checks import check_matrix, check_parameter, check_sums, common_reason
 from ..core.configurations import look_up
-from ..core.dispatch import use_triton
-from ..core.registry import register
+from ..core.registry import Op, register
+from ..core.weights import Weights, check_tokens, check_weights
 from . import kernels as attention
 from . import spatial_reduction
+from .candidates import CANDIDATES
 from .key_value import empty_key_value, project_key_value
 
 ONE_TILE = (32, 64, 128)  # widths whose rows, and weights of C x C, are one tile
@@ -65,44 +67,107 @@ def reduce_tokens(
     return dense(patches.flatten(3).flatten(1, 2), weight, bias)
 
 
-def eager(
-    x: torch.Tensor,
-    height: int,
-    width: int,
-    *,
-    num_heads: int,
-    sr_ratio: int,
-    eps: float,
-    key_value_weight: torch.Tensor,
-    output_bias: torch.Tensor,
-    query_weight: torch.Tensor | None = None,
-    query_bias: torch.Tensor | None = None,
-    output_weight: torch.Tensor | None = None,
-    key_offset_weight: torch.Tensor | None = None,
-    sr_weight: torch.Tensor | None = None,
-    sr_bias: torch.Tensor | None = None,
-    sr_eps: float = 1e-5,
-    query_weight_sum: torch.Tensor | None = None,
-    key_value_weight_sum: torch.Tensor | None = None,
-    sr_weight_sum: torch.Tensor | None = None,
-) -> torch.Tensor:
+@dataclass(frozen=True, eq=False)
+class SrAttentionWeights(Weights):
+    """Weights of `sr_attention` of C channels.
+
+    Args:
+        key_value_weight: (2 C, C), keys' rows first: [Wk | Wv] or, for one head, [Wqk | Wvo].
+        output_bias: (C,), the value bias inside.
+        num_heads: divides C.
+        eps: of the LayerNorm before attention.
+        sr_ratio: R, 1 for attention to all tokens.
+        query_weight, query_bias, output_weight: (C, C), (C,), (C, C); for several heads only.
+        key_offset_weight: (C,), wqb; for one head only.
+        sr_weight, sr_bias, sr_eps: (C, R * R * C), input index ordered (row, column, channel),
+            (C,), and eps of the LayerNorm after it; for an sr_ratio R > 1 only.
+        query_weight_sum, key_value_weight_sum, sr_weight_sum: (C,), (2 C,), (R * R, C) float32,
+            (float64 for float64), sums over the input channels of the weights as they are: what a
+            row's mean adds to each output. Kernels need them in half precision, and make them at
+            each call where they are not given.
+
+    Raises:
+        TypeError: dtypes differ.
+        ValueError: shapes or devices do not match, or a weight that is needed is None.
+    """
+
+    key_value_weight: torch.Tensor
+    output_bias: torch.Tensor
+    num_heads: int
+    eps: float
+    sr_ratio: int = 1
+    query_weight: torch.Tensor | None = None
+    query_bias: torch.Tensor | None = None
+    output_weight: torch.Tensor | None = None
+    key_offset_weight: torch.Tensor | None = None
+    sr_weight: torch.Tensor | None = None
+    sr_bias: torch.Tensor | None = None
+    sr_eps: float = 1e-5
+    query_weight_sum: torch.Tensor | None = None
+    key_value_weight_sum: torch.Tensor | None = None
+    sr_weight_sum: torch.Tensor | None = None
+
+    derived = ("query_weight_sum", "key_value_weight_sum", "sr_weight_sum")
+
+    @property
+    def like(self) -> torch.Tensor:
+        return self.key_value_weight
+
+    @property
+    def channels(self) -> int:
+        return self.key_value_weight.shape[1]
+
+    def least_input(self) -> tuple[Any, ...]:
+        side = self.sr_ratio
+        return (self.like.new_empty(1, side * side, self.channels), side, side)
+
+    def check(self) -> None:
+        like = check_matrix("key_value_weight", self.key_value_weight)
+        channels = like.shape[1]
+        if self.num_heads < 1 or channels % self.num_heads != 0:
+            raise ValueError(
+                f"num_heads: expected a divisor of {channels} channels, got {self.num_heads}"
+            )
+        if self.sr_ratio < 1:
+            raise ValueError(f"sr_ratio: expected at least 1, got {self.sr_ratio}")
+        taps = self.sr_ratio**2
+        shapes: dict[str, tuple[int, ...]] = {
+            "key_value_weight": (2 * channels, channels),
+            "output_bias": (channels,),
+        }
+        if self.num_heads == 1:
+            shapes["key_offset_weight"] = (channels,)
+        else:
+            shapes["query_weight"] = shapes["output_weight"] = (channels, channels)
+            shapes["query_bias"] = (channels,)
+        if self.sr_ratio > 1:
+            shapes["sr_weight"], shapes["sr_bias"] = (channels, taps * channels), (channels,)
+        for name, shape in shapes.items():
+            check_parameter(name, getattr(self, name), shape, like)
+        check_sums("query_weight_sum", self.query_weight_sum, (channels,), like)
+        check_sums("key_value_weight_sum", self.key_value_weight_sum, (2 * channels,), like)
+        check_sums("sr_weight_sum", self.sr_weight_sum, (taps, channels), like)
+
+
+def eager(x: torch.Tensor, height: int, width: int, weights: SrAttentionWeights) -> torch.Tensor:
     """The eager twin; it needs no sums."""
     batch, tokens, channels = x.shape
-    normalized = F.layer_norm(x, (channels,), eps=eps)
+    normalized = F.layer_norm(x, (channels,), eps=weights.eps)
     reduced = normalized
-    if sr_ratio > 1:
-        assert sr_weight is not None
-        assert sr_bias is not None
-        reduced = reduce_tokens(normalized, height, width, sr_weight, sr_bias, sr_ratio)
-        reduced = F.layer_norm(reduced, (channels,), eps=sr_eps)
-    key, value = dense(reduced, key_value_weight).chunk(2, dim=-1)
+    if weights.sr_ratio > 1:
+        assert weights.sr_weight is not None
+        assert weights.sr_bias is not None
+        convolution = (weights.sr_weight, weights.sr_bias, weights.sr_ratio)
+        reduced = reduce_tokens(normalized, height, width, *convolution)
+        reduced = F.layer_norm(reduced, (channels,), eps=weights.sr_eps)
+    key, value = dense(reduced, weights.key_value_weight).chunk(2, dim=-1)
 
-    if num_heads == 1:
-        assert key_offset_weight is not None
-        offset = (reduced @ key_offset_weight)[:, None, None, :]
+    if weights.num_heads == 1:
+        assert weights.key_offset_weight is not None
+        offset = (reduced @ weights.key_offset_weight)[:, None, None, :]
         # Rows of probabilities sum to one, so the bias may join the few values instead of all
         # tokens: one pass less over them, and one rounding less in half precision.
-        value = value + output_bias
+        value = value + weights.output_bias
         context = F.scaled_dot_product_attention(
             normalized.unsqueeze(1),
             key.unsqueeze(1),
@@ -112,15 +177,15 @@ def eager(
         )
         return add_residual(context.squeeze(1), x)
 
-    assert query_weight is not None
-    assert output_weight is not None
-    query = dense(normalized, query_weight, query_bias)
+    assert weights.query_weight is not None
+    assert weights.output_weight is not None
+    query = dense(normalized, weights.query_weight, weights.query_bias)
     query, key, value = (
-        part.unflatten(2, (num_heads, -1)).transpose(1, 2) for part in (query, key, value)
+        part.unflatten(2, (weights.num_heads, -1)).transpose(1, 2) for part in (query, key, value)
     )
     context = F.scaled_dot_product_attention(query, key, value, scale=1.0)
     context = context.transpose(1, 2).reshape(batch, tokens, channels)
-    return dense_residual(context, output_weight, output_bias, x)
+    return dense_residual(context, weights.output_weight, weights.output_bias, x)
 
 
 class Forms(NamedTuple):
@@ -153,212 +218,109 @@ def choose(x: torch.Tensor, num_heads: int, sr_ratio: int, reduced_tokens: int) 
     return Forms(key_value, "one_head" if num_heads == 1 else config["attention"])
 
 
-def fused(
-    x: torch.Tensor,
-    height: int,
-    width: int,
-    *,
-    num_heads: int,
-    sr_ratio: int,
-    eps: float,
-    key_value_weight: torch.Tensor,
-    output_bias: torch.Tensor,
-    query_weight: Any = None,
-    query_bias: Any = None,
-    output_weight: Any = None,
-    key_offset_weight: Any = None,
-    sr_weight: Any = None,
-    sr_bias: Any = None,
-    sr_eps: float = 1e-5,
-    query_weight_sum: Any = None,
-    key_value_weight_sum: Any = None,
-    sr_weight_sum: Any = None,
-) -> torch.Tensor:
+def fused(x: torch.Tensor, height: int, width: int, weights: SrAttentionWeights) -> torch.Tensor:
     """The kernels."""
     x = x.contiguous()
     if x.numel() == 0:
         return torch.empty_like(x)
-
-    def contiguous(parameter: torch.Tensor | None) -> Any:
-        return None if parameter is None else parameter.contiguous()
-
-    key_value_weight = key_value_weight.contiguous()
-    key_offset_weight = contiguous(key_offset_weight)
-    output_bias = output_bias.contiguous()
+    weights = weights.map(torch.Tensor.contiguous)
+    sr_ratio, num_heads, eps = weights.sr_ratio, weights.num_heads, weights.eps
     forms = choose(x, num_heads, sr_ratio, (height // sr_ratio) * (width // sr_ratio))
 
     key_offset = None
     if sr_ratio > 1:
         reduce = {"one_launch": spatial_reduction.one_launch, "split": spatial_reduction.split}
-        key_value, key_offset = reduce[forms.key_value](
-            x,
-            height,
-            width,
-            sr_ratio=sr_ratio,
-            eps=eps,
-            sr_weight=sr_weight.contiguous(),
-            sr_weight_sum=contiguous(sr_weight_sum),
-            sr_bias=contiguous(sr_bias),
-            sr_eps=sr_eps,
-            key_value_weight=key_value_weight,
-            key_offset_weight=key_offset_weight,
-        )
+        key_value, key_offset = reduce[forms.key_value](x, height, width, weights)
     elif num_heads == 1:
-        key_value, key_offset = empty_key_value(x, x.shape[1], key_offset_weight)
-        project_key_value(x, None, eps, key_value_weight, key_offset_weight, key_value, key_offset)
+        matrices = (weights.key_value_weight, weights.key_offset_weight)
+        key_value, key_offset = empty_key_value(x, x.shape[1], weights.key_offset_weight)
+        project_key_value(x, None, eps, *matrices, key_value, key_offset)
     else:
-        if key_value_weight_sum is None and x.dtype != torch.float32:
-            key_value_weight_sum = key_value_weight.sum(1, dtype=torch.float32)
-        sums = contiguous(key_value_weight_sum)
-        key_value = linear(x, key_value_weight, eps=eps, weight_sum=sums)
+        sums = weights.key_value_weight_sum
+        if sums is None and x.dtype != torch.float32:
+            sums = weights.key_value_weight.sum(1, dtype=torch.float32)
+        key_value = linear(x, weights.key_value_weight, eps=eps, weight_sum=sums)
 
     if key_offset is not None:
-        return attention.one_head(x, key_value, key_offset, output_bias, eps)
-    if query_weight_sum is None and x.dtype != torch.float32:
-        query_weight_sum = query_weight.sum(1, dtype=torch.float32)
+        return attention.one_head(x, key_value, key_offset, weights.output_bias, eps)
+    if weights.query_weight_sum is None and x.dtype != torch.float32:
+        assert weights.query_weight is not None
+        query_weight_sum = weights.query_weight.sum(1, dtype=torch.float32)
+        weights = weights.of(**{**weights.arguments(), "query_weight_sum": query_weight_sum})
     attend = {"block": attention.block, "per_head": attention.per_head}[forms.attention]
-    return attend(
-        x,
-        key_value,
-        num_heads=num_heads,
-        query_weight=query_weight.contiguous(),
-        query_bias=query_bias.contiguous(),
-        query_weight_sum=contiguous(query_weight_sum),
-        output_weight=output_weight.contiguous(),
-        output_bias=output_bias,
-        eps=eps,
-    )
+    return attend(x, key_value, weights)
 
 
-register(
-    "sr_attention(Tensor x, SymInt height, SymInt width, *, int num_heads, int sr_ratio, float eps,"
-    " Tensor key_value_weight, Tensor output_bias, Tensor? query_weight=None,"
-    " Tensor? query_bias=None, Tensor? output_weight=None, Tensor? key_offset_weight=None,"
-    " Tensor? sr_weight=None, Tensor? sr_bias=None, float sr_eps=1e-5,"
-    " Tensor? query_weight_sum=None, Tensor? key_value_weight_sum=None,"
-    " Tensor? sr_weight_sum=None) -> Tensor",
-    fused,
-    eager,
-    lambda x, height, width, **_: torch.empty(x.shape, dtype=x.dtype, device=x.device),
-)
-
-
-def supports(x: torch.Tensor, num_heads: int, *weights: torch.Tensor | None) -> str | None:
+def supports(x: torch.Tensor, height: int, width: int, weights: SrAttentionWeights) -> str | None:
     """Reason why the kernels cannot take these arguments; None where they can."""
-    channels = x.shape[2]
+    channels, num_heads = weights.channels, weights.num_heads
     if channels % 32 != 0:
         return f"{channels} channels are no multiple of 32"
     if channels > MAX_CHANNELS:
         return f"{channels} channels are more than {MAX_CHANNELS}"
     if channels // num_heads not in HEAD_DIMS:
         return f"a head of {channels // num_heads} channels is none of {HEAD_DIMS}"
-    return common_reason(x, *weights)
+    return common_reason(x, *weights.tensors())
+
+
+def example(device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+    """A grid of 5 x 7 tokens, two heads of 32 channels, a reduction by 2."""
+
+    def draw(*shape: int) -> torch.Tensor:
+        return (torch.randn(shape, device=device) * shape[-1] ** -0.5).to(dtype)
+
+    weights = SrAttentionWeights(
+        key_value_weight=draw(128, 64),
+        output_bias=draw(64),
+        num_heads=2,
+        eps=1e-6,
+        sr_ratio=2,
+        query_weight=draw(64, 64),
+        query_bias=draw(64),
+        output_weight=draw(64, 64),
+        sr_weight=draw(64, 256),
+        sr_bias=draw(64),
+    )
+    return draw(2, 35, 64) * 8, 5, 7, weights
+
+
+OP = register(
+    Op(
+        name="sr_attention",
+        inputs="Tensor x, SymInt height, SymInt width",
+        eager=eager,
+        fused=fused,
+        fake=lambda x, *_: torch.empty(x.shape, dtype=x.dtype, device=x.device),
+        supports=supports,
+        example=example,
+        weights=SrAttentionWeights,
+        candidates=CANDIDATES,
+    )
+)
 
 
 def sr_attention(
-    x: torch.Tensor,
-    height: int,
-    width: int,
-    *,
-    num_heads: int,
-    sr_ratio: int,
-    eps: float,
-    key_value_weight: torch.Tensor,
-    output_bias: torch.Tensor,
-    query_weight: torch.Tensor | None = None,
-    query_bias: torch.Tensor | None = None,
-    output_weight: torch.Tensor | None = None,
-    key_offset_weight: torch.Tensor | None = None,
-    sr_weight: torch.Tensor | None = None,
-    sr_bias: torch.Tensor | None = None,
-    sr_eps: float = 1e-5,
-    query_weight_sum: torch.Tensor | None = None,
-    key_value_weight_sum: torch.Tensor | None = None,
-    sr_weight_sum: torch.Tensor | None = None,
+    x: torch.Tensor, height: int, width: int, weights: SrAttentionWeights
 ) -> torch.Tensor:
     """`x` plus its attention to the reduced grid.
 
     Args:
         x: tokens (B, H * W, C), floating.
-        num_heads: divides C.
-        sr_ratio: 1 for attention to all tokens; at most H and W.
-        eps: of the LayerNorm before attention.
-        key_value_weight: (2 C, C), keys' rows first: [Wk | Wv] or, for one head, [Wqk | Wvo].
-        output_bias: (C,), the value bias inside.
-        query_weight, query_bias, output_weight: (C, C), (C,), (C, C); for several heads only.
-        key_offset_weight: (C,), wqb; for one head only.
-        sr_weight, sr_bias, sr_eps: (C, R * R * C), input index ordered (row, column, channel),
-            (C,), and eps of the LayerNorm after it; for an sr_ratio R > 1 only.
-        query_weight_sum, key_value_weight_sum, sr_weight_sum: (C,), (2 C,), (R * R, C) float32,
-            (float64 for float64), sums over the input channels of the weights as they are: what a
-            row's mean adds to each output. Kernels need them in half precision, and make them at
-            each call where they are not given.
+        weights: of an sr_ratio of at most H and W.
 
     Returns:
         (B, H * W, C), contiguous.
 
     Raises:
-        TypeError: `x` is not a floating tensor, or dtypes differ.
-        ValueError: shapes or devices do not match, or a weight that is needed is None.
+        TypeError: `x` is not a floating tensor of the dtype of `weights`, or these are no
+            `SrAttentionWeights`.
+        ValueError: shapes or devices do not match, or the grid is smaller than the sr_ratio.
     """
-    check_tokens("x", x, height, width)
-    channels = x.shape[2]
-    if num_heads < 1 or channels % num_heads != 0:
-        raise ValueError(f"num_heads: expected a divisor of {channels} channels, got {num_heads}")
-    if not 1 <= sr_ratio <= min(height, width):
+    check_weights(weights, SrAttentionWeights)
+    check_tokens("x", x, height, width, weights)
+    if weights.sr_ratio > min(height, width):
         raise ValueError(
-            f"sr_ratio: expected 1 to {min(height, width)} on a grid of {height} x {width}, "
-            f"got {sr_ratio}"
+            f"weights: expected an sr_ratio of 1 to {min(height, width)} on a grid of "
+            f"{height} x {width}, got {weights.sr_ratio}"
         )
-    check_parameter("key_value_weight", key_value_weight, (2 * channels, channels), x)
-    check_parameter("output_bias", output_bias, (channels,), x)
-    if num_heads == 1:
-        check_parameter("key_offset_weight", key_offset_weight, (channels,), x)
-    else:
-        check_parameter("query_weight", query_weight, (channels, channels), x)
-        check_parameter("query_bias", query_bias, (channels,), x)
-        check_parameter("output_weight", output_weight, (channels, channels), x)
-    taps = sr_ratio * sr_ratio
-    if sr_ratio > 1:
-        check_parameter("sr_weight", sr_weight, (channels, taps * channels), x)
-        check_parameter("sr_bias", sr_bias, (channels,), x)
-    for name, sums, shape in (
-        ("query_weight_sum", query_weight_sum, (channels,)),
-        ("key_value_weight_sum", key_value_weight_sum, (2 * channels,)),
-        ("sr_weight_sum", sr_weight_sum, (taps, channels)),
-    ):
-        check_sums(name, sums, shape, x)
-    weights = (
-        key_value_weight,
-        output_bias,
-        query_weight,
-        query_bias,
-        output_weight,
-        key_offset_weight,
-        sr_weight,
-        sr_bias,
-    )
-    registered = use_triton(
-        "sr_attention", x.device, supports(x, num_heads, *weights)
-    ) or whole_in_graph(x, *weights)
-    run = torch.ops.fastseg.sr_attention if registered else eager
-    return run(
-        x,
-        height,
-        width,
-        num_heads=num_heads,
-        sr_ratio=sr_ratio,
-        eps=eps,
-        key_value_weight=key_value_weight,
-        output_bias=output_bias,
-        query_weight=query_weight,
-        query_bias=query_bias,
-        output_weight=output_weight,
-        key_offset_weight=key_offset_weight,
-        sr_weight=sr_weight,
-        sr_bias=sr_bias,
-        sr_eps=sr_eps,
-        query_weight_sum=query_weight_sum,
-        key_value_weight_sum=key_value_weight_sum,
-        sr_weight_sum=sr_weight_sum,
-    )
+    return OP(x.device, x, height, width, weights)

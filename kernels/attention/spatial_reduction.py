@@ -13,6 +13,8 @@ time:
 - `sr_partials_kernel`, then the kernel of key_value.py, which shares out the columns of [K | V].
 """
 
+from typing import Any
+
 import torch
 
 from ..blocks.primitives import (
@@ -297,23 +299,17 @@ def _shares(taps: int, splits: int) -> tuple[int, int]:
 
 
 def one_launch(
-    x: torch.Tensor,
-    height: int,
-    width: int,
-    sr_ratio: int,
-    eps: float,
-    sr_weight: torch.Tensor,
-    sr_bias: torch.Tensor,
-    sr_eps: float,
-    key_value_weight: torch.Tensor,
-    key_offset_weight: torch.Tensor | None,
-    sr_weight_sum: torch.Tensor | None = None,
+    x: torch.Tensor, height: int, width: int, weights: Any
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Keys and values (B, M, 2 C) and, with its weight, the score offset (B, M) float32 of a key.
 
-    C is a power of two, 128 at most; `sr_ratio` more than 1; `sr_weight_sum` is not needed.
+    C is a power of two, 128 at most; `sr_weight_sum` is not needed.
+
+    Args:
+        weights: `SrAttentionWeights`, contiguous, of an sr_ratio of more than 1.
     """
     batch, tokens, channels = x.shape
+    sr_ratio, key_offset_weight = weights.sr_ratio, weights.key_offset_weight
     reduced_width = width // sr_ratio
     reduced_tokens = height // sr_ratio * reduced_width
     rows = batch * reduced_tokens
@@ -328,9 +324,9 @@ def one_launch(
     launch(
         sr_key_value_kernel,
         (row_tiles, splits),
-        *(x, sr_weight, sr_bias, key_value_weight, key_offset_weight),
+        *(x, weights.sr_weight, weights.sr_bias, weights.key_value_weight, key_offset_weight),
         *(key_value, key_offset, partials, semaphore),
-        *(rows, tokens, width, reduced_tokens, reduced_width, eps, sr_eps),
+        *(rows, tokens, width, reduced_tokens, reduced_width, weights.eps, weights.sr_eps),
         CHANNELS=channels,
         SR_RATIO=sr_ratio,
         SPLITS=splits,
@@ -342,25 +338,15 @@ def one_launch(
 
 
 def split(
-    x: torch.Tensor,
-    height: int,
-    width: int,
-    sr_ratio: int,
-    eps: float,
-    sr_weight: torch.Tensor,
-    sr_bias: torch.Tensor,
-    sr_eps: float,
-    key_value_weight: torch.Tensor,
-    key_offset_weight: torch.Tensor | None,
-    sr_weight_sum: torch.Tensor | None,
+    x: torch.Tensor, height: int, width: int, weights: Any
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Reduce as `one_launch` does, in two launches and for any C that is a multiple of 32.
 
-    Args:
-        sr_weight_sum: (sr_ratio * sr_ratio, C) float32, sums of `sr_weight` over each tap's
-            channels; made here where it is needed and None.
+    `sr_weight_sum` is made here where it is needed and None.
     """
     batch, tokens, channels = x.shape
+    sr_ratio, key_offset_weight = weights.sr_ratio, weights.key_offset_weight
+    sr_weight_sum = weights.sr_weight_sum
     reduced_width = width // sr_ratio
     reduced_tokens = height // sr_ratio * reduced_width
     rows = batch * reduced_tokens
@@ -373,13 +359,13 @@ def split(
     )
     taps, splits = _shares(sr_ratio * sr_ratio, config.pop("SPLITS"))
     if config["BLOCK_K"] < channels and x.dtype != torch.float32 and sr_weight_sum is None:
-        sr_weight_sum = tap_sums(sr_weight, sr_ratio)
+        sr_weight_sum = tap_sums(weights.sr_weight, sr_ratio)
     partials = x.new_empty(splits, rows, channels, dtype=torch.float32)
     launch(
         sr_partials_kernel,
         (ceil_div(rows, config["BLOCK_M"]), channels // config["BLOCK_N"], splits),
-        *(x, sr_weight, sr_weight_sum, partials),
-        *(rows, tokens, width, reduced_tokens, reduced_width, eps),
+        *(x, weights.sr_weight, sr_weight_sum, partials),
+        *(rows, tokens, width, reduced_tokens, reduced_width, weights.eps),
         CHANNELS=channels,
         SR_RATIO=sr_ratio,
         TAPS=taps,
@@ -387,9 +373,8 @@ def split(
         **config,
     )
     key_value, key_offset = empty_key_value(x, reduced_tokens, key_offset_weight)
-    project_key_value(
-        partials, sr_bias, sr_eps, key_value_weight, key_offset_weight, key_value, key_offset
-    )
+    matrices = (weights.key_value_weight, key_offset_weight)
+    project_key_value(partials, weights.sr_bias, weights.sr_eps, *matrices, key_value, key_offset)
     return key_value, key_offset
 
 

@@ -15,7 +15,7 @@ of their own.
 
 import torch
 
-from ..core.configurations import look_up
+from ..core.configurations import Config, look_up, product
 from ..core.launch import ceil_div, launch
 from ..core.optional_triton import tl, triton
 from .primitives import matmul_precision, row_moments, update_moments
@@ -124,3 +124,18 @@ def linear(
         **config,
     )
     return output
+
+
+def linear_candidates(half: bool, sizes: dict[str, int]) -> list[Config]:
+    """What the tuner tries for a matrix product."""
+    if not half:
+        return product(
+            BLOCK_M=(32, 64), BLOCK_N=(32, 64), BLOCK_K=(32,), num_warps=(4, 8), num_stages=(2, 3)
+        )
+    small = product(
+        BLOCK_M=(64,), BLOCK_N=(32, 64, 128), BLOCK_K=(32, 64), num_warps=(4,), num_stages=(3, 4)
+    )
+    large = product(
+        BLOCK_M=(128,), BLOCK_N=(64, 128), BLOCK_K=(32, 64), num_warps=(4, 8), num_stages=(3,)
+    )
+    return small + large

@@ -20,17 +20,14 @@ def _may_autocast(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type)
 
 
-def check_tokens(name: str, x: torch.Tensor, height: int, width: int) -> None:
-    """Raise unless `x` is floating (B, height * width, C) with a grid that is not empty."""
-    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-        got = getattr(x, "dtype", type(x).__name__)
+def check_matrix(name: str, matrix: torch.Tensor) -> torch.Tensor:
+    """`matrix`; raise unless it is a floating tensor of two dimensions."""
+    if not isinstance(matrix, torch.Tensor) or not matrix.is_floating_point():
+        got = getattr(matrix, "dtype", type(matrix).__name__)
         raise TypeError(f"{name}: expected a floating-point tensor, got {got}")
-    if height < 1 or width < 1:
-        raise ValueError(f"height, width: expected positive sizes, got {height} and {width}")
-    if x.ndim != 3 or x.shape[1] != height * width:
-        raise ValueError(
-            f"{name}: expected shape (batch, {height} * {width}, channels), got {tuple(x.shape)}"
-        )
+    if matrix.ndim != 2:
+        raise ValueError(f"{name}: expected a matrix, got shape {tuple(matrix.shape)}")
+    return matrix
 
 
 def check_parameter(
@@ -50,7 +47,7 @@ def check_parameter(
     if parameter.device != like.device:
         raise ValueError(f"{name}: expected a tensor on {like.device}, got {parameter.device}")
     if parameter.dtype != like.dtype and not autocasts(like.device):
-        raise TypeError(f"{name}: expected {like.dtype} as the input, got {parameter.dtype}")
+        raise TypeError(f"{name}: expected {like.dtype} as the others, got {parameter.dtype}")
 
 
 def check_sums(

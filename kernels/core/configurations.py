@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,15 @@ _AMOUNTS = ("rows", "tokens", "keys", "outputs", "positions")
 _WIDTH_WEIGHT = 100
 
 Config = dict[str, Any]
+# (half precision?, sizes) -> what a tuner tries, all of it right by design. One may still ask for
+# more registers or shared memory than a GPU has, or not divide a size: the tuner leaves it out.
+Candidates = Callable[[bool, dict[str, int]], list[Config]]
+
+
+def product(**values: tuple[Any, ...]) -> list[Config]:
+    """All configurations with one of each of `values`."""
+    choices = itertools.product(*values.values())
+    return [dict(zip(values, choice, strict=True)) for choice in choices]
 
 
 class Query(NamedTuple):

@@ -1,42 +1,128 @@
-"""Registration of the ops in torch.library, as `torch.ops.fastseg.*`."""
+"""The ops: a record of each, made where it is defined, and their registration in torch.library.
+
+Whatever has to know of ops reads `OPS`: the report, the tuner, benchmarks, the tests that all ops
+pass.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from .checks import whole_in_graph
+from .configurations import Candidates
+from .dispatch import use_triton
 from .optional_triton import interpreting
-
-# The launchers and the eager twins by op, for tools: launches recorded, configurations tuned.
-FUSED: dict[str, Callable[..., Any]] = {}
-EAGER: dict[str, Callable[..., Any]] = {}
+from .weights import Weights
 
 # Registered by dispatch key and not by `custom_op`: a third of its cost at each call (measured:
 # 2.7 us against 7.8 us).
 _LIBRARY = torch.library.Library("fastseg", "FRAGMENT")
 
 
-def register(
-    schema: str,
-    fused: Callable[..., Any],
-    eager: Callable[..., Any],
-    fake: Callable[..., Any],
-) -> None:
-    """Define an op: kernels on CUDA, the eager twin (or the interpreter) on a CPU.
+@dataclass(frozen=True, eq=False)
+class Op:
+    """An op of `torch.ops.fastseg`: Triton kernels and an eager twin, with one signature.
 
     Args:
-        schema: with the op's name, in torch.library's language.
-        fake: gives empty tensors of the right shape, dtype and strides.
+        name: of the op.
+        inputs: what comes before the weights, in torch.library's language.
+        eager, fused: the twin and the launcher of kernels: (*inputs, weights) -> tensor, without
+            `weights` where the op has none.
+        fake: the same on fake tensors: empty, of the right shape, dtype and strides.
+        supports: (*inputs, weights) -> the reason why kernels cannot take these, or None.
+        example: (device, dtype) -> a small call, inputs and weights, for tests.
+        weights: the class of the weights.
+        candidates: of each configuration that only this op looks up, what the tuner tries.
+        multiplies: whether its least work is that of matrix products, as the twin counts it.
+        whole: whether graphs for a CPU take it whole, as `whole_in_graph` says.
     """
+
+    name: str
+    inputs: str
+    eager: Callable[..., torch.Tensor]
+    fused: Callable[..., torch.Tensor]
+    fake: Callable[..., torch.Tensor]
+    supports: Callable[..., str | None]
+    example: Callable[[torch.device, torch.dtype], tuple[Any, ...]]
+    weights: type[Weights] | None = None
+    candidates: Mapping[str, Candidates] = field(default_factory=dict)
+    multiplies: bool = True
+    whole: bool = True
+
+    def __call__(self, device: torch.device, *arguments: Any) -> torch.Tensor:
+        """Run kernels, the twin, or the op whole in a graph, whichever is right here and now.
+
+        Args:
+            arguments: inputs and weights, checked.
+        """
+        registered = use_triton(self.name, device, self.supports(*arguments))
+        if not registered and not (self.whole and whole_in_graph(*_tensors(arguments))):
+            return self.eager(*arguments)
+        registered_op = getattr(torch.ops.fastseg, self.name)
+        if self.weights is None:
+            return registered_op(*arguments)
+        *inputs, weights = arguments
+        return registered_op(*inputs, **weights.arguments())
+
+    def declines(self, weights: Any) -> str | None:
+        """Reason why kernels would not take these weights, whatever the input; or None."""
+        return self.supports(*weights.least_input(), weights)
+
+    def flat(self, form: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """`form`, of this op, called as the registered op is: each weight an argument."""
+        if self.weights is None:
+            return form
+        of = self.weights.of
+
+        def call(*inputs: Any, **weights: Any) -> torch.Tensor:
+            return form(*inputs, of(**weights))
+
+        return call
+
+    def schema(self) -> str:
+        """The registered op in torch.library's language."""
+        weights = "" if self.weights is None else f", *, {self.weights.schema()}"
+        return f"{self.name}({self.inputs}{weights}) -> Tensor"
+
+
+OPS: dict[str, Op] = {}
+
+
+def register(op: Op) -> Op:
+    """Make `op` known: kernels on CUDA, the eager twin (or the interpreter) on a CPU."""
     if not __name__.startswith("fastseg."):
         # At the top of a checkout kernels/ is also found by a library that looks for Hugging Face's
         # `kernels`: transformers imports it once more under that name. Ops exist once.
-        return
-    name = schema.split("(", 1)[0]
-    FUSED[name], EAGER[name] = fused, eager
-    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, fused, "CUDA")
-    _LIBRARY.impl(name, fused if interpreting() else eager, "CPU")
-    torch.library.register_fake(f"fastseg::{name}", fake, lib=_LIBRARY)
+        return op
+    OPS[op.name] = op
+    _LIBRARY.define(op.schema(), tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(op.name, op.flat(op.fused), "CUDA")
+    _LIBRARY.impl(op.name, op.flat(op.fused if interpreting() else op.eager), "CPU")
+    torch.library.register_fake(f"fastseg::{op.name}", op.flat(op.fake), lib=_LIBRARY)
+    return op
+
+
+def eager_twin(name: str) -> Callable[..., torch.Tensor]:
+    """The eager twin of an op, called as the registered op is."""
+    return OPS[name].flat(OPS[name].eager)
+
+
+def launcher(name: str) -> Callable[..., torch.Tensor]:
+    """The launcher of an op's kernels, called as the registered op is."""
+    return OPS[name].flat(OPS[name].fused)
+
+
+def _tensors(arguments: tuple[Any, ...]) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    for value in arguments:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, Weights):
+            found.extend(value.tensors())
+        elif isinstance(value, list | tuple):
+            found.extend(value)
+    return found

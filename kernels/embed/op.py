@@ -14,16 +14,19 @@ in multiples of 32) have kernels of their own; the latter in two forms:
   and normalises: for grids that give too few programs with whole rows, and for wide rows.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
 from ..blocks.primitives import matmul_precision
-from ..core.checks import KERNEL_DTYPES, check_parameter, common_reason, whole_in_graph
-from ..core.configurations import look_up
-from ..core.dispatch import use_triton
+from ..core.checks import KERNEL_DTYPES, check_parameter, common_reason
+from ..core.configurations import Config, look_up, product
 from ..core.launch import ceil_div, launch
 from ..core.optional_triton import triton
-from ..core.registry import register
+from ..core.registry import Op, register
+from ..core.weights import Weights, check_weights
 from .kernels import (
     patch_embed_pixels_kernel,
     patch_embed_reduce_kernel,
@@ -38,43 +41,86 @@ MAX_STEP_WIDTH = 128
 MAX_STEP_SIZE = 1 << 14
 
 
+@dataclass(frozen=True, eq=False)
+class PatchEmbedWeights(Weights):
+    """Weights of `patch_embed`, from C_in channels to C.
+
+    Args:
+        weight, bias: (C, C_in, k, k) of the convolution, best in channels-last memory; (C,).
+        norm_weight, norm_bias: (C,) of the LayerNorm over channels.
+        stride, padding: of the convolution.
+        eps: of the LayerNorm.
+
+    Raises:
+        TypeError: dtypes differ.
+        ValueError: shapes or devices do not match.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    norm_weight: torch.Tensor
+    norm_bias: torch.Tensor
+    stride: int
+    padding: int
+    eps: float
+
+    @property
+    def like(self) -> torch.Tensor:
+        return self.weight
+
+    @property
+    def channels(self) -> int:
+        return self.weight.shape[1]
+
+    def least_input(self) -> tuple[Any, ...]:
+        return (self.weight.new_empty(1, *self.weight.shape[1:]), None, None)
+
+    def output_size(self, side: int) -> int:
+        """Number of patches along a side of the input."""
+        return (side + 2 * self.padding - self.weight.shape[2]) // self.stride + 1
+
+    def check(self) -> None:
+        weight = self.weight
+        if weight.ndim != 4 or weight.shape[2] != weight.shape[3] or not weight.is_floating_point():
+            raise ValueError(
+                "weight: expected a floating-point tensor (channels, input channels, kernel, "
+                f"kernel), got {weight.dtype} {tuple(weight.shape)}"
+            )
+        for name in ("bias", "norm_weight", "norm_bias"):
+            check_parameter(name, getattr(self, name), (weight.shape[0],), weight)
+        if self.stride < 1 or self.padding < 0:
+            raise ValueError(
+                f"stride, padding: expected at least 1 and 0, got {self.stride} and {self.padding}"
+            )
+
+
 def eager(
     feature_map: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    norm_weight: torch.Tensor,
-    norm_bias: torch.Tensor,
-    stride: int,
-    padding: int,
-    eps: float,
     pixel_scale: torch.Tensor | None,
     pixel_offset: torch.Tensor | None,
+    weights: PatchEmbedWeights,
 ) -> torch.Tensor:
     """The eager twin: the tokens alone."""
     if pixel_scale is not None or pixel_offset is not None:
-        feature_map = feature_map.to(torch.promote_types(weight.dtype, torch.float32))
+        feature_map = feature_map.to(torch.promote_types(weights.weight.dtype, torch.float32))
         if pixel_scale is not None:
             feature_map = feature_map * pixel_scale[:, None, None]
         if pixel_offset is not None:
             feature_map = feature_map + pixel_offset[:, None, None]
-        feature_map = feature_map.to(weight.dtype)
+        feature_map = feature_map.to(weights.weight.dtype)
     # Left to itself, a convolution of contiguous pixels answers in NCHW and costs a transpose.
     feature_map = feature_map.contiguous(memory_format=torch.channels_last)
-    embedded = F.conv2d(feature_map, weight, bias, stride=stride, padding=padding)
+    embedded = F.conv2d(
+        feature_map, weights.weight, weights.bias, stride=weights.stride, padding=weights.padding
+    )
     batch, channels, height, width = embedded.shape
     tokens = embedded.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
-    return F.layer_norm(tokens, (channels,), norm_weight, norm_bias, eps)
+    return F.layer_norm(tokens, (channels,), weights.norm_weight, weights.norm_bias, weights.eps)
 
 
-def output_size(side: int, kernel: int, stride: int, padding: int) -> int:
-    """Number of patches along a side of the input."""
-    return (side + 2 * padding - kernel) // stride + 1
-
-
-def _empty_output(feature_map, weight, stride, padding) -> torch.Tensor:
-    channels, _, kernel, _ = weight.shape
-    height, width = (output_size(side, kernel, stride, padding) for side in feature_map.shape[2:])
-    return weight.new_empty(feature_map.shape[0], height * width, channels)
+def _empty_output(feature_map: torch.Tensor, weights: PatchEmbedWeights) -> torch.Tensor:
+    height, width = map(weights.output_size, feature_map.shape[2:])
+    return weights.weight.new_empty(feature_map.shape[0], height * width, weights.weight.shape[0])
 
 
 def _next_power_of_2(size: int) -> int:
@@ -89,34 +135,30 @@ def _is_tokens(weight, pixel_scale, pixel_offset) -> bool:
 
 def fused(
     feature_map: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    norm_weight: torch.Tensor,
-    norm_bias: torch.Tensor,
-    stride: int,
-    padding: int,
-    eps: float,
     pixel_scale: torch.Tensor | None,
     pixel_offset: torch.Tensor | None,
+    weights: PatchEmbedWeights,
 ) -> torch.Tensor:
     """The kernels."""
+    weight, eps = weights.weight, weights.eps
     channels, in_channels, kernel, _ = weight.shape
     in_height, in_width = feature_map.shape[2:]
-    output = _empty_output(feature_map, weight, stride, padding)
+    output = _empty_output(feature_map, weights)
     tokens = output.shape[0] * output.shape[1]
     if tokens == 0:
         return output
-    height, width = (output_size(side, kernel, stride, padding) for side in (in_height, in_width))
+    height, width = map(weights.output_size, (in_height, in_width))
     grid_sizes = (tokens, height, width, in_height, in_width)
     from_tokens = _is_tokens(weight, pixel_scale, pixel_offset)
     weight = weight.permute(0, 2, 3, 1).contiguous()  # no copy of channels-last memory
-    parameters = tuple(tensor.contiguous() for tensor in (bias, norm_weight, norm_bias))
+    after = (weights.bias, weights.norm_weight, weights.norm_bias)
+    parameters = tuple(tensor.contiguous() for tensor in after)
     constants = {
         "IN_CHANNELS": in_channels,
         "CHANNELS": channels,
         "KERNEL": kernel,
-        "STRIDE": stride,
-        "PADDING": padding,
+        "STRIDE": weights.stride,
+        "PADDING": weights.padding,
         "PRECISION": matmul_precision(weight.dtype),
     }
     sizes = {"in_channels": in_channels, "out_channels": channels, "tokens": tokens}
@@ -179,36 +221,19 @@ def fused(
     return output
 
 
-def _fake(feature_map, weight, bias, norm_weight, norm_bias, stride, padding, *_) -> torch.Tensor:
-    return _empty_output(feature_map, weight, stride, padding)
-
-
-register(
-    "patch_embed(Tensor feature_map, Tensor weight, Tensor bias, Tensor norm_weight,"
-    " Tensor norm_bias, int stride, int padding, float eps, Tensor? pixel_scale,"
-    " Tensor? pixel_offset) -> Tensor",
-    fused,
-    eager,
-    _fake,
-)
-
-
 def supports(
     feature_map: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    norm_weight: torch.Tensor,
-    norm_bias: torch.Tensor,
-    pixel_scale: torch.Tensor | None = None,
-    pixel_offset: torch.Tensor | None = None,
+    pixel_scale: torch.Tensor | None,
+    pixel_offset: torch.Tensor | None,
+    weights: PatchEmbedWeights,
 ) -> str | None:
     """Reason why the kernels cannot take these arguments; None where they can."""
     if feature_map.dtype not in (*KERNEL_DTYPES, torch.uint8):
         return f"there are no kernels for {feature_map.dtype}"
-    channels, in_channels, kernel, _ = weight.shape
+    channels, in_channels, kernel, _ = weights.weight.shape
     if channels > MAX_CHANNELS:
         return f"{channels} channels are more than {MAX_CHANNELS}"
-    if not _is_tokens(weight, pixel_scale, pixel_offset):
+    if not _is_tokens(weights.weight, pixel_scale, pixel_offset):
         step = kernel * in_channels
         if step > MAX_STEP_WIDTH:
             return (
@@ -220,21 +245,65 @@ def supports(
                 f"{in_channels} input channels, if not plain tokens in multiples of 32, times "
                 f"{kernel} columns times {channels} channels are too many for shared memory"
             )
-    return common_reason(
-        weight, bias, norm_weight, norm_bias, feature_map, pixel_scale, pixel_offset
+    return common_reason(*weights.tensors(), feature_map, pixel_scale, pixel_offset)
+
+
+def _pixels_candidates(half: bool, sizes: dict[str, int]) -> list[Config]:
+    return product(BLOCK_M=(16, 32, 64, 128), num_warps=(4, 8), num_stages=(2, 3))
+
+
+def _candidates(half: bool, sizes: dict[str, int]) -> list[Config]:
+    block = dict(
+        BLOCK_M=(64, 128) if half else (32,),
+        BLOCK_N=(32, 64, 128) if half else (32,),
+        BLOCK_K=(32, 64) if half else (32,),
+        num_warps=(4, 8),
+        num_stages=(3,) if half else (2,),
     )
+    split = {**block, "BLOCK_M": block["BLOCK_M"][:1], "num_warps": (4,)}
+    options = [{"form": "split", **config} for config in product(SPLIT=(2, 4, 8), **split)]
+    if sizes["out_channels"] <= 320:
+        options += [{"form": "whole_row", **config} for config in product(**block)]
+    return options
+
+
+def _reduce_candidates(half: bool, sizes: dict[str, int]) -> list[Config]:
+    return product(BLOCK_M=(1, 2, 4, 8, 16), num_warps=(2, 4, 8))
+
+
+def example(device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Pixels of 11 x 9, by a convolution of 3 with stride 2."""
+    weight, bias = torch.randn(32, 3, 3, 3, device=device) / 27**0.5, torch.randn(32, device=device)
+    tensors = (tensor.to(dtype) for tensor in (weight, bias, 1 + bias, -bias))
+    names = ("weight", "bias", "norm_weight", "norm_bias")
+    parameters: Any = dict(zip(names, tensors, strict=True))
+    weights = PatchEmbedWeights(**parameters, stride=2, padding=1, eps=1e-6)
+    return torch.randn(2, 3, 11, 9, device=device).to(dtype), None, None, weights
+
+
+OP = register(
+    Op(
+        name="patch_embed",
+        inputs="Tensor feature_map, Tensor? pixel_scale, Tensor? pixel_offset",
+        eager=eager,
+        fused=fused,
+        fake=lambda feature_map, scale, offset, weights: _empty_output(feature_map, weights),
+        supports=supports,
+        example=example,
+        weights=PatchEmbedWeights,
+        candidates={
+            "patch_embed": _candidates,
+            "patch_embed_pixels": _pixels_candidates,
+            "patch_embed_reduce": _reduce_candidates,
+        },
+    )
+)
 
 
 def patch_embed(
     feature_map: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    norm_weight: torch.Tensor,
-    norm_bias: torch.Tensor,
+    weights: PatchEmbedWeights,
     *,
-    stride: int,
-    padding: int,
-    eps: float,
     pixel_scale: torch.Tensor | None = None,
     pixel_offset: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, int, int]:
@@ -242,48 +311,33 @@ def patch_embed(
 
     Args:
         feature_map: (B, C_in, H_in, W_in): pixels, or the channels-last view of a stage's tokens.
-            Of the dtype of `weight`; with a scale or an offset any floating dtype, and with a scale
-            uint8 too.
-        weight: (C, C_in, k, k) of the convolution, best in channels-last memory; bias: (C,).
-        norm_weight, norm_bias: (C,) of the LayerNorm over channels.
-        stride, padding: of the convolution.
-        eps: of the LayerNorm.
+            Of the dtype of `weights`; with a scale or an offset any floating dtype, and with a
+            scale uint8 too.
         pixel_scale, pixel_offset: (C_in,) float32 (float64 for weights in float64), or None. The
             convolution takes `feature_map * pixel_scale + pixel_offset`, computed in that dtype and
-            cast to that of `weight`. Its padding is 0 all the same.
+            cast to that of `weights`. Its padding is 0 all the same.
 
     Returns:
         tokens (B, H * W, C), contiguous, and H, W with H = (H_in + 2 * padding - k) // stride + 1.
 
     Raises:
-        TypeError: dtypes that do not go together.
+        TypeError: dtypes that do not go together, or `weights` that are no `PatchEmbedWeights`.
         ValueError: shapes or devices that do not match, or an input smaller than the kernel.
     """
-    _check_input(feature_map, weight, stride, padding, pixel_scale, pixel_offset)
-    channels, _, kernel, _ = weight.shape
-    for name, parameter in (
-        ("bias", bias),
-        ("norm_weight", norm_weight),
-        ("norm_bias", norm_bias),
-    ):
-        check_parameter(name, parameter, (channels,), weight)
-    height, width = (output_size(side, kernel, stride, padding) for side in feature_map.shape[2:])
-    arguments = (feature_map, weight, bias, norm_weight, norm_bias)
-    reason = supports(*arguments, pixel_scale, pixel_offset)
-    registered = use_triton("patch_embed", feature_map.device, reason) or whole_in_graph(
-        weight, bias, norm_weight, norm_bias, feature_map, pixel_scale, pixel_offset
-    )
-    op = torch.ops.fastseg.patch_embed if registered else eager
-    tokens = op(*arguments, stride, padding, eps, pixel_scale, pixel_offset)
-    return tokens, height, width
+    check_weights(weights, PatchEmbedWeights)
+    _check_input(feature_map, weights, pixel_scale, pixel_offset)
+    height, width = map(weights.output_size, feature_map.shape[2:])
+    arguments = (feature_map, pixel_scale, pixel_offset, weights)
+    return OP(feature_map.device, *arguments), height, width
 
 
-def _check_input(feature_map, weight, stride, padding, pixel_scale, pixel_offset) -> None:
-    if weight.ndim != 4 or weight.shape[2] != weight.shape[3] or not weight.is_floating_point():
-        raise ValueError(
-            "weight: expected a floating-point tensor (channels, input channels, kernel, kernel), "
-            f"got {weight.dtype} {tuple(weight.shape)}"
-        )
+def _check_input(
+    feature_map: torch.Tensor,
+    weights: PatchEmbedWeights,
+    pixel_scale: torch.Tensor | None,
+    pixel_offset: torch.Tensor | None,
+) -> None:
+    weight = weights.weight
     _, in_channels, kernel, _ = weight.shape
     wide = torch.promote_types(weight.dtype, torch.float32)
     for name, parameter in (("pixel_scale", pixel_scale), ("pixel_offset", pixel_offset)):
@@ -324,12 +378,10 @@ def _check_input(feature_map, weight, stride, padding, pixel_scale, pixel_offset
             f"feature_map: expected shape (batch, {in_channels}, height, width), "
             f"got {tuple(feature_map.shape)}"
         )
-    if stride < 1 or padding < 0:
-        raise ValueError(f"stride, padding: expected at least 1 and 0, got {stride} and {padding}")
     height, width = feature_map.shape[2:]
-    smallest = max(kernel - 2 * padding, 1)
+    smallest = max(kernel - 2 * weights.padding, 1)
     if height < smallest or width < smallest:
         raise ValueError(
             f"feature_map: expected at least {smallest}x{smallest} for a kernel of {kernel} and "
-            f"padding {padding}, got {height}x{width}"
+            f"padding {weights.padding}, got {height}x{width}"
         )

@@ -16,6 +16,7 @@ its grid large, in groups of hidden channels too, which the convolution does not
 them fit a smaller cache, without so few rows that the convolution's margins cost much.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,11 +27,17 @@ from ..blocks.bilinear import image_stripes
 from ..blocks.linear import linear
 from ..blocks.onednn import dense, dense_residual
 from ..blocks.primitives import matmul_precision
-from ..core.checks import autocasts, check_parameter, check_tokens, common_reason, whole_in_graph
-from ..core.configurations import look_up
-from ..core.dispatch import use_triton
+from ..core.checks import (
+    autocasts,
+    check_matrix,
+    check_parameter,
+    check_sums,
+    common_reason,
+)
+from ..core.configurations import Config, look_up, product
 from ..core.launch import ceil_div, launch
-from ..core.registry import register
+from ..core.registry import Op, register
+from ..core.weights import Weights, check_tokens, check_weights
 from ..norm.op import fused as fused_layer_norm
 from .depthwise import depthwise_kernel, tail_kernel
 
@@ -43,30 +50,77 @@ _LEAST_GROUP = 64
 _GROUP_TENSORS = 4
 
 
+@dataclass(frozen=True, eq=False)
+class MixFfnWeights(Weights):
+    """Weights of `mix_ffn`, E hidden channels of C.
+
+    Args:
+        fc1_weight, fc1_bias: (E, C), (E,).
+        dwconv_weight, dwconv_bias: (E, 1, 3, 3), (E,); zero padding of one pixel. Kernels read the
+            weight fastest where channels are contiguous in memory.
+        fc2_weight, fc2_bias: (C, E), (C,).
+        eps: of the LayerNorm before fc1.
+        activation: a name in `ACTIVATIONS`, between the convolution and fc2.
+        fc1_weight_sum: (E,) float32 (float64 for float64), the row sums of `fc1_weight`, which
+            kernels need in half precision: computed at each call where they are not given.
+
+    Raises:
+        TypeError: dtypes differ.
+        ValueError: shapes or devices do not match, or there is no such activation.
+    """
+
+    fc1_weight: torch.Tensor
+    fc1_bias: torch.Tensor
+    dwconv_weight: torch.Tensor
+    dwconv_bias: torch.Tensor
+    fc2_weight: torch.Tensor
+    fc2_bias: torch.Tensor
+    eps: float
+    activation: str = "gelu"
+    fc1_weight_sum: torch.Tensor | None = None
+
+    derived = ("fc1_weight_sum",)
+
+    @property
+    def like(self) -> torch.Tensor:
+        return self.fc1_weight
+
+    @property
+    def channels(self) -> int:
+        return self.fc2_bias.shape[0]
+
+    def check(self) -> None:
+        like = check_matrix("fc1_weight", self.fc1_weight)
+        hidden, channels = like.shape[0], self.channels
+        check_parameter("fc1_weight", self.fc1_weight, (hidden, channels), like)
+        check_parameter("fc1_bias", self.fc1_bias, (hidden,), like)
+        check_parameter("dwconv_weight", self.dwconv_weight, (hidden, 1, 3, 3), like)
+        check_parameter("dwconv_bias", self.dwconv_bias, (hidden,), like)
+        check_parameter("fc2_weight", self.fc2_weight, (channels, hidden), like)
+        check_parameter("fc2_bias", self.fc2_bias, (channels,), like)
+        check_sums("fc1_weight_sum", self.fc1_weight_sum, (hidden,), like)
+        if self.activation not in ACTIVATIONS:
+            names = ", ".join(sorted(ACTIVATIONS))
+            raise ValueError(f"activation: expected one of {names}, got {self.activation!r}")
+
+    def least_input(self) -> tuple[Any, ...]:
+        return (*super().least_input(), None, None, 0.0)
+
+
 def eager(
     x: torch.Tensor,
     height: int,
     width: int,
-    *,
-    eps: float,
-    fc1_weight: torch.Tensor,
-    fc1_bias: torch.Tensor,
-    dwconv_weight: torch.Tensor,
-    dwconv_bias: torch.Tensor,
-    fc2_weight: torch.Tensor,
-    fc2_bias: torch.Tensor,
-    activation: str,
-    fc1_weight_sum: torch.Tensor | None,
     norm_weight: torch.Tensor | None,
     norm_bias: torch.Tensor | None,
     norm_eps: float,
+    weights: MixFfnWeights,
 ) -> torch.Tensor:
     """The eager twin."""
     batch, _, channels = x.shape
-    hidden_channels = fc1_weight.shape[0]
-    groups = _channel_groups(
-        x, fc1_weight, fc1_bias, dwconv_weight, dwconv_bias, fc2_weight, fc2_bias
-    )
+    hidden_channels = weights.fc1_weight.shape[0]
+    activate = ACTIVATIONS[weights.activation]
+    groups = _channel_groups(x, weights)
     row_bytes = width * hidden_channels * x.element_size()
     if len(groups) > 1:
         row_bytes = row_bytes // len(groups) * _GROUP_TENSORS
@@ -82,11 +136,11 @@ def eager(
             above, below = max(top - 1, 0), min(bottom + 1, height)
             source, target = grid[images, above:below], grid[images, top:bottom]
             rows = slice(top - above, bottom - above)
-        normalized = F.layer_norm(source, (channels,), eps=eps)
+        normalized = F.layer_norm(source, (channels,), eps=weights.eps)
         for weight_1, bias_1, taps, tap_bias, weight_2, bias_2 in groups:
             hidden = dense(normalized, weight_1, bias_1).permute(0, 3, 1, 2)
             hidden = F.conv2d(hidden, taps, tap_bias, padding=1, groups=len(taps))
-            hidden = ACTIVATIONS[activation](hidden[:, :, rows].permute(0, 2, 3, 1))
+            hidden = activate(hidden[:, :, rows].permute(0, 2, 3, 1))
             target = dense_residual(hidden, weight_2, bias_2, target)
         if len(stripes) == 1:
             output = target
@@ -101,30 +155,23 @@ def eager(
     return output
 
 
-def _channel_groups(
-    x: torch.Tensor,
-    fc1_weight: torch.Tensor,
-    fc1_bias: torch.Tensor,
-    dwconv_weight: torch.Tensor,
-    dwconv_bias: torch.Tensor,
-    fc2_weight: torch.Tensor,
-    fc2_bias: torch.Tensor,
-) -> list[tuple[Any, ...]]:
+def _channel_groups(x: torch.Tensor, weights: MixFfnWeights) -> list[tuple[Any, ...]]:
     """The weights in groups of hidden channels, one after another added to the result."""
-    whole = (fc1_weight, fc1_bias, dwconv_weight, dwconv_bias, fc2_weight, fc2_bias)
+    w = weights
+    whole = (*(w.fc1_weight, w.fc1_bias, w.dwconv_weight, w.dwconv_bias, w.fc2_weight, w.fc2_bias),)
     channels, size = x.shape[2], max(_LEAST_GROUP, x.shape[2])
     if (
         x.device.type != "cpu"
         or torch.compiler.is_compiling()
         or channels > _MOST_CHANNELS_GROUPED
-        or fc1_weight.shape[0] <= size
-        or fc2_weight.dtype.itemsize < 4  # sums would be rounded at each group
+        or w.fc1_weight.shape[0] <= size
+        or w.fc2_weight.dtype.itemsize < 4  # sums would be rounded at each group
         or autocasts(x.device)
     ):
         return [whole]
     # Slices of columns: as they lie, oneDNN would be a thousand times slower.
-    fc2_weights = [part.contiguous() for part in fc2_weight.split(size, dim=1)]
-    biases = [fc2_bias, *[None] * (len(fc2_weights) - 1)]
+    fc2_weights = [part.contiguous() for part in w.fc2_weight.split(size, dim=1)]
+    biases = [w.fc2_bias, *[None] * (len(fc2_weights) - 1)]
     parts = (tensor.split(size) for tensor in whole[:4])
     return list(zip(*parts, fc2_weights, biases, strict=True))
 
@@ -139,28 +186,19 @@ def fused(
     x: torch.Tensor,
     height: int,
     width: int,
-    *,
-    eps: float,
-    fc1_weight: torch.Tensor,
-    fc1_bias: torch.Tensor,
-    dwconv_weight: torch.Tensor,
-    dwconv_bias: torch.Tensor,
-    fc2_weight: torch.Tensor,
-    fc2_bias: torch.Tensor,
-    activation: str,
-    fc1_weight_sum: torch.Tensor | None,
     norm_weight: torch.Tensor | None,
     norm_bias: torch.Tensor | None,
     norm_eps: float,
+    weights: MixFfnWeights,
 ) -> torch.Tensor:
     """The kernels, in the form that the configuration names."""
     x = x.contiguous()
     output = torch.empty_like(x)
     if x.numel() == 0:
         return output
-    fc1_weight, fc1_bias = fc1_weight.contiguous(), fc1_bias.contiguous()
-    fc2_weight, fc2_bias = fc2_weight.contiguous(), fc2_bias.contiguous()
-    dwconv_bias = dwconv_bias.contiguous()
+    fc1_weight, fc1_bias = weights.fc1_weight.contiguous(), weights.fc1_bias.contiguous()
+    fc2_weight, fc2_bias = weights.fc2_weight.contiguous(), weights.fc2_bias.contiguous()
+    dwconv_weight, dwconv_bias = weights.dwconv_weight, weights.dwconv_bias.contiguous()
     if norm_weight is not None:
         norm_weight = norm_weight.contiguous()
         norm_bias = None if norm_bias is None else norm_bias.contiguous()
@@ -179,12 +217,11 @@ def fused(
             "file that FASTSEG_CONFIGS names may be of an earlier version: unset it and tune anew"
         )
     grid = (tiles(x, height, width, config),)
-    sizes = {"HIDDEN": hidden_channels, "ACTIVATION": activation}
+    sizes = {"HIDDEN": hidden_channels, "ACTIVATION": weights.activation}
 
-    if fc1_weight_sum is None:
-        fc1_weight_sum = fc1_weight.sum(1, dtype=torch.float32)
-    sums = fc1_weight_sum.contiguous()
-    hidden = linear(x, fc1_weight, fc1_bias, eps=eps, weight_sum=sums)
+    sums = weights.fc1_weight_sum
+    sums = fc1_weight.sum(1, dtype=torch.float32) if sums is None else sums.contiguous()
+    hidden = linear(x, fc1_weight, fc1_bias, eps=weights.eps, weight_sum=sums)
     channel_stride, _, row_stride, column_stride = dwconv_weight.stride()
     strides = (channel_stride, row_stride, column_stride)
     if form == "tail":
@@ -218,45 +255,72 @@ def fused(
     return fused_layer_norm(output, norm_weight, norm_bias, norm_eps)
 
 
-register(
-    "mix_ffn(Tensor x, SymInt height, SymInt width, *, float eps, Tensor fc1_weight,"
-    " Tensor fc1_bias, Tensor dwconv_weight, Tensor dwconv_bias, Tensor fc2_weight,"
-    " Tensor fc2_bias, str activation, Tensor? fc1_weight_sum, Tensor? norm_weight,"
-    " Tensor? norm_bias, float norm_eps) -> Tensor",
-    fused,
-    eager,
-    lambda x, height, width, **_: torch.empty(x.shape, dtype=x.dtype, device=x.device),
-)
-
-
 def supports(
-    x: torch.Tensor, fc1_weight: torch.Tensor, *parameters: torch.Tensor | None
+    x: torch.Tensor,
+    height: int,
+    width: int,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    norm_eps: float,
+    weights: MixFfnWeights,
 ) -> str | None:
-    """Reason why the kernels cannot take these arguments; None where they can.
-
-    Args:
-        parameters: the other tensors.
-    """
-    hidden_channels, channels = fc1_weight.shape
+    """Reason why the kernels cannot take these arguments; None where they can."""
+    channels, hidden_channels = weights.fc2_weight.shape
     if channels % 32 or hidden_channels % 32:
         return f"{channels} to {hidden_channels} channels are not multiples of 32"
-    return common_reason(x, fc1_weight, *parameters)
+    return common_reason(x, norm_weight, norm_bias, *weights.tensors())
+
+
+def candidates(half: bool, sizes: dict[str, int]) -> list[Config]:
+    """What the tuner tries."""
+    channels = sizes["channels"]
+    tile = dict(BLOCK_Y=(4, 8), BLOCK_X=(4, 8), BLOCK_E=(32, 64), num_warps=(4, 8))
+    # One program for a whole row of the output, as one power of two or as several of 32 or 64.
+    whole = channels & (channels - 1) == 0 and channels <= 128
+    block_n = channels if whole else 64 if channels % 64 == 0 else 32
+    chunks = 1 if whole else channels // block_n
+    options = [{"form": "split", **config} for config in product(STRIP=(2, 4), **tile)]
+    if half or channels <= 128:
+        options += [
+            {"form": "tail", "BLOCK_N": block_n, "CHUNKS": chunks, **config}
+            for config in product(STRIP=(2, 4) if whole else (1, 2), **tile)
+        ]
+    return options
+
+
+def example(device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+    """A grid of 3 x 5 tokens of 32 channels, and a LayerNorm at the end."""
+    shapes = ((64, 32), (64,), (64, 1, 3, 3), (64,), (32, 64), (32,))
+    drawn = [torch.randn(shape, device=device) * shape[-1] ** -0.5 for shape in shapes]
+    names = MixFfnWeights.names()[: len(shapes)]
+    tensors: Any = {name: one.to(dtype) for name, one in zip(names, drawn, strict=True)}
+    x = torch.randn(2, 15, 32, device=device).to(dtype)
+    norm = torch.ones(32, device=device, dtype=dtype)
+    return x, 3, 5, norm, -norm, 1e-5, MixFfnWeights(**tensors, eps=1e-6)
+
+
+OP = register(
+    Op(
+        name="mix_ffn",
+        inputs="Tensor x, SymInt height, SymInt width, Tensor? norm_weight, Tensor? norm_bias,"
+        " float norm_eps",
+        eager=eager,
+        fused=fused,
+        fake=lambda x, *_: torch.empty(x.shape, dtype=x.dtype, device=x.device),
+        supports=supports,
+        example=example,
+        weights=MixFfnWeights,
+        candidates={"mix_ffn": candidates},
+    )
+)
 
 
 def mix_ffn(
     x: torch.Tensor,
     height: int,
     width: int,
+    weights: MixFfnWeights,
     *,
-    eps: float,
-    fc1_weight: torch.Tensor,
-    fc1_bias: torch.Tensor,
-    dwconv_weight: torch.Tensor,
-    dwconv_bias: torch.Tensor,
-    fc2_weight: torch.Tensor,
-    fc2_bias: torch.Tensor,
-    activation: str = "gelu",
-    fc1_weight_sum: torch.Tensor | None = None,
     norm_weight: torch.Tensor | None = None,
     norm_bias: torch.Tensor | None = None,
     norm_eps: float = 1e-5,
@@ -265,68 +329,22 @@ def mix_ffn(
 
     Args:
         x: tokens (B, H * W, C), floating.
-        eps: of the LayerNorm before fc1.
-        fc1_weight, fc1_bias: (E, C), (E,).
-        dwconv_weight, dwconv_bias: (E, 1, 3, 3), (E,); zero padding of one pixel. Kernels read the
-            weight fastest where channels are contiguous in memory.
-        fc2_weight, fc2_bias: (C, E), (C,).
-        activation: a name in `ACTIVATIONS`, between the convolution and fc2.
-        fc1_weight_sum: (E,) float32 (float64 for float64), the row sums of `fc1_weight`, which
-            kernels need in half precision: computed at each call where they are not given.
         norm_weight, norm_bias, norm_eps: (C,), of a LayerNorm of the result; None for none.
 
     Returns:
         (B, H * W, C), contiguous.
 
     Raises:
-        TypeError: `x` is not a floating tensor, or dtypes differ.
-        ValueError: shapes or devices do not match, the grid is empty, or there is no such
-            activation.
+        TypeError: `x` is not a floating tensor of the dtype of `weights`, or these are no
+            `MixFfnWeights`.
+        ValueError: shapes or devices do not match, or the grid is empty.
     """
-    check_tokens("x", x, height, width)
-    channels, hidden_channels = x.shape[2], fc1_weight.shape[0]
-    check_parameter("fc1_weight", fc1_weight, (hidden_channels, channels), x)
-    check_parameter("fc1_bias", fc1_bias, (hidden_channels,), x)
-    check_parameter("dwconv_weight", dwconv_weight, (hidden_channels, 1, 3, 3), x)
-    check_parameter("dwconv_bias", dwconv_bias, (hidden_channels,), x)
-    check_parameter("fc2_weight", fc2_weight, (channels, hidden_channels), x)
-    check_parameter("fc2_bias", fc2_bias, (channels,), x)
-    if fc1_weight_sum is not None:
-        sum_dtype = torch.promote_types(x.dtype, torch.float32)
-        if fc1_weight_sum.dtype != sum_dtype:
-            raise TypeError(f"fc1_weight_sum: expected {sum_dtype}, got {fc1_weight_sum.dtype}")
-        if fc1_weight_sum.shape != fc1_bias.shape or fc1_weight_sum.device != x.device:
-            raise ValueError(
-                f"fc1_weight_sum: expected shape ({hidden_channels},) on {x.device}, "
-                f"got {tuple(fc1_weight_sum.shape)} on {fc1_weight_sum.device}"
-            )
-    if activation not in ACTIVATIONS:
-        names = ", ".join(sorted(ACTIVATIONS))
-        raise ValueError(f"activation: expected one of {names}, got {activation!r}")
+    check_weights(weights, MixFfnWeights)
+    check_tokens("x", x, height, width, weights)
     if norm_weight is not None:
-        check_parameter("norm_weight", norm_weight, (channels,), x)
+        check_parameter("norm_weight", norm_weight, (weights.channels,), weights.like)
     if norm_bias is not None:
         if norm_weight is None:
             raise ValueError("norm_bias: expected None as norm_weight is None, got a tensor")
-        check_parameter("norm_bias", norm_bias, (channels,), x)
-    arguments: dict[str, Any] = {
-        "eps": eps,
-        "fc1_weight": fc1_weight,
-        "fc1_bias": fc1_bias,
-        "dwconv_weight": dwconv_weight,
-        "dwconv_bias": dwconv_bias,
-        "fc2_weight": fc2_weight,
-        "fc2_bias": fc2_bias,
-        "activation": activation,
-        "fc1_weight_sum": fc1_weight_sum,
-        "norm_weight": norm_weight,
-        "norm_bias": norm_bias,
-        "norm_eps": norm_eps,
-    }
-    tensors = (
-        *(x, fc1_weight, fc1_bias, dwconv_weight, dwconv_bias, fc2_weight, fc2_bias),
-        *(norm_weight, norm_bias),
-    )
-    if use_triton("mix_ffn", x.device, supports(*tensors)) or whole_in_graph(*tensors):
-        return torch.ops.fastseg.mix_ffn(x, height, width, **arguments)
-    return eager(x, height, width, **arguments)
+        check_parameter("norm_bias", norm_bias, (weights.channels,), weights.like)
+    return OP(x.device, x, height, width, norm_weight, norm_bias, norm_eps, weights)

@@ -17,6 +17,8 @@ multiplied with its part of W. The logits are written in NCHW, where a class is 
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -28,14 +30,15 @@ from ..blocks.bilinear import (
     share_rows,
     upsample_rows,
 )
+from ..blocks.linear import linear_candidates
 from ..blocks.onednn import dense, dense_residual
 from ..blocks.primitives import matmul_precision
-from ..core.checks import autocasts, check_parameter, common_reason, whole_in_graph
-from ..core.configurations import look_up
-from ..core.dispatch import use_triton
+from ..core.checks import autocasts, check_matrix, check_parameter, common_reason
+from ..core.configurations import Config, look_up, product
 from ..core.launch import ceil_div, launch
 from ..core.optional_triton import interpreting, triton
-from ..core.registry import register
+from ..core.registry import Op, register
+from ..core.weights import Weights, check_weights
 from .kernels import decode_head_kernel, decode_head_project_kernel
 
 MAX_FINEST_CHANNELS = 128  # of which a program holds its tile
@@ -45,17 +48,60 @@ _TENSORS = 4
 _LEAST_ROWS = 4
 
 
-def eager(
-    feature_maps: Sequence[torch.Tensor],
-    weights: Sequence[torch.Tensor],
-    bias: torch.Tensor,
-    classifier_weight: torch.Tensor | None,
-    classifier_bias: torch.Tensor | None,
-) -> torch.Tensor:
+@dataclass(frozen=True, eq=False)
+class DecodeHeadWeights(Weights):
+    """Weights of `decode_head`, D channels wide, for K classes.
+
+    Args:
+        weights: M_i as (D, C_i), one for each map, finest first.
+        bias: (D,), BatchNorm inside.
+        classifier_weight, classifier_bias: (K, D), (K,); None for no classifier, which runs
+            eagerly.
+
+    Raises:
+        TypeError: dtypes differ.
+        ValueError: shapes or devices do not match, or there are no weights.
+    """
+
+    weights: tuple[torch.Tensor, ...]
+    bias: torch.Tensor
+    classifier_weight: torch.Tensor | None = None
+    classifier_bias: torch.Tensor | None = None
+
+    @property
+    def like(self) -> torch.Tensor:
+        return self.bias
+
+    @property
+    def channels(self) -> int:
+        return self.weights[0].shape[1]
+
+    def least_input(self) -> tuple[Any, ...]:
+        return ([weight.new_empty(1, weight.shape[1], 1, 1) for weight in self.weights],)
+
+    def check(self) -> None:
+        if not isinstance(self.weights, tuple) or not self.weights:
+            raise ValueError(
+                f"weights: expected a tuple of at least one matrix, got {self.weights!r}"
+            )
+        like = check_matrix("weights[0]", self.weights[0])
+        width = like.shape[0]
+        for index, weight in enumerate(self.weights):
+            channels = check_matrix(f"weights[{index}]", weight).shape[1]
+            check_parameter(f"weights[{index}]", weight, (width, channels), like)
+        check_parameter("bias", self.bias, (width,), like)
+        if self.classifier_weight is not None or self.classifier_bias is not None:
+            classifier = self.classifier_weight
+            classes = 0 if classifier is None else classifier.shape[0]
+            check_parameter("classifier_weight", classifier, (classes, width), like)
+            check_parameter("classifier_bias", self.classifier_bias, (classes,), like)
+
+
+def eager(feature_maps: Sequence[torch.Tensor], weights: DecodeHeadWeights) -> torch.Tensor:
     """The eager twin; its logits are in channels-last memory."""
     finest = feature_maps[0].permute(0, 2, 3, 1)
     batch, height, width, _ = finest.shape
-    decoder_channels = weights[0].shape[0]
+    decoder_channels = len(weights.bias)
     # The sum of the stages is kept in float32: in half precision each of its terms would be
     # rounded again, which one convolution over concatenated maps does not do.
     sum_dtype = torch.promote_types(finest.dtype, torch.float32)
@@ -65,7 +111,7 @@ def eager(
         finest.device.type != "cpu" or torch.compiler.is_compiling() or autocasts(finest.device)
     )
     coarse: list[tuple[torch.Tensor, Neighbours | torch.Tensor]] = []
-    for feature_map, weight in zip(feature_maps[1:], weights[1:], strict=True):
+    for feature_map, weight in zip(feature_maps[1:], weights.weights[1:], strict=True):
         projected = dense(feature_map.permute(0, 2, 3, 1), weight).to(sum_dtype)
         rows = bilinear_neighbours(height, projected.shape[1], projected.device, projected.dtype)
         coarse.append((projected, row_shares(rows, projected.shape[1]) if shares else rows))
@@ -81,13 +127,13 @@ def eager(
             maps = [(projected[images], rows) for projected, rows in coarse]
         upsampled = _upsampled_sum(maps, top, bottom, width)
         if upsampled is None:
-            fused = dense(source, weights[0], bias)
+            fused = dense(source, weights.weights[0], weights.bias)
         else:
-            fused = dense_residual(source, weights[0], bias, upsampled)
+            fused = dense_residual(source, weights.weights[0], weights.bias, upsampled)
         fused = fused.relu_().to(finest.dtype)
         stripe = fused
-        if classifier_weight is not None:
-            stripe = dense(fused, classifier_weight, classifier_bias)
+        if weights.classifier_weight is not None:
+            stripe = dense(fused, weights.classifier_weight, weights.classifier_bias)
         if whole:
             logits = stripe
             break
@@ -152,21 +198,18 @@ def class_blocks(classes: int, largest: int) -> tuple[int, int]:
     return min(pairs, key=lambda pair: (sum(pair), pair[1] > 0))
 
 
-def fused(
-    feature_maps: Sequence[torch.Tensor],
-    weights: Sequence[torch.Tensor],
-    bias: torch.Tensor,
-    classifier_weight: torch.Tensor,
-    classifier_bias: torch.Tensor,
-) -> torch.Tensor:
+def fused(feature_maps: Sequence[torch.Tensor], weights: DecodeHeadWeights) -> torch.Tensor:
     """The kernels; the logits are contiguous."""
     batch, channels, height, width = feature_maps[0].shape
+    classifier_weight, classifier_bias = weights.classifier_weight, weights.classifier_bias
+    assert classifier_weight is not None
+    assert classifier_bias is not None
     classes, decoder_channels = classifier_weight.shape
-    output = bias.new_empty(batch, classes, height, width)
+    output = weights.bias.new_empty(batch, classes, height, width)
     if batch == 0:
         return output
     finest, *coarse = (feature_map.permute(0, 2, 3, 1).contiguous() for feature_map in feature_maps)
-    finest_weight, *coarse_weights = (weight.contiguous() for weight in weights)
+    finest_weight, *coarse_weights = (weight.contiguous() for weight in weights.weights)
     device, dtype = output.device, output.dtype
     precision = matmul_precision(dtype)
 
@@ -216,7 +259,7 @@ def fused(
             batch * ceil_div(height, tile_height) * ceil_div(width, tile_width),
             ceil_div(classes, block_a + block_b),
         ),
-        *(finest, finest_weight, *projected, bias.contiguous()),
+        *(finest, finest_weight, *projected, weights.bias.contiguous()),
         *(classifier_weight.contiguous(), classifier_bias.contiguous(), output),
         *(classes, *(side for size in sizes for side in size)),
         CHANNELS=channels,
@@ -232,54 +275,81 @@ def fused(
     return output
 
 
-def _fake(feature_maps, weights, bias, classifier_weight, classifier_bias) -> torch.Tensor:
+def _fake(feature_maps: Sequence[torch.Tensor], weights: DecodeHeadWeights) -> torch.Tensor:
     batch, _, height, width = feature_maps[0].shape
-    classes = classifier_weight.shape[0]
+    bias = weights.bias
+    classes = len(bias) if weights.classifier_bias is None else len(weights.classifier_bias)
     if bias.device.type == "cpu" and not interpreting():
         return bias.new_empty(batch, height, width, classes).permute(0, 3, 1, 2)
     return bias.new_empty(batch, classes, height, width)
 
 
-register(
-    "decode_head(Tensor[] feature_maps, Tensor[] weights, Tensor bias, Tensor classifier_weight,"
-    " Tensor classifier_bias) -> Tensor",
-    fused,
-    eager,
-    _fake,
-)
-
-
-def supports(
-    feature_maps: Sequence[torch.Tensor],
-    weights: Sequence[torch.Tensor],
-    bias: torch.Tensor,
-    classifier_weight: torch.Tensor | None,
-    classifier_bias: torch.Tensor | None,
-) -> str | None:
+def supports(feature_maps: Sequence[torch.Tensor], weights: DecodeHeadWeights) -> str | None:
     """Reason why the kernels cannot take these arguments; None where they can."""
-    if classifier_weight is None:
+    if weights.classifier_weight is None:
         return "there is no classifier"
     if len(feature_maps) != 4:
         return f"{len(feature_maps)} maps are not 4"
-    for weight in weights:
+    for weight in weights.weights:
         if weight.shape[0] % 32 or weight.shape[1] % 32:
             return f"{weight.shape[1]} to {weight.shape[0]} channels are no multiples of 32"
-    if weights[0].shape[1] > MAX_FINEST_CHANNELS:
-        return f"the finest map's {weights[0].shape[1]} channels exceed {MAX_FINEST_CHANNELS}"
+    if weights.channels > MAX_FINEST_CHANNELS:
+        return f"the finest map's {weights.channels} channels exceed {MAX_FINEST_CHANNELS}"
     height, width = feature_maps[0].shape[2:]
     for feature_map in feature_maps[1:]:
         if feature_map.shape[2] > height or feature_map.shape[3] > width:
             return "a coarse map is larger than the finest"
-    return common_reason(*feature_maps, *weights, bias, classifier_weight, classifier_bias)
+    return common_reason(*feature_maps, *weights.tensors())
 
 
-def decode_head(
-    feature_maps: Sequence[torch.Tensor],
-    weights: Sequence[torch.Tensor],
-    bias: torch.Tensor,
-    classifier_weight: torch.Tensor | None = None,
-    classifier_bias: torch.Tensor | None = None,
-) -> torch.Tensor:
+def _candidates(half: bool, sizes: dict[str, int]) -> list[Config]:
+    if not half:
+        return product(
+            TILE_HEIGHT=(4, 8),
+            TILE_WIDTH=(8,),
+            BLOCK_D=(16,),
+            MAX_CLASSES=(64, 128),
+            num_warps=(4, 8),
+            num_stages=(2,),
+        )
+    return product(
+        TILE_HEIGHT=(8,),
+        TILE_WIDTH=(8, 16),
+        BLOCK_D=(32, 64),
+        MAX_CLASSES=(64, 128),
+        num_warps=(4, 8),
+        num_stages=(2, 3),
+    )
+
+
+def example(device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Maps of 9 x 7 and less, 5 classes."""
+
+    def draw(*shape: int) -> torch.Tensor:
+        return (torch.randn(shape, device=device) * shape[-1] ** -0.5).to(dtype)
+
+    sizes = ((9, 7), (5, 4), (3, 2), (2, 1))
+    maps = [draw(2, *size, 32).permute(0, 3, 1, 2) for size in sizes]
+    matrices = tuple(draw(64, 32) for _ in sizes)
+    return maps, DecodeHeadWeights(matrices, draw(64), draw(5, 64), draw(5))
+
+
+OP = register(
+    Op(
+        name="decode_head",
+        inputs="Tensor[] feature_maps",
+        eager=eager,
+        fused=fused,
+        fake=_fake,
+        supports=supports,
+        example=example,
+        weights=DecodeHeadWeights,
+        candidates={"decode_head": _candidates, "decode_head_project": linear_candidates},
+    )
+)
+
+
+def decode_head(feature_maps: Sequence[torch.Tensor], weights: DecodeHeadWeights) -> torch.Tensor:
     """Logits from the maps of all stages, finest first.
 
     Where a coarse map has a value that is not finite, all pixels of a tile that reads it may come
@@ -287,46 +357,35 @@ def decode_head(
 
     Args:
         feature_maps: (B, C_i, H_i, W_i), each best the channels-last view of tokens.
-        weights: M_i as (D, C_i).
-        bias: (D,), BatchNorm inside.
-        classifier_weight, classifier_bias: (K, D), (K,); None for no classifier, which runs
-            eagerly.
 
     Returns:
         (B, K, H_1, W_1): contiguous from the kernels, in channels-last memory from the eager twin.
         Without a classifier what it would take, (B, D, H_1, W_1).
 
     Raises:
-        TypeError: a map is not a floating tensor, or dtypes differ.
-        ValueError: shapes or devices do not match, or there are no maps or no positions.
+        TypeError: a map is not a floating tensor of the dtype of `weights`, or these are no
+            `DecodeHeadWeights`.
+        ValueError: shapes or devices do not match, or there are no positions.
     """
-    if len(feature_maps) == 0 or len(feature_maps) != len(weights):
+    check_weights(weights, DecodeHeadWeights)
+    if len(feature_maps) != len(weights.weights):
         raise ValueError(
-            "feature_maps, weights: expected as many maps as weights, at least one; "
-            f"got {len(feature_maps)} and {len(weights)}"
+            f"feature_maps: expected {len(weights.weights)} maps as weights, "
+            f"got {len(feature_maps)}"
         )
+    feature_maps = list(feature_maps)
     finest = feature_maps[0]
-    decoder_channels = weights[0].shape[0]
-    for index, (feature_map, weight) in enumerate(zip(feature_maps, weights, strict=True)):
+    pairs = zip(feature_maps, weights.weights, strict=True)
+    for index, (feature_map, weight) in enumerate(pairs):
         name = f"feature_maps[{index}]"
         if not isinstance(feature_map, torch.Tensor) or not feature_map.is_floating_point():
             got = getattr(feature_map, "dtype", type(feature_map).__name__)
             raise TypeError(f"{name}: expected a floating-point tensor, got {got}")
-        shape = tuple(feature_map.shape)
-        if len(shape) != 4 or 0 in shape[1:] or shape[0] != finest.shape[0]:
+        shape, channels = tuple(feature_map.shape), weight.shape[1]
+        if len(shape) != 4 or 0 in shape[2:] or shape[0] != finest.shape[0] or shape[1] != channels:
             raise ValueError(
-                f"{name}: expected shape ({finest.shape[0]}, channels, height, width), got {shape}"
+                f"{name}: expected shape ({finest.shape[0]}, {channels}, height, width), "
+                f"got {shape}"
             )
-        check_parameter(name, feature_map, shape, finest)
-        check_parameter(f"weights[{index}]", weight, (decoder_channels, shape[1]), finest)
-    check_parameter("bias", bias, (decoder_channels,), finest)
-    if classifier_weight is not None or classifier_bias is not None:
-        classes = 0 if classifier_weight is None else classifier_weight.shape[0]
-        check_parameter("classifier_weight", classifier_weight, (classes, decoder_channels), finest)
-        check_parameter("classifier_bias", classifier_bias, (classes,), finest)
-    arguments = (feature_maps, weights, bias, classifier_weight, classifier_bias)
-    tensors = (*feature_maps, *weights, bias, classifier_weight, classifier_bias)
-    whole = classifier_weight is not None and whole_in_graph(*tensors)
-    if use_triton("decode_head", finest.device, supports(*arguments)) or whole:
-        return torch.ops.fastseg.decode_head(*arguments)
-    return eager(*arguments)
+        weights.check_input(name, feature_map)
+    return OP(finest.device, feature_maps, weights)

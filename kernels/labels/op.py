@@ -14,16 +14,16 @@ smaller than the logits, with cells that hold no pixel, are gathered pixel by pi
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from ..blocks.bilinear import Neighbours, bilinear_neighbours, row_stripes, upsample_rows
-from ..core.checks import KERNEL_DTYPES, whole_in_graph
-from ..core.configurations import look_up
-from ..core.dispatch import use_triton
+from ..core.checks import KERNEL_DTYPES
+from ..core.configurations import Config, look_up, product
 from ..core.launch import ceil_div, launch
-from ..core.registry import register
+from ..core.registry import Op, register
 from .kernels import upsample_argmax_gather_kernel, upsample_argmax_kernel
 
 _MAX_UINT8_CLASSES = 256
@@ -197,17 +197,9 @@ def _launch_cells(
     )
 
 
-register(
-    "upsample_argmax(Tensor logits, SymInt height, SymInt width, ScalarType dtype) -> Tensor",
-    fused,
-    eager,
-    lambda logits, height, width, dtype: torch.empty(
-        logits.shape[0], height, width, dtype=dtype, device=logits.device
-    ),
-)
-
-
-def supports(logits: torch.Tensor) -> str | None:
+def supports(
+    logits: torch.Tensor, height: int = 1, width: int = 1, dtype: torch.dtype = torch.int64
+) -> str | None:
     """Reason why the kernels cannot take `logits`; None where they can.
 
     Gradients and autocast do not matter: labels have no gradient, and blending is in float32.
@@ -215,6 +207,46 @@ def supports(logits: torch.Tensor) -> str | None:
     if logits.dtype not in KERNEL_DTYPES:
         return f"there are no kernels for {logits.dtype}"
     return None
+
+
+def _candidates(half: bool, sizes: dict[str, int]) -> list[Config]:
+    return product(
+        form=("cells", "agree"),
+        BLOCK=(64, 128, 256),
+        BLOCK_ROWS=(1,),
+        LANE_OUTPUTS=(8, 16),
+        PREFETCH=(1, 3),
+        num_warps=(2, 4),
+    )
+
+
+def _gather_candidates(half: bool, sizes: dict[str, int]) -> list[Config]:
+    return product(BLOCK=(64, 128, 256), UNROLL=(1, 4, 8), num_warps=(2, 4))
+
+
+def example(device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Five classes, upsampled by 4."""
+    return torch.randn(2, 5, 6, 7, device=device).to(dtype), 24, 28, torch.int64
+
+
+OP = register(
+    Op(
+        name="upsample_argmax",
+        inputs="Tensor logits, SymInt height, SymInt width, ScalarType dtype",
+        eager=eager,
+        fused=fused,
+        fake=lambda logits, height, width, dtype: torch.empty(
+            logits.shape[0], height, width, dtype=dtype, device=logits.device
+        ),
+        supports=supports,
+        example=example,
+        candidates={
+            "upsample_argmax": _candidates,
+            "upsample_argmax_gather": _gather_candidates,
+        },
+        multiplies=False,
+    )
+)
 
 
 def upsample_argmax(
@@ -242,10 +274,7 @@ def upsample_argmax(
             with torch.uint8; or `size` is not two positive integers.
     """
     height, width = _check(logits, size, dtype)
-    triton_runs = use_triton("upsample_argmax", logits.device, supports(logits))
-    if triton_runs or whole_in_graph(logits):
-        return torch.ops.fastseg.upsample_argmax(logits, height, width, dtype)
-    return eager(logits, height, width, dtype)
+    return OP(logits.device, logits, height, width, dtype)
 
 
 def _check(logits: torch.Tensor, size: Sequence[int], dtype: torch.dtype) -> tuple[int, int]:

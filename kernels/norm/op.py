@@ -6,15 +6,16 @@ One program normalises `BLOCK_M` rows, whole in registers and in float32: mean f
 variance of what is left, so rows far from zero keep their precision.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
 from ..core.checks import check_parameter, common_reason
-from ..core.configurations import look_up
-from ..core.dispatch import use_triton
+from ..core.configurations import Config, look_up, product
 from ..core.launch import ceil_div, launch
 from ..core.optional_triton import tl, triton
-from ..core.registry import register
+from ..core.registry import Op, register
 
 MAX_CHANNELS = 4096  # what a row may be to stay in registers
 
@@ -79,23 +80,43 @@ def fused(
     return output
 
 
-register(
-    "layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps) -> Tensor",
-    fused,
-    eager,
-    lambda x, weight, bias, eps: torch.empty(x.shape, dtype=x.dtype, device=x.device),
-)
-
-
 def supports(
     x: torch.Tensor,
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
 ) -> str | None:
     """Reason why the kernel cannot take these arguments; None where it can."""
     if x.shape[-1] > MAX_CHANNELS:
         return f"{x.shape[-1]} channels are more than {MAX_CHANNELS}"
     return common_reason(x, weight, bias)
+
+
+def candidates(half: bool, sizes: dict[str, int]) -> list[Config]:
+    """What the tuner tries."""
+    return product(BLOCK_M=(1, 4, 16, 64), num_warps=(2, 4, 8))
+
+
+def example(device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Rows of 40 channels."""
+    x, weight, bias = (torch.randn(n, 40, device=device).to(dtype) for n in (7, 1, 1))
+    return x, weight[0], bias[0], 1e-6
+
+
+OP = register(
+    Op(
+        name="layer_norm",
+        inputs="Tensor x, Tensor? weight, Tensor? bias, float eps",
+        eager=eager,
+        fused=fused,
+        fake=lambda x, weight, bias, eps: torch.empty(x.shape, dtype=x.dtype, device=x.device),
+        supports=supports,
+        example=example,
+        candidates={"layer_norm": candidates},
+        multiplies=False,
+        whole=False,
+    )
+)
 
 
 def layer_norm(
@@ -127,6 +148,4 @@ def layer_norm(
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None:
             check_parameter(name, parameter, (x.shape[-1],), x)
-    if use_triton("layer_norm", x.device, supports(x, weight, bias)):
-        return torch.ops.fastseg.layer_norm(x, weight, bias, eps)
-    return eager(x, weight, bias, eps)
+    return OP(x.device, x, weight, bias, eps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,13 +41,13 @@ class OpRecorder(TorchDispatchMode):
     """Mode that hands every call of an op inside the block to `note` before it runs.
 
     Args:
-        run: what runs instead of the op, by its name; None for the op itself.
+        run: gives what runs instead of the op of a name; None for the op itself.
     """
 
     def __init__(
         self,
         note: Callable[[OpCall], Any],
-        run: Mapping[str, Callable[..., Any]] | None = None,
+        run: Callable[[str], Callable[..., Any]] | None = None,
     ) -> None:
         super().__init__()
         self._note = note
@@ -64,4 +64,4 @@ class OpRecorder(TorchDispatchMode):
             for index, argument in enumerate(func._schema.arguments)
         }
         self._note(OpCall(func._opname, arguments))
-        return (func if self._run is None else self._run[func._opname])(*args, **kwargs)
+        return (func if self._run is None else self._run(func._opname))(*args, **kwargs)

@@ -36,7 +36,7 @@ class RunsLaunchers(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "fastseg":
             with self:
-                return registry.FUSED[func._opname](*args, **kwargs)
+                return registry.launcher(func._opname)(*args, **kwargs)
         name = func._opname
         if not func.is_view and name not in _NO_KERNEL:
             self.torch_operators.append(name)

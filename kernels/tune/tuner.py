@@ -162,7 +162,7 @@ def _measured(microseconds: Callable[[], float]) -> float:
 
 
 def _kernels(call: OpCall) -> list[torch.Tensor]:
-    return _results(call.bind(registry.FUSED[call.op])())
+    return _results(call.bind(registry.launcher(call.op))())
 
 
 def _results(result: Any) -> list[torch.Tensor]:
@@ -181,7 +181,7 @@ def _tune_query(
     stop: float,
 ) -> Tuned:
     """The best of the present configuration and of the candidates that there is time for."""
-    eager = registry.EAGER[call.op]
+    eager = registry.eager_twin(call.op)
     twin = _results(call.bind(eager)())
     exact = _results(_wide(call).bind(eager)())
 

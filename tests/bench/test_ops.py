@@ -29,7 +29,7 @@ def no_grad():
 
 
 def eager(call):
-    return call.bind(registry.EAGER[call.op])()
+    return call.bind(registry.eager_twin(call.op))()
 
 
 # Calls
@@ -123,7 +123,7 @@ def test_ops_of_a_forward(command, capsys):
 
 def test_a_wrong_result_gets_no_figure(command, capsys, monkeypatch):
     def provider(name, call):
-        twin = registry.EAGER[call.op]
+        twin = registry.eager_twin(call.op)
         if name == "compiled" and call.op == "patch_embed":
             raise NotImplementedError("no compiler\nhere")
         factor = 1 + 1e-3 * (name == "compiled" and call.op == "mix_ffn")
@@ -144,7 +144,7 @@ def test_a_wrong_result_gets_no_figure(command, capsys, monkeypatch):
 
 
 def test_a_wrong_baseline_gives_no_row(command, monkeypatch):
-    twin = registry.EAGER["sr_attention"]
+    twin = registry.eager_twin("sr_attention")
     wrong = lambda *args, **kwargs: twin(*args, **kwargs) * 1.1  # noqa: E731
     monkeypatch.setattr(calls, "provider", lambda name, call: wrong)
     assert command("--ops", "sr_attention") == 1

@@ -9,13 +9,14 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 import fastseg
-from fastseg.kernels import decode_head, mix_ffn, patch_embed, sr_attention
+from fastseg.kernels import DecodeHeadWeights, decode_head, mix_ffn, patch_embed, sr_attention
 from fastseg.kernels.attention.op import reduce_tokens
 from fastseg.kernels.head.op import supports
 from fastseg.models.segformer.decode_head import SegformerDecodeHead
 from fastseg.models.segformer.encoder_plan import LayerPlan
 from fastseg.models.segformer.fold import (
-    fold_decode_head,
+    fold_classifier,
+    fold_fuse,
     fold_mix_ffn,
     fold_norm_into_linear,
     fold_patch_embed,
@@ -49,6 +50,11 @@ def make_layer(channels, heads, sr_ratio, hidden_act="gelu"):
     # Different, so that one taken for the other shows.
     layer.layer_norm_1.eps, layer.layer_norm_2.eps = 1e-6, 1e-4
     return layer
+
+
+def fold_decode_head(projections, fuse, batch_norm, classifier):
+    neck = fold_fuse(projections, fuse, batch_norm)
+    return DecodeHeadWeights(neck.weights, neck.bias, **fold_classifier(classifier))
 
 
 def planned(layer):
@@ -108,7 +114,7 @@ def test_attention(heads, sr_ratio, grid, batch):
     )
     with torch.no_grad():
         expected = x + layer.attention(layer.layer_norm_1(x), *grid)[0]
-        assert_equal(sr_attention(x, *grid, **folded), expected)
+        assert_equal(sr_attention(x, *grid, folded), expected)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -122,7 +128,7 @@ def test_mix_ffn(grid, batch, stripe_bytes, monkeypatch):
     folded = fold_mix_ffn(layer.layer_norm_2, mlp.dense1, mlp.dwconv.dwconv, mlp.dense2)
     with torch.no_grad():
         expected = x + mlp(layer.layer_norm_2(x), *grid)
-        assert_equal(mix_ffn(x, *grid, **folded), expected)
+        assert_equal(mix_ffn(x, *grid, folded), expected)
 
 
 @pytest.mark.parametrize(("patch_size", "stride"), [(7, 4), (3, 2), (3, 1), (5, 3)])
@@ -132,7 +138,7 @@ def test_patch_embed(patch_size, stride):
     x = torch.randn(2, 3, 37, 23)
     with torch.no_grad():
         expected, height, width = embeddings(x)
-        result, *grid = patch_embed(x, **fold_patch_embed(embeddings.proj, embeddings.layer_norm))
+        result, *grid = patch_embed(x, fold_patch_embed(embeddings.proj, embeddings.layer_norm))
     assert_equal(result, expected)
     assert grid == [height, width]
     assert result.is_contiguous()
@@ -170,7 +176,7 @@ def test_decode_head(grids, num_labels, stripe_bytes, monkeypatch):
         head.classifier,
     )
     with torch.no_grad():
-        assert_equal(decode_head(maps, **folded), expected)
+        assert_equal(decode_head(maps, folded), expected)
 
 
 def test_batch_norm_without_affine_and_layers_without_bias():
@@ -192,7 +198,7 @@ def test_batch_norm_without_affine_and_layers_without_bias():
         ]
         expected = classifier(F.relu(batch_norm(fuse(torch.cat(projected[::-1], dim=1)))))
         folded = fold_decode_head(projections, fuse, batch_norm, classifier)
-        assert_equal(decode_head(maps, **folded), expected)
+        assert_equal(decode_head(maps, folded), expected)
 
 
 def head_arguments():
@@ -220,25 +226,25 @@ def test_decode_head_without_classifier(stripe_bytes, monkeypatch):
     expected = F.relu(sum(upsampled) + bias[:, None, None])
     assert (expected == 0).any()
     assert (expected > 0).any()
-    assert_equal(decode_head(maps, weights, bias), expected)
-    single = [tensor.float() for tensor in weights]
-    result = decode_head([one.float() for one in maps], single, bias.float())
+    made = DecodeHeadWeights(tuple(weights), bias)
+    assert_equal(decode_head(maps, made), expected)
+    result = decode_head([one.float() for one in maps], made.map(torch.Tensor.float))
     assert result.dtype == torch.float32
     assert relative_error(result, expected) < 2e-6
 
 
 def test_kernels_need_a_classifier():
     maps, weights, bias, *classifier = tree_map(torch.Tensor.float, head_arguments())
-    assert supports(maps, weights, bias, None, None) == "there is no classifier"
-    assert supports(maps, weights, bias, *classifier) is None
+    assert supports(maps, DecodeHeadWeights(tuple(weights), bias)) == "there is no classifier"
+    assert supports(maps, DecodeHeadWeights(tuple(weights), bias, *classifier)) is None
 
 
 @pytest.mark.parametrize("missing", ["classifier_weight", "classifier_bias"])
 def test_a_classifier_has_a_weight_and_a_bias(missing):
-    maps, weights, bias, weight, classifier_bias = head_arguments()
+    _, weights, bias, weight, classifier_bias = head_arguments()
     given = {"classifier_weight": weight, "classifier_bias": classifier_bias, missing: None}
     with pytest.raises(ValueError, match=f"{missing}: expected a tensor of shape .*, got None"):
-        decode_head(maps, weights, bias, **given)
+        DecodeHeadWeights(tuple(weights), bias, **given)
 
 
 @pytest.mark.parametrize("hidden_act", ["gelu", "relu", "selu", "gelu_new", "silu"])
@@ -261,7 +267,7 @@ def test_inputs_are_not_written_to():
 def test_folded_tensors_have_the_parameters_dtype():
     layer = make_layer(20, 1, 2).bfloat16()
     for part in planned(layer).parts():
-        for name, value in part.arguments().items():
+        for name, value in part.folded().arguments().items():
             if isinstance(value, torch.Tensor):
                 # Sums are of the weights as they are rounded, and are not rounded themselves.
                 expected = torch.float32 if name.endswith("_weight_sum") else torch.bfloat16
@@ -270,8 +276,8 @@ def test_folded_tensors_have_the_parameters_dtype():
 
 @pytest.mark.parametrize("sr_ratio", [1, 2])
 def test_sums_are_those_of_the_rounded_weights(sr_ratio):
-    folded = planned(make_layer(20, 5, sr_ratio).bfloat16()).attention.arguments()
-    sums = {name: value for name, value in folded.items() if name.endswith("_weight_sum")}
+    folded = planned(make_layer(20, 5, sr_ratio).bfloat16()).attention.folded().arguments()
+    sums = {n: v for n, v in folded.items() if n.endswith("_weight_sum") and v is not None}
     second = "key_value_weight_sum" if sr_ratio == 1 else "sr_weight_sum"
     assert set(sums) == {"query_weight_sum", second}
     for name, value in sums.items():

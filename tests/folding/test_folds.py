@@ -67,10 +67,10 @@ def test_the_graph_folds_in_place_and_stays(model, pixels):
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
         compiled(pixels)
         ffn = model.segformer.encoder.fastseg_state().settled.stages[1].layers[0].ffn
-        memory = ffn.arguments()["fc1_weight"].data_ptr()
+        memory = ffn.folded().fc1_weight.data_ptr()
         edit(model)
         compiled(pixels)
-        assert ffn.arguments()["fc1_weight"].data_ptr() == memory
+        assert ffn.folded().fc1_weight.data_ptr() == memory
         model.train().eval()
         assert_near(compiled(pixels).logits, plain(model, pixels))
 

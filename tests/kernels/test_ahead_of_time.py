@@ -20,11 +20,11 @@ if not optional_triton.HAS_TRITON or optional_triton.interpreting():
 
 from bench.measure import compiles
 from bench.work import pretend_gpu
-from fastseg.kernels import patch_embed, upsample_argmax
+from fastseg.kernels import upsample_argmax
 from fastseg.kernels.tune import ahead_of_time
 from fastseg.kernels.tune.ahead_of_time import SHARED_LIMIT, Compiled, compile_launch
 from fastseg.kernels.tune.launches import trace
-from tests.kernels.triton.embed.embed_cases import parameters
+from tests.kernels.triton.embed.embed_cases import parameters, patch_embed
 
 # Bytes a thread may spill. Elsewhere a spill is a matter of speed that nothing has measured.
 SPILL_LIMIT = {"sm_90": 0, "sm_80": 64}

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastseg
-from fastseg.kernels import mix_ffn, upsample_argmax
+from fastseg.kernels import MixFfnWeights, mix_ffn, upsample_argmax
 from fastseg.kernels.blocks import onednn
 from fastseg.kernels.blocks.bilinear import (
     bilinear_neighbours,
@@ -104,21 +104,21 @@ def ffn_arguments(dtype=torch.float32, channels=8, hidden=32):
     def draw(*shape):
         return torch.randn(*shape, dtype=dtype, generator=generator) / shape[-1] ** 0.5
 
-    return {
-        "eps": 1e-6,
-        "fc1_weight": draw(hidden, channels),
-        "fc1_bias": draw(hidden),
-        "dwconv_weight": draw(hidden, 1, 3, 3),
-        "dwconv_bias": draw(hidden),
-        "fc2_weight": draw(channels, hidden),
-        "fc2_bias": draw(channels),
-    }
+    return MixFfnWeights(
+        eps=1e-6,
+        fc1_weight=draw(hidden, channels),
+        fc1_bias=draw(hidden),
+        dwconv_weight=draw(hidden, 1, 3, 3),
+        dwconv_bias=draw(hidden),
+        fc2_weight=draw(channels, hidden),
+        fc2_bias=draw(channels),
+    )
 
 
 def ffn_formula(x, height, width, arguments):
     """`mix_ffn` with GELU in float64, step by step."""
     x = x.double()
-    wide = {n: v.double() for n, v in arguments.items() if isinstance(v, torch.Tensor)}
+    wide = vars(arguments.map(torch.Tensor.double))
     normalized = F.layer_norm(x, x.shape[-1:], eps=1e-6)
     grid = F.linear(normalized, wide["fc1_weight"], wide["fc1_bias"])
     grid = grid.transpose(1, 2).unflatten(2, (height, width))
@@ -130,12 +130,12 @@ def ffn_formula(x, height, width, arguments):
 
 def test_a_graph_with_gradients_is_traced_into():
     x, arguments = torch.randn(2, 12, 8, requires_grad=True), ffn_arguments()
-    arguments["fc2_weight"].requires_grad_(True)
-    sources = (x, arguments["fc2_weight"])
-    expected = torch.autograd.grad(mix_ffn(x, 3, 4, **arguments).square().sum(), sources)
+    arguments.fc2_weight.requires_grad_(True)
+    sources = (x, arguments.fc2_weight)
+    expected = torch.autograd.grad(mix_ffn(x, 3, 4, arguments).square().sum(), sources)
     graphs = Graphs()
     compiled = torch.compile(mix_ffn, fullgraph=True, backend=graphs)
-    result = torch.autograd.grad(compiled(x, 3, 4, **arguments).square().sum(), sources)
+    result = torch.autograd.grad(compiled(x, 3, 4, arguments).square().sum(), sources)
     assert graphs.ops() == {}
     for ours, theirs in zip(result, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -146,7 +146,7 @@ def test_a_graph_under_autocast_is_traced_into():
     graphs = Graphs()
     compiled = torch.compile(mix_ffn, fullgraph=True, backend=graphs)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        result = compiled(x, 3, 4, **arguments)
+        result = compiled(x, 3, 4, arguments)
     assert graphs.ops() == {}
     assert result.dtype == torch.float32
     expected = ffn_formula(x, 3, 4, arguments)
@@ -300,6 +300,6 @@ def test_shared_rows_are_those_of_interpolate(sizes):
 def test_groups_of_hidden_channels(hidden, dtype):
     """Against the formula, in float64; half precision is not rounded between groups."""
     x, arguments = torch.randn(2, 30, 16).to(dtype), ffn_arguments(dtype, 16, hidden)
-    result = mix_ffn(x, 5, 6, **arguments)
+    result = mix_ffn(x, 5, 6, arguments)
     expected = ffn_formula(x, 5, 6, arguments)
     assert relative_error(result, expected) < (2e-6 if dtype == torch.float32 else 4e-3)

@@ -6,7 +6,7 @@ Without a GPU the eager twins run, one after another: that tries this file.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -47,14 +47,14 @@ def no_grad():
 
 
 def red_ops(
-    model: torch.nn.Module, pixels: torch.Tensor, forms: Mapping[str, Callable[..., Any]]
+    model: torch.nn.Module, pixels: torch.Tensor, forms: Callable[[str], Callable[..., Any]]
 ) -> list[str]:
     """Kinds of calls that are wrong by themselves, on the inputs that the eager twins give."""
     red = []
     for call in calls.record(model, gates.ends(pixels)):
-        gate = calls.gate(call, call.bind(registry.EAGER[call.op])())
+        gate = calls.gate(call, call.bind(registry.eager_twin(call.op))())
         try:
-            gate.check(call.part, call.bind(forms[call.op])())
+            gate.check(call.part, call.bind(forms(call.op))())
         except gates.RedGate as error:
             red.append(str(error))
     return red
@@ -72,7 +72,7 @@ def check_logits(setting, model, pixels):
     try:
         gates.logits_gate(reference, bound).check("logits", logits)
     except gates.RedGate as error:
-        red = red_ops(model, pixels, registry.FUSED if HAS_GPU else registry.EAGER)
+        red = red_ops(model, pixels, registry.launcher if HAS_GPU else registry.eager_twin)
         pytest.fail(f"{error}; by themselves: {red or 'all right'}")
 
 
@@ -119,9 +119,12 @@ def test_graph_replays(forward):
 @pytest.mark.skipif(HAS_GPU, reason="about the twins that stand in for kernels")
 def test_a_wrong_op_is_named(forward):
     setting, model, pixels = forward
-    mix_ffn = registry.EAGER["mix_ffn"]
-    forms = {**registry.EAGER, "mix_ffn": lambda *a, **k: 1.01 * mix_ffn(*a, **k)}
-    red = red_ops(model, pixels, forms)
+
+    def wrong_mix_ffn(name):
+        twin = registry.eager_twin(name)
+        return (lambda *a, **k: 1.01 * twin(*a, **k)) if name == "mix_ffn" else twin
+
+    red = red_ops(model, pixels, wrong_mix_ffn)
     assert len(red) >= 4
     assert all(one.startswith("mix_ffn ") for one in red)
 

@@ -15,21 +15,16 @@ if not optional_triton.HAS_TRITON or optional_triton.interpreting():
     pytest.skip("compiling needs Triton, not its interpreter", allow_module_level=True)
 
 from bench.work import pretend_gpu, trace_model
-from fastseg.kernels import (
-    decode_head,
-    layer_norm,
-    mix_ffn,
-    patch_embed,
-    sr_attention,
-    upsample_argmax,
-)
+from fastseg.kernels import layer_norm, upsample_argmax
 from fastseg.kernels.core.launch import Launch
 from fastseg.kernels.tune.ahead_of_time import SHARED_LIMIT, compile_launch, key
 from fastseg.kernels.tune.launches import trace
+from tests.kernels.triton.attention.attention_cases import sr_attention
 from tests.kernels.triton.attention.attention_cases import weights as attention_weights
-from tests.kernels.triton.embed.embed_cases import parameters
+from tests.kernels.triton.embed.embed_cases import parameters, patch_embed
+from tests.kernels.triton.ffn.ffn_cases import mix_ffn
 from tests.kernels.triton.ffn.ffn_cases import weights as ffn_weights
-from tests.kernels.triton.head.head_cases import B0, head
+from tests.kernels.triton.head.head_cases import B0, decode_head, head
 from tests.kernels.triton.kernel_cases import GRIDS, randn
 
 META, HALF = torch.device("meta"), torch.bfloat16

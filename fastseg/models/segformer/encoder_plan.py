@@ -13,8 +13,9 @@ from torch import nn
 from fastseg import kernels
 from fastseg.exporting.folded import FoldedLayer, FoldedStage
 from fastseg.folding.conditions import part_problem
-from fastseg.folding.fold import Folded, Known, Part
+from fastseg.folding.fold import Known, Part
 from fastseg.kernels.blocks.tokens import tokens_to_map
+from fastseg.kernels.core.weights import Weights
 
 from .hosts.names import EmbedNames, LayerNames
 from .parts import attention_part, embed_part, ffn_part
@@ -101,20 +102,19 @@ class LayerPlan(Known):
         if self.reason is not None:
             return _normalized(self.names.call(self.layer, x, height, width), norm)
         if self.attention.reason is None:
-            x = kernels.sr_attention(x, height, width, **self.attention.arguments())
+            x = kernels.sr_attention(x, height, width, self.attention.folded())
         else:
             x = self.names.call_attention(self.layer, x, height, width)
         if self.ffn.reason is not None:
             return _normalized(self.names.call_ffn(self.layer, x, height, width), norm)
-        folded = self.ffn.arguments()
+        weights = self.ffn.folded()
         if norm is None:
-            return kernels.mix_ffn(x, height, width, **folded)
+            return kernels.mix_ffn(x, height, width, weights)
         return kernels.mix_ffn(
-            *(x, height, width),
+            *(x, height, width, weights),
             norm_weight=norm.weight,
             norm_bias=norm.bias,
             norm_eps=norm.eps,
-            **folded,
         )
 
 
@@ -151,7 +151,7 @@ class StagePlan:
 
     def run(self, feature_map: torch.Tensor) -> torch.Tensor:
         if self.embed.reason is None:
-            tokens, height, width = kernels.patch_embed(feature_map, **self.embed.arguments())
+            tokens, height, width = kernels.patch_embed(feature_map, self.embed.folded())
         else:
             tokens, height, width = self._embed_names.call(self.stage.embed, feature_map)
         norm: Any = self.stage.norm
@@ -251,25 +251,24 @@ class EncoderPlan:
             if stage.norm_reason is not None:
                 yield names.get(id(stage.stage.norm), "?"), stage.norm_reason
 
-    def arguments(self) -> Iterator[tuple[str, Folded]]:
-        """Each op that runs folded, by name, with its folded arguments."""
+    def weights(self) -> Iterator[tuple[str, Weights]]:
+        """Each op that runs folded, by name, with its weights."""
         for stage in self.stages:
             if stage.embed.reason is None:
-                yield "patch_embed", stage.embed.arguments()
+                yield "patch_embed", stage.embed.folded()
             for layer in stage.layers:
                 if layer.reason is None and layer.attention.reason is None:
-                    yield "sr_attention", layer.attention.arguments()
+                    yield "sr_attention", layer.attention.folded()
                 if layer.reason is None and layer.ffn.reason is None:
-                    yield "mix_ffn", layer.ffn.arguments()
+                    yield "mix_ffn", layer.ffn.folded()
 
     def folded_stages(self) -> tuple[FoldedStage, ...]:
         """The stages, all of them folded, as exporters take them."""
         stages = []
         for plan in self.stages:
-            layers = (FoldedLayer(x.attention.arguments(), x.ffn.arguments()) for x in plan.layers)
+            layers = (FoldedLayer(x.attention.folded(), x.ffn.folded()) for x in plan.layers)
             norm: Any = plan.stage.norm
-            arguments = {"weight": norm.weight, "bias": norm.bias, "eps": norm.eps}
-            stages.append(FoldedStage(plan.embed.arguments(), tuple(layers), arguments))
+            stages.append(FoldedStage(plan.embed.folded(), tuple(layers), norm))
         return tuple(stages)
 
     def folded_head(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,9 @@ from torch import nn
 from fastseg import kernels
 from fastseg.folding.conditions import part_problem
 from fastseg.folding.find import find, find_pointwise
-from fastseg.folding.fold import Folded, Known, Part
+from fastseg.folding.fold import Known, Part
+from fastseg.kernels import DecodeHeadWeights
+from fastseg.kernels.core.weights import Weights
 
 from .encoder_plan import Maps
 from .fold import fold_classifier
@@ -26,12 +28,13 @@ class HeadHost:
     Args:
         name: of the library, for reports; pickles have it too, so it stays.
         roots: the modules that the fused map comes from.
-        fold: arguments of `HeadPlan`'s neck: "weights" and "bias" of `kernels.decode_head`, and
-            perhaps "projections", (weight, bias) pairs that are applied, with a ReLU, to each map.
+        fold: weights of `kernels.decode_head` without a classifier.
         classifier: path of the 1x1 convolution from the fused map to logits.
         maps: (head, *arguments of forward) -> the stages' maps, finest first.
         called: containers that the host calls, and whose hooks would be left out.
         finish: (head, logits, maps) -> what forward returns.
+        takes_pixels: it is a whole model, whose forward takes pixels and not maps.
+        projections: pairs (weight, bias) that are applied, with a ReLU, to each map before.
         exports: whether `fastseg.export` takes models with this head.
         matches: whether a module is of this kind, by the names of its parts.
         own: it is fastseg's own, which needs no trial.
@@ -39,11 +42,13 @@ class HeadHost:
 
     name: str
     roots: Callable[[Any], list[nn.Module]]
-    fold: Callable[[Any], Folded]
+    fold: Callable[[Any], DecodeHeadWeights]
     classifier: str
     maps: Callable[..., Maps]
     called: Callable[[Any], list[nn.Module]] = lambda head: []
     finish: Callable[[Any, torch.Tensor, Maps], Any] = lambda head, logits, maps: logits
+    takes_pixels: bool = False
+    projections: Callable[[Any], list[Any]] | None = None
     exports: bool = False
     method: str = "forward"
     matches: Callable[[nn.Module], bool] = lambda module: False
@@ -64,12 +69,20 @@ class HeadPlan:
     def __init__(self, head: nn.Module, host: HeadHost) -> None:
         self.head = head
         self.host = host
-        self.neck = Part(head, host.roots(head), lambda: host.fold(head), host.own)
+        self.neck = Part(head, host.roots(head), self._fold_neck, host.own)
         classifier = find(head, host.classifier)
         roots = [] if classifier is None else [classifier]
-        self.classifier = Part(head, roots, self._fold, host.own)
+        self._weights: DecodeHeadWeights | None = None
+        self.classifier = Part(head, roots, self._fold_classifier, host.own)
 
-    def _fold(self) -> Any:
+    def _fold_neck(self) -> Any:
+        projections = self.host.projections
+        return {
+            "weights": self.host.fold(self.head),
+            "projections": None if projections is None else projections(self.head),
+        }
+
+    def _fold_classifier(self) -> Any:
         return fold_classifier(find_pointwise(self.head, self.host.classifier))
 
     def is_current(self) -> bool:
@@ -91,6 +104,8 @@ class HeadPlan:
                 return f"the container of the classifier {reason}"
         self.neck.settle(any_mode, fold)
         self.classifier.settle(any_mode, fold)
+        # Made once, for all calls until something changes.
+        self._weights = self._all_weights() if fold and self.neck.reason is None else None
         return self.neck.reason
 
     def parts(self) -> list[Part]:
@@ -111,34 +126,34 @@ class HeadPlan:
         if self.classifier.reason is not None:
             yield self.host.classifier, self.classifier.reason
 
-    def arguments(self) -> Iterator[tuple[str, Folded]]:
-        """The op that runs folded, by name, with its folded arguments."""
-        classifier = self.classifier.arguments() if self.classifier.reason is None else {}
-        yield "decode_head", {**self.neck.arguments(), **classifier}
+    def weights(self) -> Iterator[tuple[str, Weights]]:
+        """The op that runs folded, by name, with its weights."""
+        yield "decode_head", self._weights or self._all_weights()
+
+    def _all_weights(self) -> DecodeHeadWeights:
+        neck = self.neck.folded()["weights"]
+        if self.classifier.reason is not None:
+            return cast(DecodeHeadWeights, neck)
+        return DecodeHeadWeights(neck.weights, neck.bias, **self.classifier.folded())
 
     def folded_stages(self) -> tuple[()]:
         """None of them: a head has no stages."""
         return ()
 
-    def folded_head(self) -> Folded | None:
+    def folded_head(self) -> DecodeHeadWeights | None:
         """The folded head as exporters take it; None where they cannot."""
-        return (
-            {**self.neck.arguments(), **self.classifier.arguments()} if self.host.exports else None
-        )
+        return (self._weights or self._all_weights()) if self.host.exports else None
 
     def run(self, maps: Maps) -> Any:
         """Return what the host's forward returns for the stages' maps, finest first."""
-        folded = dict(self.neck.arguments())
-        projections = folded.pop("projections", None)
         inputs = maps
+        projections = self.neck.folded()["projections"]
         if projections is not None:
             inputs = [
                 F.linear(one.permute(0, 2, 3, 1), weight, bias).relu().permute(0, 3, 1, 2)
                 for one, (weight, bias) in zip(maps, projections, strict=True)
             ]
-        if self.classifier.reason is None:
-            logits = kernels.decode_head(inputs, **folded, **self.classifier.arguments())
-        else:
-            fused: torch.Tensor = kernels.decode_head(inputs, **folded)
-            logits = find(self.head, self.host.classifier)(fused)
+        logits = kernels.decode_head(inputs, self._weights or self._all_weights())
+        if self.classifier.reason is not None:
+            logits = find(self.head, self.host.classifier)(logits)
         return self.host.finish(self.head, logits, maps)

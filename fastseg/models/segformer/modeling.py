@@ -280,8 +280,7 @@ class SegformerForImageClassification(SegformerPreTrainedModel):
         return output if self._return_dict(return_dict) else output.to_tuple()
 
     def _without_head(self) -> dict[str, Any]:
-        classifier = {"weight": self.classifier.weight, "bias": self.classifier.bias}
-        return {"classifier": classifier, "id2label": dict(self.config.id2label)}
+        return {"classifier": self.classifier, "id2label": dict(self.config.id2label)}
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         num_labels = self.config.num_labels

@@ -23,7 +23,7 @@ from .hosts.names import EmbedNames, LayerNames
 
 
 def attention_part(layer: nn.Module, names: LayerNames, own: bool = False) -> Part:
-    """LayerNorm, attention and residual: arguments of `kernels.sr_attention`."""
+    """LayerNorm, attention and residual: weights of `kernels.sr_attention`."""
 
     def fold() -> Folded:
         norm = find_layer_norm(layer, names.attention_norm)
@@ -70,7 +70,7 @@ def _chunks(weight: torch.Tensor, bias: torch.Tensor | None, count: int) -> list
 
 
 def ffn_part(layer: nn.Module, names: LayerNames, own: bool = False) -> Part:
-    """LayerNorm, Mix-FFN and residual: arguments of `kernels.mix_ffn`."""
+    """LayerNorm, Mix-FFN and residual: weights of `kernels.mix_ffn`."""
 
     def fold() -> Folded:
         norm = find_layer_norm(layer, names.ffn_norm)
@@ -79,14 +79,14 @@ def ffn_part(layer: nn.Module, names: LayerNames, own: bool = False) -> Part:
         activation = activation_name(find(layer, names.activation))
         if activation is None:
             raise Declined(f"{names.activation} is {find(layer, names.activation)}, unknown here")
-        return {"activation": activation, **fold_mix_ffn(norm, fc1, dwconv, fc2)}
+        return fold_mix_ffn(norm, fc1, dwconv, fc2, activation)
 
     roots = [m for m in (find(layer, names.ffn_norm), find(layer, names.ffn)) if m]
     return Part(layer, roots, fold, own)
 
 
 def embed_part(embed: nn.Module, names: EmbedNames, own: bool = False) -> Part:
-    """Convolution and LayerNorm: arguments of `kernels.patch_embed`."""
+    """Convolution and LayerNorm: weights of `kernels.patch_embed`."""
 
     def fold() -> Folded:
         proj = find_conv2d(embed, names.proj)

@@ -80,13 +80,13 @@ def head_refusal(head: Any, host: HeadHost) -> str | None:
         if plan.settle() is not None:
             return None  # nothing of it would be replaced
         generator = seeded()
-        if host.name == "segmentation_models_pytorch":
+        if host.takes_pixels:
             inputs: Any = torch.randn(1, 3, *_PIXELS, generator=generator)
         else:
-            weights = plan.neck.arguments()
-            widths = [w.shape[1] for w in weights.get("weights", [])]
-            if "projections" in weights:
-                widths = [weight.shape[1] for weight, _ in weights["projections"]]
+            neck = plan.neck.folded()
+            before = neck["projections"]
+            first = neck["weights"].weights if before is None else [pair[0] for pair in before]
+            widths = [weight.shape[1] for weight in first]
             inputs = [
                 torch.randn(
                     *(2, channels, -(-8 // 2**stage), -(-12 // 2**stage)),

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from fastseg.kernels import decode_head, mix_ffn, patch_embed
 from fastseg.kernels.core.configurations import FAMILIES, family_entries
 from fastseg.kernels.core.launch import record_launches
-from tests.kernels.triton.embed.embed_cases import FORMS, parameters, tokens_map
-from tests.kernels.triton.ffn.ffn_cases import weights
-from tests.kernels.triton.head.head_cases import NARROW, head
+from tests.kernels.triton.embed.embed_cases import FORMS, parameters, patch_embed, tokens_map
+from tests.kernels.triton.ffn.ffn_cases import mix_ffn, weights
+from tests.kernels.triton.head.head_cases import NARROW, decode_head, head
 from tests.kernels.triton.kernel_cases import INTERPRETING, check_parity, randn, set_config
 from tests.kernels.triton.labels.label_cases import check
 

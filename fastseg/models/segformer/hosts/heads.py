@@ -10,8 +10,8 @@ from torch import nn
 
 from fastseg.folding.algebra import batch_norm_affine, narrow, wide_affine
 from fastseg.folding.find import Declined, find, find_leaf, find_pointwise
-from fastseg.folding.fold import Folded
 from fastseg.folding.swap import register_host
+from fastseg.kernels import DecodeHeadWeights
 
 from ..encoder_plan import Maps
 from ..fold import fold_fuse
@@ -44,7 +44,7 @@ def _is_transformers(module: nn.Module) -> bool:
     )
 
 
-def fold_transformers(head: Any) -> Folded:
+def fold_transformers(head: Any) -> DecodeHeadWeights:
     """The neck of a head with transformers' names, old or new."""
     path = _transformers_projections(head)
     projections = [
@@ -84,7 +84,7 @@ def _is_nvlabs(module: nn.Module) -> bool:
     return has(module, *projections, "linear_fuse.conv", "linear_fuse.bn", "linear_pred")
 
 
-def _fold_nvlabs(head: Any) -> Folded:
+def _fold_nvlabs(head: Any) -> DecodeHeadWeights:
     projections = [find_leaf(head, f"linear_c{stage}.proj", nn.Linear) for stage in range(1, 5)]
     fuse = find_pointwise(head, "linear_fuse.conv")
     return fold_fuse(projections, fuse, _batch_norm(head, "linear_fuse.bn"))
@@ -111,16 +111,18 @@ def _folded_conv_module(head: Any, path: str) -> tuple[torch.Tensor, torch.Tenso
     return gain[:, None] * weight.flatten(1), bias * gain + shift
 
 
-def _fold_mmseg(head: Any) -> Folded:
+def _fold_mmseg(head: Any) -> DecodeHeadWeights:
     like = head.fusion_conv.conv.weight
     weight, bias = _folded_conv_module(head, "fusion_conv")
-    projections = []
-    for index in range(len(head.convs)):
-        pair = _folded_conv_module(head, f"convs.{index}")
-        projections.append([tensor.to(like.device, like.dtype) for tensor in pair])
-    slices = weight.chunk(len(projections), dim=1)  # finest first here
-    weights = [one.to(like.device, like.dtype).contiguous() for one in slices]
-    return {**narrow({"bias": bias}, like), "weights": weights, "projections": projections}
+    slices = weight.chunk(len(head.convs), dim=1)  # finest first here
+    weights = tuple(one.to(like.device, like.dtype).contiguous() for one in slices)
+    return DecodeHeadWeights(weights, **narrow({"bias": bias}, like))
+
+
+def _mmseg_projections(head: Any) -> list[Any]:
+    like = head.fusion_conv.conv.weight
+    pairs = (_folded_conv_module(head, f"convs.{index}") for index in range(len(head.convs)))
+    return [[tensor.to(like.device, like.dtype) for tensor in pair] for pair in pairs]
 
 
 # -- segmentation_models_pytorch: the decoder and the classifier are parts of the whole model ------
@@ -136,7 +138,7 @@ def _is_smp(module: nn.Module) -> bool:
     )
 
 
-def _fold_smp(model: Any) -> Folded:
+def _fold_smp(model: Any) -> DecodeHeadWeights:
     count = len(model.decoder.mlp_stage)
     projections = [
         find_leaf(model, f"decoder.mlp_stage.{index}.linear", nn.Linear)
@@ -189,6 +191,7 @@ HEADS: Sequence[HeadHost] = (
         name="mmseg",
         roots=lambda head: children(head, "conv_seg"),
         fold=_fold_mmseg,
+        projections=_mmseg_projections,
         classifier="conv_seg",
         maps=_mmseg_maps,
         matches=_is_mmseg,
@@ -201,6 +204,7 @@ HEADS: Sequence[HeadHost] = (
         maps=_smp_maps,
         called=lambda model: [model.segmentation_head],
         finish=_smp_masks,
+        takes_pixels=True,
         matches=_is_smp,
     ),
 )

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from fastseg import kernels
 from fastseg.kernels.attention import op
 from tests.kernels.triton.kernel_cases import randn
 
 
+def sr_attention(x, height, width, **arguments):
+    """The op, on weights made of `arguments`."""
+    return kernels.sr_attention(x, height, width, kernels.SrAttentionWeights(**arguments))
+
+
 def weights(channels, heads, sr_ratio, dtype, device, sums=True):
-    """Folded weights that give scores of deviation 1 or so."""
+    """Arguments of `SrAttentionWeights` that give scores of deviation 1 or so."""
 
     def random(*shape, scale):
         return randn(*shape, dtype=dtype, device=device, scale=scale)

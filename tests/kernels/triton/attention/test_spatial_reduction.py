@@ -5,10 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastseg.kernels import sr_attention
 from fastseg.kernels.attention import kernels as attention
 from fastseg.kernels.attention import spatial_reduction
-from tests.kernels.triton.attention.attention_cases import configure, force, op, weights
+from tests.kernels.triton.attention.attention_cases import (
+    configure,
+    force,
+    op,
+    sr_attention,
+    weights,
+)
 from tests.kernels.triton.kernel_cases import check_parity, randn
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fastseg import kernels
 from tests.kernels.triton.kernel_cases import randn
 
 FORMS = {
@@ -25,6 +26,16 @@ FORMS = {
         "num_stages": 2,
     },
 }
+
+
+def patch_embed(
+    feature_map, weight, bias, norm_weight, norm_bias, *, stride, padding, eps, **pixels
+):
+    """The op, on weights made of the arguments."""
+    weights = kernels.PatchEmbedWeights(
+        weight, bias, norm_weight, norm_bias, stride=stride, padding=padding, eps=eps
+    )
+    return kernels.patch_embed(feature_map, weights, **pixels)
 
 
 def parameters(in_channels, channels, kernel, dtype, device):

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 import fastseg
-from fastseg.kernels import patch_embed
 from fastseg.kernels.core.launch import record_launches
-from tests.kernels.triton.embed.embed_cases import FORMS, parameters, tokens_map
+from tests.kernels.triton.embed.embed_cases import FORMS, parameters, patch_embed, tokens_map
 from tests.kernels.triton.kernel_cases import DTYPES, check_parity, randn, set_config
 
 
@@ -254,7 +253,7 @@ def test_wrong_input(device):
         patch_embed(pixels, weight[..., :3], bias, *norm, **keywords)
     with pytest.raises(ValueError, match=r"bias: expected shape \(32,\), got \(31,\)"):
         patch_embed(pixels, weight, bias[:31], *norm, **keywords)
-    with pytest.raises(TypeError, match="norm_bias: expected torch.float32 as the input"):
+    with pytest.raises(TypeError, match="norm_bias: expected torch.float32 as the others"):
         patch_embed(pixels, weight, bias, norm[0], norm[1].half(), **keywords)
 
 
@@ -305,11 +304,15 @@ def test_in_a_compiled_graph(device):
 
 def test_registration(device):
     op = torch.ops.fastseg.patch_embed.default
+    layer = {"stride": 2, "padding": 1, "eps": 1e-6}
+    names = ("weight", "bias", "norm_weight", "norm_bias")
     for in_channels in (3, 32):
         feature_map = torch.randn(2, in_channels, 5, 6, device=device)
         weights = parameters(in_channels, 32, 3, torch.float32, device)
-        torch.library.opcheck(op, (feature_map, *weights, 2, 1, 1e-6, None, None))
+        flat = {**dict(zip(names, weights, strict=True)), **layer}
+        torch.library.opcheck(op, (feature_map, None, None), flat)
     pixels = torch.randint(0, 256, (1, 3, 5, 5), device=device, dtype=torch.uint8)
     weights = parameters(3, 32, 3, torch.float16, device)
     scale = torch.ones(3, device=device)
-    torch.library.opcheck(op, (pixels, *weights, 2, 1, 1e-6, scale, scale))
+    flat = {**dict(zip(names, weights, strict=True)), **layer}
+    torch.library.opcheck(op, (pixels, scale, scale), flat)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import torch
 
+from fastseg import kernels
 from tests.kernels.triton.kernel_cases import randn
 
 
+def mix_ffn(x, height, width, norm_weight=None, norm_bias=None, norm_eps=1e-5, **arguments):
+    """The op, on weights made of `arguments`."""
+    norm = {"norm_weight": norm_weight, "norm_bias": norm_bias, "norm_eps": norm_eps}
+    return kernels.mix_ffn(x, height, width, kernels.MixFfnWeights(**arguments), **norm)
+
+
 def weights(channels, dtype, device, ratio=4, norm=False, like=randn):
-    """Folded tensors that keep values of order one, the taps laid out as kernels like them."""
+    """Arguments of `mix_ffn` that keep values of order one, taps as kernels like them."""
     hidden = ratio * channels
     taps = like(9, hidden, dtype=dtype, device=device, scale=1 / 3)
     folded = {

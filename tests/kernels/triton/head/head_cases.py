@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from fastseg import kernels
 from tests.kernels.triton.kernel_cases import randn
 
 B0 = (32, 64, 160, 256)
 B1 = (64, 128, 320, 512)
 NARROW = (32, 32, 32, 32)
+
+
+def decode_head(maps, weights, bias, classifier=None, classifier_bias=None):
+    """The op, on weights made of the arguments."""
+    made = kernels.DecodeHeadWeights(tuple(weights), bias, classifier, classifier_bias)
+    return kernels.decode_head(maps, made)
 
 
 def head(batch, sizes, channels, width, classes, dtype, device):

@@ -77,7 +77,7 @@ def test_wrong_input(device):
         layer_norm(x.long())
     with pytest.raises(ValueError, match=r"weight: expected shape \(64,\), got \(32,\)"):
         layer_norm(x, torch.ones(32, device=device))
-    with pytest.raises(TypeError, match="bias: expected torch.float32 as the input, got"):
+    with pytest.raises(TypeError, match="bias: expected torch.float32 as the others, got"):
         layer_norm(x, None, torch.ones(64, device=device).half())
     with pytest.raises(ValueError, match="weight: expected a tensor on .*, got meta"):
         layer_norm(x, torch.ones(64, device="meta"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,7 +84,8 @@ def test_the_quickest_right_candidate_wins(calls, tmp_path, monkeypatch):
 def test_wrong_answers_are_rejected(calls, monkeypatch):
     # A block of rows that the kernel would leave out: only the first 32 are written.
     wrong = {"BLOCK_M": 32, "num_warps": 1}
-    real = tuning.registry.FUSED["layer_norm"]
+    op = tuning.registry.OPS["layer_norm"]
+    real = op.fused
 
     def fused(*arguments):
         with configurations.record_queries() as queries:
@@ -92,7 +94,7 @@ def test_wrong_answers_are_rejected(calls, monkeypatch):
             result[:, 32:] = float("nan")
         return result
 
-    monkeypatch.setitem(tuning.registry.FUSED, "layer_norm", fused)
+    monkeypatch.setitem(tuning.registry.OPS, "layer_norm", replace(op, fused=fused))
     monkeypatch.setattr(tuning, "candidates", lambda query: [wrong])
     (result,) = tuning.tune(calls[:1], measure=microseconds(wrong))
     assert result.rejected == 1
