@@ -11,7 +11,7 @@ from fastseg.folding.warmup import warmup
 from fastseg.images.processor import SegformerImageProcessor
 from fastseg.inference.segment import segment
 from fastseg.kernels import backend
-from fastseg.models.auto import from_pretrained
+from fastseg.models.auto import PRESETS, from_preset, from_pretrained
 from fastseg.models.segformer.config import SegformerConfig
 from fastseg.models.segformer.decode_head import SegformerDecodeHead
 from fastseg.models.segformer.modeling import (
@@ -19,7 +19,6 @@ from fastseg.models.segformer.modeling import (
     SegformerForSemanticSegmentation,
     SegformerModel,
 )
-from fastseg.models.segformer.presets import PRESETS, from_preset
 from fastseg.reporting import report
 
 __all__ = [

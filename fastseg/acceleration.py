@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from torch import nn
 
 from fastseg.folding.freshness import kind_of
-from fastseg.folding.swap import Accelerated, accelerated_class
-from fastseg.models.segformer.encoder_plan import EncoderHost
-from fastseg.models.segformer.head_plan import HeadHost
-from fastseg.models.segformer.hosts.encoders import find_encoder
-from fastseg.models.segformer.hosts.heads import find_head
-from fastseg.models.segformer.trial import encoder_refusal, head_refusal, layer_refusal
+from fastseg.folding.swap import Accelerated, Host, accelerated_class
+from fastseg.models.families import FAMILIES, Family
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -50,23 +47,24 @@ def accelerate(model: Model, *, strict: bool = False) -> Model:
     _check(model)
     if not isinstance(strict, bool):
         raise TypeError(f"strict: expected a bool, got {strict!r}")
-    has_segformer = False
+    is_found = False
     refusals: list[str] = []
     changed: list[Any] = []
     modules: list[tuple[str, Any]] = list(model.named_modules())
     for name, module in modules:
         if isinstance(module, Accelerated) and module._fastseg_host.own:
-            has_segformer = True
+            is_found = True
             continue
         was_fast = isinstance(module, Accelerated)
         if was_fast and module._fastseg_kind != kind_of(module, root_class=False):
             _restore(module)  # its modules were exchanged, or it is a copy
-        host = find_encoder(module) or find_head(module)
-        if host is None:
+        found = _find_host(module)
+        if found is None:
             continue
-        has_segformer = True
+        family, host = found
+        is_found = True
         if not isinstance(module, Accelerated):
-            reason = _take(module, host)
+            reason = _take(module, family, host)
             if reason is not None:
                 refusals.append(f"{_label(name, module)} stays with {host.name}: {reason}")
                 continue
@@ -74,10 +72,10 @@ def accelerate(model: Model, *, strict: bool = False) -> Model:
                 changed.append(module)
         if strict:
             refusals += _open_reasons(name, module)
-    if not has_segformer:
+    if not is_found:
         raise ValueError(
-            f"model: expected one with a SegFormer in it, got a {type(model).__name__} in which "
-            "nothing has the names of one"
+            f"model: expected one with a {' or '.join(f.title for f in FAMILIES.values())} in it, "
+            f"got a {type(model).__name__} in which nothing has the names of one"
         )
     if strict and refusals:
         for module in changed:
@@ -86,17 +84,23 @@ def accelerate(model: Model, *, strict: bool = False) -> Model:
     return model
 
 
-def _take(module: nn.Module, host: EncoderHost | HeadHost) -> str | None:
+def _find_host(module: nn.Module) -> tuple[Family, Host] | None:
+    """The family and the kind that `module` is of; None where no family knows it."""
+    for family in FAMILIES.values():
+        host = family.find_host(module)
+        if host is not None:
+            return family, host
+    return None
+
+
+def _take(module: nn.Module, family: Family, host: Host) -> str | None:
     """Accelerate one encoder or head; the reason where it has to stay the host's."""
-    refused: dict[str, str] = {}
+    refused: Mapping[str, str] = {}
     kind = kind_of(module, root_class=False)
     if "forward" in module.__dict__:
         reason: str | None = "it has a forward of its own"
-    elif isinstance(host, EncoderHost):
-        refused = _refused_layers(module, host)
-        reason = encoder_refusal(module, host, refused)
     else:
-        reason = head_refusal(module, host)
+        reason, refused = family.try_out(module, host)
     if reason is None:
         try:
             module.__class__ = accelerated_class(type(module), host)
@@ -146,22 +150,6 @@ def _restore(module: Any) -> None:
     module.__class__ = module._fastseg_class
     for name in ("_fastseg_refused", "_fastseg_kind", "_fastseg_state"):
         module.__dict__.pop(name, None)
-
-
-def _refused_layers(encoder: nn.Module, host: EncoderHost) -> dict[str, str]:
-    """Names of the layers whose kind does not compute what it seems to, and why."""
-    names = {id(module): name for name, module in encoder.named_modules()}
-    verdicts: dict[Any, str | None] = {}
-    refused = {}
-    for stage in host.stages(encoder):
-        for layer in stage.layers:
-            kind = kind_of(layer)
-            if kind not in verdicts:
-                verdicts[kind] = layer_refusal(layer, host.layer)
-            reason = verdicts[kind]
-            if reason is not None:
-                refused[names[id(layer)]] = reason
-    return refused
 
 
 def _open_reasons(name: str, module: Any) -> list[str]:

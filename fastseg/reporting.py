@@ -27,7 +27,7 @@ def report(model: nn.Module) -> str:
 
     Raises:
         TypeError: `model` is not a module.
-        ValueError: there is no SegFormer in it.
+        ValueError: nothing in it has a fast path.
     """
     if not hasattr(model, "named_modules"):  # a graphed model has its model's
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -40,7 +40,7 @@ def report(model: nn.Module) -> str:
             lines.append(f"{label}: the host's own: {part.__dict__['_fastseg_refusal']}")
     if not lines:
         raise ValueError(
-            "model: expected one with a SegFormer of fastseg in it, or one that fastseg.accelerate "
+            "model: expected one with a model of fastseg in it, or one that fastseg.accelerate "
             f"has made fast, got a {type(model).__module__}.{type(model).__name__}"
         )
     lines += [

@@ -23,6 +23,7 @@ from .tensorflow import is_tensorflow
 
 CONFIG_NAME = "config.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
+CONVERTER_NAME = "image_converter.json"  # of KerasHub
 WEIGHTS_NAME = "model.safetensors"
 WEIGHTS_INDEX_NAME = WEIGHTS_NAME + ".index.json"
 PICKLED_NAME = "pytorch_model.bin"

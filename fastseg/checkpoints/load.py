@@ -89,8 +89,8 @@ def load_pretrained(
     Args:
         path: a directory, a file or a Hugging Face hub id. Beside a file with the name that it has
             in a checkpoint's directory, such as model.safetensors, config.json counts too.
-        model_class: the class to load, or several to choose one from by `architectures` in
-            config.json, else by the names in the file.
+        model_class: the class to load, or several to choose one from by `model_type` and
+            `architectures` in config.json, else by the names in the file.
         num_labels, id2label: other classes than the checkpoint's; a classifier of another size in
             the file, or none in a head that has the rest, is then newly initialised.
         ignore_mismatched_sizes: newly initialise every tensor of another shape in the file.
@@ -108,11 +108,11 @@ def load_pretrained(
         TypeError, ValueError: an argument is wrong.
     """
     classes = [model_class] if isinstance(model_class, type) else list(model_class)
-    config_class, family = classes[0].config_class, classes[0].checkpoint_names
+    families = {one.config_class.model_type: one.checkpoint_names for one in classes}
     # The name of `dtype` in transformers before 4.56.
     torch_dtype = config_overrides.pop("torch_dtype", None)
     dtype = torch_dtype if dtype is None else dtype
-    _check_overrides(config_class, config_overrides)
+    _check_overrides([one.config_class for one in classes], config_overrides)
     file = local_file(path)
     resolve: Callable[[str], Path] = functools.partial(
         resolve_file,
@@ -125,11 +125,14 @@ def load_pretrained(
     if file is not None:
         resolve = beside(file)
     try:
-        source = read_source(path, resolve, config_class.model_type, family, config_overrides)
+        source = read_source(path, resolve, families, config_overrides)
     except FileNotFoundError as error:
         if Path(path).exists():
             raise CheckpointError(str(error)) from error
         raise
+    family = families[source.model_type]
+    classes = [one for one in classes if one.config_class.model_type == source.model_type]
+    config_class = classes[0].config_class
     fields, translation = source.fields, source.translation
     tensors, names = translation.tensors, translation.names
     stored_dtype = fields.pop("dtype", None) or fields.get("torch_dtype")
@@ -140,7 +143,7 @@ def load_pretrained(
 
     with torch.device("meta"), _NoRandomNumbers():
         model = chosen(config)
-    if translation.foreign_head and hasattr(model, "decode_head"):
+    if translation.foreign_head and hasattr(model, family.segmentation_head):
         raise CheckpointError(f"{source.path}: {translation.foreign_head}")
     if not hasattr(model, model.base_model_prefix):
         names = {name: full.removeprefix(family.base) for name, full in names.items()}
@@ -181,13 +184,14 @@ def load_pretrained(
     return model.eval()
 
 
-def _check_overrides(config_class: type[Any], overrides: Mapping[str, Any]) -> None:
-    known = inspect.signature(config_class).parameters
+def _check_overrides(config_classes: Sequence[type[Any]], overrides: Mapping[str, Any]) -> None:
+    known = {name for one in config_classes for name in inspect.signature(one).parameters}
     unknown = [name for name in overrides if name not in known or name == "kwargs"]
     if unknown:
+        names = " or ".join(dict.fromkeys(one.__name__ for one in config_classes))
         raise TypeError(
-            f"{unknown[0]}: expected an argument of from_pretrained or a field of "
-            f"{config_class.__name__}, got {unknown[0]}={overrides[unknown[0]]!r}"
+            f"{unknown[0]}: expected an argument of from_pretrained or a field of {names}, "
+            f"got {unknown[0]}={overrides[unknown[0]]!r}"
         )
 
 

@@ -35,10 +35,12 @@ class Source:
 
     path: the file that the weights were reached through.
     config_path: the config.json that describes the model; None where the tensors do.
+    model_type: of the family whose names it has.
     fields: of the configuration.
     """
 
     path: Path
+    model_type: str
     config_path: Path | None
     fields: dict[str, Any]
     translation: Translation
@@ -73,8 +75,7 @@ def beside(file: Path) -> Callable[[str], Path]:
 def read_source(
     path: object,
     resolve: Callable[[str], Path],
-    model_type: str,
-    family: CheckpointNames,
+    families: Mapping[str, CheckpointNames],
     overrides: Mapping[str, Any],
 ) -> Source:
     """Read the checkpoint at `path`.
@@ -82,8 +83,8 @@ def read_source(
     Args:
         resolve: gives the path of a file of the checkpoint by its name, or raises
             FileNotFoundError.
-        model_type: that a config.json of transformers must have.
-        family: the names that its checkpoints may have.
+        families: the names that checkpoints may have, by the `model_type` that a config.json of
+            transformers has. Without one the first family is taken that knows the tensors.
         overrides: fields of the configuration that the caller knows.
 
     Raises:
@@ -101,34 +102,59 @@ def read_source(
         config_path = None
     config = {} if config_path is None else read_json(config_path)
     library = _library(config)
-    fields: dict[str, Any] = {}
-    if config_path is not None and library == "transformers":
-        _check_model_type(config, config_path, model_type)
-        fields = config
-    elif config_path is not None and library == "smp":
-        fields = _smp_fields(config, config_path, family)
-    elif config_path is not None:
-        fields = _preset_fields(config, config_path, resolve, family)
-
+    if config_path is not None and "model_type" in config:
+        families = _of_model_type(config, config_path, families)
     if library == "KerasHub":
         weights_path, weights = read_preset_weights(resolve)
     elif file is not None:
         weights_path, weights = file, read_file(file)
     else:
         weights_path, weights = read_weights(resolve)
-    if library != "transformers":
-        config_path = None
+    first_error: CheckpointError | None = None
+    for model_type, family in families.items():
+        try:
+            fields: dict[str, Any] = {}
+            if config_path is not None and library == "transformers":
+                fields = config
+            elif config_path is not None and library == "smp":
+                fields = _smp_fields(config, config_path, family)
+            elif config_path is not None:
+                fields = _preset_fields(config, config_path, resolve, family)
+            is_described = config_path is not None and library == "transformers"
+            translation, fields = _translated(
+                weights_path, weights, family, fields, overrides, is_described
+            )
+        except CheckpointError as error:
+            first_error = first_error or error
+            continue
+        described_by = config_path if is_described else None
+        return Source(
+            weights_path, model_type, described_by, {**translation.fields, **fields}, translation
+        )
+    assert first_error is not None
+    raise first_error
+
+
+def _translated(
+    path: Path,
+    weights: Weights,
+    family: CheckpointNames,
+    fields: dict[str, Any],
+    overrides: Mapping[str, Any],
+    is_described: bool,
+) -> tuple[Translation, dict[str, Any]]:
+    """The tensors in the family's terms, and the fields, as the tensors tell them where none do."""
     try:
         if weights.groups is not None:
             foreign = family.foreign(weights.tensors, weights.groups)
             if foreign is not None:
                 raise CheckpointError(foreign)
         translation = family.translate(weights.tensors, {**fields, **overrides}.get("depths"))
-        if config_path is None:
+        if not is_described:
             fields = _inferred(translation, weights, family, {**fields, **overrides})
     except CheckpointError as error:
-        raise CheckpointError(f"{weights_path}: {error}") from error
-    return Source(weights_path, config_path, {**translation.fields, **fields}, translation)
+        raise CheckpointError(f"{path}: {error}") from error
+    return translation, fields
 
 
 def _library(config: Mapping[str, Any]) -> str:
@@ -159,10 +185,14 @@ def _inferred(
     return inferred
 
 
-def _check_model_type(config: Mapping[str, Any], path: Path, model_type: str) -> None:
-    stated = config.get("model_type", model_type)
-    if stated != model_type:
-        raise CheckpointError(f"{path}: expected model_type {model_type!r}, got {stated!r}")
+def _of_model_type(
+    config: Mapping[str, Any], path: Path, families: Mapping[str, CheckpointNames]
+) -> dict[str, CheckpointNames]:
+    stated = config["model_type"]
+    if stated not in families:
+        expected = " or ".join(map(repr, families))
+        raise CheckpointError(f"{path}: expected model_type {expected}, got {stated!r}")
+    return {stated: families[stated]}
 
 
 def _smp_fields(config: Mapping[str, Any], path: Path, family: CheckpointNames) -> dict[str, Any]:

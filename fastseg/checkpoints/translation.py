@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from .report import CheckpointError
+
 # A prefix in a file -> prefixes in the model, among which the tensor is split evenly along its
 # first dimension. No prefixes: a tensor that its own network does not use.
 Table = Mapping[str, Sequence[str]]
@@ -42,6 +44,16 @@ class Translation:
             self.names[label] = target
 
 
+def as_it_is(tensors: Mapping[str, torch.Tensor], depths: Sequence[int] | None) -> Translation:
+    """Tensors that have the names of the model."""
+    return Translation(dict(tensors), {name: name for name in tensors})
+
+
+def unknown(*arguments: Any) -> Any:
+    """Raise: such files tell nothing of this family."""
+    raise CheckpointError("expected a config.json with a model_type beside it")
+
+
 @dataclass(frozen=True)
 class CheckpointNames:
     """Names that checkpoints of a family may have: a model class has it as `checkpoint_names`.
@@ -49,28 +61,35 @@ class CheckpointNames:
     base: the prefix of the encoder's tensors in models with a head.
     heads: the top-level modules that a class of the family may have besides the encoder.
     training_heads: heads that other libraries train beside the real one; no class of ours has them.
+    segmentation_head: the module that a file's `foreign_head` would stand for.
     classifiers: the layers that have a row for each class.
     translate: (a file's tensors, blocks in each stage or None) -> these in the family's terms.
     class_name: names in the model -> the model class that the file was saved from.
     infer_fields: (tensors by their names in the model, known fields) -> fields of the configuration
         that shapes tell.
     read_preset: (config.json, task.json or None) of KerasHub -> fields of the configuration.
+    read_converter: image_converter.json of KerasHub -> options of the family's image processor.
     read_smp: config.json of segmentation_models_pytorch -> fields of the configuration.
     foreign: (names of tensors, of groups) of an HDF5 file -> why it is of another network, or None.
 
-    Those that read a file raise CheckpointError where it is of no model of the family.
+    Those that read a file raise CheckpointError where it is of no model of the family. Defaults are
+    those of a family whose files have its own names and a config.json.
     """
 
-    base: str
-    heads: frozenset[str]
-    training_heads: frozenset[str]
-    classifiers: frozenset[str]
-    translate: Callable[[Mapping[str, torch.Tensor], Sequence[int] | None], Translation]
-    class_name: Callable[[Iterable[str]], str]
-    infer_fields: Callable[[Mapping[str, torch.Tensor], Mapping[str, Any]], dict[str, Any]]
-    read_preset: Callable[[Mapping[str, Any], Mapping[str, Any] | None], dict[str, Any]]
-    read_smp: Callable[[Mapping[str, Any]], dict[str, Any]]
-    foreign: Callable[[Iterable[str], Iterable[str]], str | None]
+    base: str = ""
+    heads: frozenset[str] = frozenset()
+    training_heads: frozenset[str] = frozenset()
+    segmentation_head: str = ""
+    classifiers: frozenset[str] = frozenset()
+    translate: Callable[[Mapping[str, torch.Tensor], Sequence[int] | None], Translation] = as_it_is
+    class_name: Callable[[Iterable[str]], str] = lambda names: ""
+    infer_fields: Callable[[Mapping[str, torch.Tensor], Mapping[str, Any]], dict[str, Any]] = (
+        unknown
+    )
+    read_preset: Callable[[Mapping[str, Any], Mapping[str, Any] | None], dict[str, Any]] = unknown
+    read_converter: Callable[[Mapping[str, Any]], dict[str, Any]] = unknown
+    read_smp: Callable[[Mapping[str, Any]], dict[str, Any]] = unknown
+    foreign: Callable[[Iterable[str], Iterable[str]], str | None] = lambda names, groups: None
 
 
 def translate_name(table: Table, name: str) -> list[str] | None:

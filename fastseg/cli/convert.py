@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import torch
 
 import fastseg
-from fastseg.checkpoints.files import CONFIG_NAME, PREPROCESSOR_NAME, read_json
+from fastseg.checkpoints.files import CONFIG_NAME, CONVERTER_NAME, PREPROCESSOR_NAME, read_json
 from fastseg.checkpoints.hub import find_file
-from fastseg.models.segformer.names.keras import CONVERTER_NAME, read_converter
+from fastseg.checkpoints.load import load_pretrained
+from fastseg.models.families import FAMILIES
 
 from . import options
 from .options import CommandError, say
@@ -89,7 +91,8 @@ def _check_output(folder: Path, force: bool) -> None:
 def _load(arguments: argparse.Namespace) -> Any:
     load: Any = fastseg.from_pretrained
     if arguments.encoder:
-        load = fastseg.SegformerModel.from_pretrained
+        encoders = [family.models[-1] for family in FAMILIES.values()]
+        load = functools.partial(load_pretrained, model_class=encoders)
     fields = {} if arguments.heads is None else {"num_attention_heads": arguments.heads}
     dtype = None if arguments.dtype is None else options.DTYPES[arguments.dtype]
     try:
@@ -107,7 +110,7 @@ def _load(arguments: argparse.Namespace) -> Any:
     return model
 
 
-def _image_processor(source: str, model: Any) -> fastseg.SegformerImageProcessor | None:
+def _image_processor(source: str, model: Any) -> Any:
     """Image processor with the options that the source has; None where it has none."""
     place = source
     if Path(source).is_file():
@@ -116,12 +119,13 @@ def _image_processor(source: str, model: Any) -> fastseg.SegformerImageProcessor
         place = str(model.preprocessor_file.parent)
     try:
         try:
-            return fastseg.SegformerImageProcessor.from_pretrained(place)
+            return model.image_processor_class.from_pretrained(place)
         except FileNotFoundError:
             converter = find_file(place, CONVERTER_NAME)
         if converter is None:
             return None
-        return fastseg.SegformerImageProcessor(**read_converter(read_json(converter)))
+        options = model.checkpoint_names.read_converter(read_json(converter))
+        return model.image_processor_class(**options)
     except (OSError, ValueError, TypeError) as error:
         raise CommandError(f"IN {source}: {error}") from error
 
@@ -151,6 +155,6 @@ def _compare(model: Any, folder: Path) -> None:
 def _summary(model: Any) -> str:
     config = model.config
     parts = [type(model).__name__, f"{model.num_parameters() / 1e6:.1f} M parameters"]
-    if not isinstance(model, fastseg.SegformerModel):
+    if type(model) not in [family.models[-1] for family in FAMILIES.values()]:
         parts.append(f"{config.num_labels} classes")
     return ", ".join([*parts, str(model.dtype).removeprefix("torch.")])

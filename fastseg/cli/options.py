@@ -86,9 +86,7 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_model(
-    source: str | None, device: torch.device, dtype: str
-) -> tuple[Any, fastseg.SegformerImageProcessor]:
+def load_model(source: str | None, device: torch.device, dtype: str) -> tuple[Any, Any]:
     """A segmentation model in eval mode and its image processor; `source` None is the embedded one.
 
     Raises:
@@ -103,7 +101,7 @@ def load_model(
             model = fastseg.from_pretrained(place, device=device, dtype=DTYPES[dtype])
     except (OSError, ValueError, ImportError) as error:
         raise CommandError(f"--model {name}: {error}") from error
-    if not isinstance(model, fastseg.SegformerForSemanticSegmentation):
+    if not model.segments:
         kind = type(model).__name__
         raise CommandError(f"--model {name}: expected a segmentation model, got a {kind}")
     report: Any = model.load_report
@@ -116,10 +114,10 @@ def load_model(
     try:
         if options is None:
             raise FileNotFoundError(place)
-        return model, fastseg.SegformerImageProcessor.from_pretrained(options)
+        return model, model.image_processor_class.from_pretrained(options)
     except FileNotFoundError:
         say(f"note: no preprocessor_config.json in {name}; the default image processor is used")
-        return model, fastseg.SegformerImageProcessor()
+        return model, model.image_processor_class()
     except (OSError, ValueError) as error:
         raise CommandError(f"--model {name}: {error}") from error
 

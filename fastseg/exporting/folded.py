@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -108,14 +108,16 @@ class FoldedModel:
         )
 
 
-class ExportedPlan(Plan, Protocol):
-    """A `Plan` of a part that exporters can write."""
+class ExportedPlan(Plan):
+    """Base of the plan of a part that exporters can write."""
 
     def folded_stages(self) -> tuple[FoldedStage, ...]:
         """The stages, where the part is an encoder; none of others."""
+        return ()
 
     def folded_head(self) -> DecodeHeadWeights | None:
         """Weights of its decode head, where its logits are the result; of others None."""
+        return None
 
 
 @torch.no_grad()

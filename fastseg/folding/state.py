@@ -18,7 +18,6 @@ import operator
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -29,11 +28,23 @@ from .fold import Known, Part, tensors_of
 from .freshness import Derived, ModelWatch
 
 
-class Plan(Protocol):
-    """Plan of a module's forward, part by part: folded, or by the module's own code."""
+class Plan:
+    """Base of the plan of a module's forward, part by part: folded, or by the module's own code.
+
+    As it is, it is all or nothing: the whole runs its own code where one part has to.
+    """
+
+    def parts(self) -> list[Part]:
+        """The parts of the module, folded or not."""
+        raise NotImplementedError
 
     def is_current(self) -> bool:
         """Return whether the module still holds the modules that this was made for."""
+        raise NotImplementedError
+
+    def weights(self) -> Iterator[tuple[str, Weights]]:
+        """Each op that runs folded, by name, with its weights."""
+        raise NotImplementedError
 
     def settle(self, any_mode: bool = False, fold: bool = True) -> str | None:
         """Fold what can be folded; a reason where the module as a whole runs its own code.
@@ -42,24 +53,25 @@ class Plan(Protocol):
             any_mode: leave aside that parts may be in training mode.
             fold: where False, find reasons alone; parts fold at each use then.
         """
-
-    def parts(self) -> list[Part]:
-        """The parts of the module, folded or not."""
+        for part in self.parts():
+            part.settle(any_mode, fold)
+        return next((part.reason for part in self.parts() if part.reason is not None), None)
 
     def known(self) -> list[Known]:
         """The parts, and what else has to be known."""
+        return [*self.parts()]
 
     def folded_parts(self) -> list[Part]:
         """The parts that run folded, as settled."""
+        return [part for part in self.parts() if part.reason is None]
 
     def modes(self) -> list[str | None]:
         """Reasons why parts are not folded, None for those that are: graphs depend on them."""
+        return [part.reason for part in self.parts()]
 
     def reasons(self) -> Iterator[tuple[str, str]]:
-        """Pairs (module's name, reason) of what is not folded."""
-
-    def weights(self) -> Iterator[tuple[str, Weights]]:
-        """Each op that runs folded, by name, with its weights."""
+        """Pairs (module's name, reason) of what is not folded beside what `settle` tells."""
+        return iter(())
 
 
 class State(Derived):

@@ -77,18 +77,19 @@ def saved_processor(model: Any) -> SegformerImageProcessor:
     Where there was a checkpoint without one, a warning says so.
     """
     model = getattr(model, "module", model)  # inside DataParallel
+    processor_class = getattr(model, "image_processor_class", SegformerImageProcessor)
     # fastseg's models know the file; of others the folder or the hub id is known.
     source = getattr(model, "preprocessor_file", None) or getattr(model, "name_or_path", "")
     if source:
         try:
-            return SegformerImageProcessor.from_pretrained(source, local_files_only=True)
+            return processor_class.from_pretrained(source, local_files_only=True)
         except (FileNotFoundError, ImportError):
             warnings.warn(
                 f"no preprocessor_config.json with {source}: images are prepared with the default "
-                "SegformerImageProcessor, at 512x512",
+                f"{processor_class.__name__}, at 512x512",
                 stacklevel=3,  # the caller of segment
             )
-    return SegformerImageProcessor()
+    return processor_class()
 
 
 def _batches(images: Sequence[Any], batch_size: int) -> Iterator[Sequence[Any]]:

@@ -1,4 +1,4 @@
-"""`from_pretrained`: a model of whichever class the checkpoint is of."""
+"""`from_pretrained` and `from_preset`: a model of whichever family and class it is of."""
 
 from __future__ import annotations
 
@@ -7,25 +7,47 @@ from typing import Any
 
 from fastseg.checkpoints.load import load_pretrained
 
-from .segformer.modeling import (
-    SegformerForImageClassification,
-    SegformerForSemanticSegmentation,
-    SegformerModel,
-)
+from .base import PreTrainedModel
+from .families import FAMILIES
 
-MODEL_CLASSES = (
-    SegformerForSemanticSegmentation,
-    SegformerForImageClassification,
-    SegformerModel,
-)
+PRESETS = tuple(name for family in FAMILIES.values() for name in family.presets)
 
 
-def from_pretrained(
-    path: str | os.PathLike[str], **kwargs: Any
-) -> SegformerForSemanticSegmentation | SegformerForImageClassification | SegformerModel:
+def from_pretrained(path: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
     """The model in a directory, in a file or under a Hugging Face hub id, in eval mode.
 
-    Its class comes from `architectures` in config.json, else from the names of the tensors.
-    Arguments and errors are those of `fastseg.checkpoints.load.load_pretrained`.
+    Its family comes from `model_type` in config.json, its class from `architectures` there, else
+    both from the names of the tensors. Arguments and errors are those of
+    `fastseg.checkpoints.load.load_pretrained`.
     """
-    return load_pretrained(path, MODEL_CLASSES, **kwargs)
+    classes = [model for family in FAMILIES.values() for model in family.models]
+    model: PreTrainedModel = load_pretrained(path, classes, **kwargs)
+    return model
+
+
+def from_preset(
+    name: str,
+    num_classes: int | None = None,
+    projection_filters: int | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """A model with newly drawn weights, in training mode as any new module.
+
+    segformer_* gives SegformerForSemanticSegmentation; mit_* gives SegformerForImageClassification,
+    or SegformerModel, the encoder alone, with `num_classes=0`.
+
+    Args:
+        name: one of `PRESETS`.
+        num_classes: number of classes; 1000 for mit_*, 150 (ADE20K) for segformer_* where None.
+        projection_filters: width of the decode head; that of the paper where None (256 for B0 and
+            B1, 768 for B2 to B5).
+        **kwargs: other fields of the family's configuration.
+
+    Raises:
+        ValueError: no such preset.
+    """
+    for family in FAMILIES.values():
+        if name in family.presets and family.from_preset is not None:
+            return family.from_preset(name, num_classes, projection_filters, **kwargs)
+    known = ", ".join(preset for family in FAMILIES.values() for preset in family.presets)
+    raise ValueError(f"name: expected one of {known}, got {name!r}")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastseg import kernels
-from fastseg.exporting.folded import FoldedLayer, FoldedStage
+from fastseg.exporting.folded import ExportedPlan, FoldedLayer, FoldedStage
 from fastseg.folding.conditions import part_problem
 from fastseg.folding.fold import Known, Part
 from fastseg.kernels.blocks.tokens import tokens_to_map
@@ -170,7 +170,7 @@ def _normalized(tokens: torch.Tensor, norm: Any) -> torch.Tensor:
     return F.layer_norm(tokens, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
-class EncoderPlan:
+class EncoderPlan(ExportedPlan):
     """An encoder, stage by stage.
 
     Args:
@@ -270,9 +270,6 @@ class EncoderPlan:
             norm: Any = plan.stage.norm
             stages.append(FoldedStage(plan.embed.folded(), tuple(layers), norm))
         return tuple(stages)
-
-    def folded_head(self) -> None:
-        """None: an encoder has no head."""
 
     def run(self, pixels: torch.Tensor, count: int | None = None) -> Maps:
         """Maps (B, C, H, W) of the first `count` stages, or all, in channels-last memory."""

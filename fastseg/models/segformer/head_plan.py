@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastseg import kernels
+from fastseg.exporting.folded import ExportedPlan
 from fastseg.folding.conditions import part_problem
 from fastseg.folding.find import find, find_pointwise
-from fastseg.folding.fold import Known, Part
+from fastseg.folding.fold import Part
 from fastseg.kernels import DecodeHeadWeights
 from fastseg.kernels.core.weights import Weights
 
@@ -63,7 +64,7 @@ class HeadHost:
         return plan.run(self.maps(head, *args, **kwargs))
 
 
-class HeadPlan:
+class HeadPlan(ExportedPlan):
     """The neck, all up to the classifier, folded; the classifier folded too, or the host's."""
 
     def __init__(self, head: nn.Module, host: HeadHost) -> None:
@@ -111,16 +112,6 @@ class HeadPlan:
     def parts(self) -> list[Part]:
         return [self.neck, self.classifier]
 
-    def known(self) -> list[Known]:
-        return [*self.parts()]
-
-    def folded_parts(self) -> list[Part]:
-        return [part for part in self.parts() if part.reason is None]
-
-    def modes(self) -> list[str | None]:
-        """Reasons why parts stay the host's, None for those that do not: graphs depend on them."""
-        return [part.reason for part in self.parts()]
-
     def reasons(self) -> Iterator[tuple[str, str]]:
         """Pairs (module's name, reason) of what stays the host's."""
         if self.classifier.reason is not None:
@@ -135,10 +126,6 @@ class HeadPlan:
         if self.classifier.reason is not None:
             return cast(DecodeHeadWeights, neck)
         return DecodeHeadWeights(neck.weights, neck.bias, **self.classifier.folded())
-
-    def folded_stages(self) -> tuple[()]:
-        """None of them: a head has no stages."""
-        return ()
 
     def folded_head(self) -> DecodeHeadWeights | None:
         """The folded head as exporters take it; None where they cannot."""

@@ -8,19 +8,15 @@ Paper: Xie et al., SegFormer, arXiv:2105.15203.
 
 from __future__ import annotations
 
-import warnings
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastseg.checkpoints.load import load_pretrained, save_pretrained
-from fastseg.exporting.folded import FoldedModel, fold_accelerated
-from fastseg.folding.swap import refold
 from fastseg.kernels.blocks.tokens import tokens_to_map
 
+from ..base import PreTrainedModel
 from ..outputs import BaseModelOutput, ImageClassifierOutput, SemanticSegmenterOutput
 from .config import SegformerConfig
 from .decode_head import SegformerDecodeHead
@@ -28,102 +24,13 @@ from .encoder import SegformerEncoder
 from .names import SEGFORMER_NAMES
 
 
-class SegformerPreTrainedModel(nn.Module):
-    """Base of the three models: initialisation, loading, saving and gradient checkpointing."""
+class SegformerPreTrainedModel(PreTrainedModel):
+    """Base of the three models."""
 
     config_class = SegformerConfig
     checkpoint_names = SEGFORMER_NAMES
     base_model_prefix = "segformer"
-    main_input_name = "pixel_values"
-    name_or_path = ""  # where the weights were loaded from
-    preprocessor_file: Path | None = None  # the image processor found there
-
-    def __init__(self, config: SegformerConfig) -> None:
-        super().__init__()
-        if not isinstance(config, SegformerConfig):
-            raise TypeError(f"config: expected a SegformerConfig, got {type(config).__name__}")
-        self.config = config
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Draw a Linear's or Conv2d's weights from N(0, initializer_range); zero its bias."""
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.normal_(module.weight, std=self.config.initializer_range)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """A model of this class from a directory or hub id; see `fastseg.from_pretrained`."""
-        return load_pretrained(pretrained_model_name_or_path, model_class=cls, **kwargs)
-
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """Write `config.json` and `model.safetensors`, which transformers loads too."""
-        save_pretrained(self, save_directory, **kwargs)
-
-    def folded_model(self) -> FoldedModel:
-        """The folded arguments of all ops, as `fastseg.export` writes them.
-
-        Raises:
-            ValueError: it has parts that folding would leave out: hooks, replaced layers.
-        """
-        folded = fold_accelerated(self, self._without_head())
-        assert folded is not None
-        return folded
-
-    def _without_head(self) -> dict[str, Any]:
-        """Fields of `FoldedModel` beside the stages, where there is no decode head."""
-        return {}
-
-    def refold(self) -> None:
-        """Forget the folded weights; see `fastseg.refold`."""
-        refold(self)
-
-    def repack(self) -> None:
-        """Call `refold`: its deprecated name, to be removed with the release after the first."""
-        warnings.warn("repack: the name is refold now", DeprecationWarning, stacklevel=2)
-        refold(self)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
-
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """Number of weights, without BatchNorm's statistics."""
-        return sum(
-            parameter.numel()
-            for parameter in self.parameters()
-            if parameter.requires_grad or not only_trainable
-        )
-
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
-    ) -> None:
-        """Recompute each layer in the backward pass instead of keeping its activations.
-
-        The arguments are those of `torch.utils.checkpoint.checkpoint`.
-        """
-        self._encoder.gradient_checkpointing = {
-            "use_reentrant": False,
-            **(gradient_checkpointing_kwargs or {}),
-        }
-
-    def gradient_checkpointing_disable(self) -> None:
-        self._encoder.gradient_checkpointing = None
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        return self._encoder.gradient_checkpointing is not None
-
-    @property
-    def _encoder(self) -> SegformerEncoder:
-        return cast(SegformerModel, getattr(self, self.base_model_prefix, self)).encoder
-
-    def _return_dict(self, return_dict: bool | None) -> bool:
-        return self.config.return_dict if return_dict is None else return_dict
+    config: SegformerConfig
 
 
 class SegformerModel(SegformerPreTrainedModel):
@@ -170,6 +77,8 @@ class SegformerModel(SegformerPreTrainedModel):
 
 class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
     """MiT encoder and all-MLP decode head: logits at a quarter of the input's size."""
+
+    segments = True
 
     def __init__(self, config: SegformerConfig) -> None:
         super().__init__(config)

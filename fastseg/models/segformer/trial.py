@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastseg.folding.freshness import kind_of
 from fastseg.folding.swap import HOST
 from fastseg.folding.trial import apart, difference, failed, seeded, trial_copy
 
@@ -23,6 +24,30 @@ from .hosts.names import LayerNames
 _FAMILY = "SegFormer"
 _GRID = (4, 5)  # of tokens, at least
 _PIXELS = (64, 96)
+
+
+def try_out(module: nn.Module, host: EncoderHost | HeadHost) -> tuple[str | None, dict[str, str]]:
+    """Reason why `module` has to stay the host's, or None; and of layers in it, by their names."""
+    if isinstance(host, HeadHost):
+        return head_refusal(module, host), {}
+    refused = _refused_layers(module, host)
+    return encoder_refusal(module, host, refused), refused
+
+
+def _refused_layers(encoder: nn.Module, host: EncoderHost) -> dict[str, str]:
+    """Names of the layers whose kind does not compute what it seems to, and why."""
+    names = {id(module): name for name, module in encoder.named_modules()}
+    verdicts: dict[Any, str | None] = {}
+    refused = {}
+    for stage in host.stages(encoder):
+        for layer in stage.layers:
+            kind = kind_of(layer)
+            if kind not in verdicts:
+                verdicts[kind] = layer_refusal(layer, host.layer)
+            reason = verdicts[kind]
+            if reason is not None:
+                refused[names[id(layer)]] = reason
+    return refused
 
 
 @apart()

@@ -51,11 +51,13 @@ SEGFORMER_NAMES = CheckpointNames(
     base=BASE,
     heads=frozenset(("decode_head", "classifier")),
     training_heads=frozenset(("auxiliary_head", "classification_head")),
+    segmentation_head="decode_head",
     classifiers=frozenset(("classifier", "decode_head.classifier")),
     translate=translate,
     class_name=class_name,
     infer_fields=infer_fields,
     read_preset=keras.read_preset,
+    read_converter=keras.read_converter,
     read_smp=_read_smp,
     foreign=keras.foreign,
 )

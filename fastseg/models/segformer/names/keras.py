@@ -20,8 +20,6 @@ from fastseg.checkpoints.translation import Table, Translation, translate_name
 
 from .tree import ENCODER
 
-CONVERTER_NAME = "image_converter.json"
-
 FIELDS = {"hidden_act": "gelu_pytorch_tanh", "block_norm_eps": 1e-6}
 
 _EMBEDDING = re.compile(r"(?:.+/)?overlapping_patching_and_embedding(?:_(\d+))?/(.+)")
