@@ -17,40 +17,18 @@ import torch
 
 from fastseg.checkpoints.translation import Table, Translation, translate_name
 
-from .tree import BASE, ENCODER
+from ..hosts.names import MMSEG, MMSEG_EMBED, NVLABS, NVLABS_EMBED, TRANSFORMERS_NEW
+from .tree import BASE, ENCODER, block_table, embedding_table
 
 # Before all names: DistributedDataParallel, torch.compile, Lightning.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 
 _NEW_STAGE = re.compile(r"stages\.(\d+)\.(?:blocks\.(\d+)|(patch_embeddings|layer_norm))\.(.+)")
-_NEW_BLOCK: Table = {
-    "attention.q_proj.": ["attention.self.query."],
-    "attention.k_proj.": ["attention.self.key."],
-    "attention.v_proj.": ["attention.self.value."],
-    "attention.o_proj.": ["attention.output.dense."],
-    "attention.sequence_reduction.sequence_reduction.": ["attention.self.sr."],
-    "attention.sequence_reduction.layer_norm.": ["attention.self.layer_norm."],
-    "mlp.fc1.": ["mlp.dense1."],
-    "mlp.fc2.": ["mlp.dense2."],
-    "layernorm_before.": ["layer_norm_1."],
-    "layernorm_after.": ["layer_norm_2."],
-}
+_NEW_BLOCK = block_table(TRANSFORMERS_NEW)
 _NEW_LINEAR = "decode_head.linear_projections."
 
 _NVLABS_STAGE = re.compile(r"(?:backbone\.|encoder\.)?(patch_embed|block|norm)([1-9])\.(.+)")
-_NVLABS_EMBEDDING: Table = {"proj.": ["proj."], "norm.": ["layer_norm."]}
-_NVLABS_BLOCK: Table = {
-    "norm1.": ["layer_norm_1."],
-    "norm2.": ["layer_norm_2."],
-    "attn.q.": ["attention.self.query."],
-    "attn.kv.": ["attention.self.key.", "attention.self.value."],
-    "attn.sr.": ["attention.self.sr."],
-    "attn.norm.": ["attention.self.layer_norm."],
-    "attn.proj.": ["attention.output.dense."],
-    "mlp.fc1.": ["mlp.dense1."],
-    "mlp.fc2.": ["mlp.dense2."],
-    "mlp.dwconv.dwconv.": ["mlp.dwconv.dwconv."],
-}
+_NVLABS_EMBEDDING, _NVLABS_BLOCK = embedding_table(NVLABS_EMBED), block_table(NVLABS)
 _NVLABS_HEAD: Table = {
     **{
         f"decode_head.linear_c{stage}.proj.": [f"decode_head.linear_c.{stage - 1}.proj."]
@@ -66,18 +44,7 @@ _NVLABS_HEAD: Table = {
 _MMSEG_STAGE = re.compile(
     r"(?:backbone\.)?layers\.(\d+)\.(?:(0|2)\.|1\.(\d+)\.(?=norm|attn|ffn))(.+)"
 )
-_MMSEG_EMBEDDING: Table = {"projection.": ["proj."], "norm.": ["layer_norm."]}
-_MMSEG_BLOCK: Table = {
-    "norm1.": ["layer_norm_1."],
-    "norm2.": ["layer_norm_2."],
-    "attn.attn.in_proj_": [f"attention.self.{part}." for part in ("query", "key", "value")],
-    "attn.attn.out_proj.": ["attention.output.dense."],
-    "attn.sr.": ["attention.self.sr."],
-    "attn.norm.": ["attention.self.layer_norm."],
-    "ffn.layers.0.": ["mlp.dense1."],
-    "ffn.layers.1.": ["mlp.dwconv.dwconv."],
-    "ffn.layers.4.": ["mlp.dense2."],
-}
+_MMSEG_EMBEDDING, _MMSEG_BLOCK = embedding_table(MMSEG_EMBED), block_table(MMSEG)
 _MMSEG_HEAD = ("decode_head.convs.", "decode_head.fusion_conv.")
 
 _SMP_STAGE = re.compile(r"decoder\.mlp_stage\.(\d+)\.linear\.(.+)")
