@@ -171,6 +171,15 @@ class SegformerImageProcessor:
             return BatchFeature({name: torch.from_numpy(v) for name, v in features.items()})
         return features
 
+    def scale_and_offset(self, channels: int) -> tuple[list[float], list[float]]:
+        """By channel, what bytes are multiplied with and what is added: rescaling, normalizing."""
+        options = self._resolve({})
+        factor = options.rescale_factor if options.do_rescale else 1.0
+        mean, std = np.zeros(channels), np.ones(channels)
+        if options.do_normalize:
+            mean, std = mean + options.image_mean, std * options.image_std
+        return (factor / std).tolist(), (-mean / std).tolist()
+
     def post_process_semantic_segmentation(
         self,
         outputs: Any,

@@ -25,6 +25,7 @@ class PreTrainedModel(nn.Module):
         base_model_prefix: the name of the encoder in models with a head.
         image_processor_class: of the images that it takes.
         segments: whether its logits are those of pixels.
+        takes_bytes: whether its forward takes uint8 pixels with a `pixel_scale` and `pixel_offset`.
         name_or_path: where the weights were loaded from.
         preprocessor_file: the image processor found there.
     """
@@ -35,6 +36,7 @@ class PreTrainedModel(nn.Module):
     main_input_name: ClassVar[str] = "pixel_values"
     image_processor_class: ClassVar[type[Any]] = SegformerImageProcessor
     segments: ClassVar[bool] = False
+    takes_bytes: ClassVar[bool] = False
     name_or_path = ""
     preprocessor_file: Path | None = None
 

@@ -102,12 +102,12 @@ def eager(
 ) -> torch.Tensor:
     """The eager twin: the tokens alone."""
     if pixel_scale is not None or pixel_offset is not None:
-        feature_map = feature_map.to(torch.promote_types(weights.weight.dtype, torch.float32))
-        if pixel_scale is not None:
-            feature_map = feature_map * pixel_scale[:, None, None]
-        if pixel_offset is not None:
-            feature_map = feature_map + pixel_offset[:, None, None]
-        feature_map = feature_map.to(weights.weight.dtype)
+        wide = torch.promote_types(weights.weight.dtype, torch.float32)
+        scale = 1.0 if pixel_scale is None else pixel_scale[:, None, None]
+        offset = 0.0 if pixel_offset is None else pixel_offset[:, None, None]
+        # Bytes to floats in the layout that the convolution wants, in one pass.
+        feature_map = feature_map.to(wide, memory_format=torch.channels_last)
+        feature_map = (feature_map * scale).add_(offset).to(weights.weight.dtype)
     # Left to itself, a convolution of contiguous pixels answers in NCHW and costs a transpose.
     feature_map = feature_map.contiguous(memory_format=torch.channels_last)
     embedded = F.conv2d(

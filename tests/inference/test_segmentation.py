@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -11,8 +14,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 import fastseg
+from fastseg.cli.options import EMBEDDED_MODEL
 from fastseg.inference.sliding import window_starts
-from tests.model_cases import TINY, randomize
+from tests.model_cases import TINY, randomize, relative_error
 
 
 @pytest.fixture(scope="module")
@@ -231,3 +235,42 @@ def test_training_mode_and_wrong_images(model):
     model.eval()
     with pytest.raises(TypeError, match="images"):
         fastseg.segment(model, "cat.png")
+
+
+def photograph():
+    """An astronaut's portrait of 600 x 512, which matplotlib comes with."""
+    path = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    return Image.open(path).convert("RGB")
+
+
+@pytest.mark.parametrize("slide", [None, (256, 192)])
+def test_bytes_give_the_labels_of_floats(monkeypatch, slide):
+    """Rescaled and normalised in the first op, against the processor's own arithmetic."""
+    model = fastseg.from_pretrained(EMBEDDED_MODEL, dtype=torch.float32)
+    fed = []
+    model.register_forward_pre_hook(lambda module, arguments: fed.append(arguments[0].dtype))
+    labels = fastseg.segment(model, photograph(), slide=slide)[0]
+    monkeypatch.setattr(type(model), "takes_bytes", False)
+    expected = fastseg.segment(model, photograph(), slide=slide)[0]
+    assert fed == [torch.uint8] * (len(fed) // 2) + [torch.float32] * (len(fed) // 2)
+    assert len(labels.unique()) > 3
+    assert torch.equal(labels, expected)
+
+
+def test_a_scale_and_an_offset_of_pixels(model):
+    pixels = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    scale, offset = torch.tensor([0.01, 0.02, 0.03]), torch.tensor([-2.0, 1.0, 0.5])
+    with torch.no_grad():
+        floats = pixels.double() * scale[:, None, None] + offset[:, None, None]
+        with fastseg.plain_path():
+            expected = copy.deepcopy(model).double()(floats).logits
+            plain = model(pixels, pixel_scale=scale, pixel_offset=offset).logits
+        folded = model(pixels, pixel_scale=scale, pixel_offset=offset).logits
+        embed = model.segformer.encoder.patch_embeddings[0]
+        handle = embed.register_forward_hook(lambda *arguments: None)
+        by_its_own_code = model(pixels, pixel_scale=scale, pixel_offset=offset).logits
+        handle.remove()
+    for result in (plain, folded, by_its_own_code):
+        assert relative_error(result, expected) <= 2e-6
+    with pytest.raises(TypeError, match="pixel_values: .*uint8"), torch.no_grad():
+        model(pixels)

@@ -59,16 +59,20 @@ class SegformerEncoder(Accelerated, nn.Module):
 
     @with_plan
     def forward(
-        self, pixel_values: torch.Tensor, output_attentions: bool = False
+        self,
+        pixel_values: torch.Tensor,
+        output_attentions: bool = False,
+        pixel_scale: torch.Tensor | None = None,
+        pixel_offset: torch.Tensor | None = None,
     ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-        """Encode pixels of any floating dtype and any size.
+        """Encode pixels of any floating dtype and any size, or bytes with a scale.
 
         Returns:
             the maps (B, C_i, H_i, W_i), each a view of tokens in channels-last memory, and the
             attention probabilities (B, heads, N, N_kv) of every layer, or () where not asked for.
         """
-        self.check(pixel_values)
-        feature_map = pixel_values
+        self.check(pixel_values, pixel_scale)
+        feature_map = self.scaled(pixel_values, pixel_scale, pixel_offset)
         maps: list[torch.Tensor] = []
         attentions: list[torch.Tensor] = []
         stages: Any = zip(self.patch_embeddings, self.block, self.layer_norm, strict=True)
@@ -96,9 +100,24 @@ class SegformerEncoder(Accelerated, nn.Module):
             grids.append((height, width))
         return grids
 
-    def check(self, pixel_values: torch.Tensor) -> None:
+    def scaled(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_scale: torch.Tensor | None,
+        pixel_offset: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """`pixel_values * pixel_scale + pixel_offset` by channel, in the dtype of the weights."""
+        if pixel_scale is None and pixel_offset is None:
+            return pixel_values
+        scale = 1.0 if pixel_scale is None else pixel_scale[:, None, None]
+        offset = 0.0 if pixel_offset is None else pixel_offset[:, None, None]
+        return (pixel_values * scale + offset).to(next(self.parameters()).dtype)
+
+    def check(self, pixel_values: torch.Tensor, pixel_scale: torch.Tensor | None) -> None:
         """Raise unless these are pixels that every stage has a grid for."""
-        if not isinstance(pixel_values, torch.Tensor) or not pixel_values.is_floating_point():
+        is_tensor = isinstance(pixel_values, torch.Tensor)
+        are_bytes = is_tensor and pixel_values.dtype == torch.uint8 and pixel_scale is not None
+        if not is_tensor or not (pixel_values.is_floating_point() or are_bytes):
             got = getattr(pixel_values, "dtype", type(pixel_values).__name__)
             raise TypeError(f"pixel_values: expected a floating-point tensor, got {got}")
         expected = self.config.num_channels

@@ -149,9 +149,9 @@ class StagePlan:
         else:
             self.norm_reason = part_problem(norm, any_mode)
 
-    def run(self, feature_map: torch.Tensor) -> torch.Tensor:
+    def run(self, feature_map: torch.Tensor, **pixels: torch.Tensor | None) -> torch.Tensor:
         if self.embed.reason is None:
-            tokens, height, width = kernels.patch_embed(feature_map, self.embed.folded())
+            tokens, height, width = kernels.patch_embed(feature_map, self.embed.folded(), **pixels)
         else:
             tokens, height, width = self._embed_names.call(self.stage.embed, feature_map)
         norm: Any = self.stage.norm
@@ -271,12 +271,20 @@ class EncoderPlan(ExportedPlan):
             stages.append(FoldedStage(plan.embed.folded(), tuple(layers), norm))
         return tuple(stages)
 
-    def run(self, pixels: torch.Tensor, count: int | None = None) -> Maps:
-        """Maps (B, C, H, W) of the first `count` stages, or all, in channels-last memory."""
+    def run(
+        self, pixels: torch.Tensor, count: int | None = None, **scale: torch.Tensor | None
+    ) -> Maps:
+        """Maps (B, C, H, W) of the first `count` stages, or all, in channels-last memory.
+
+        Args:
+            scale: `pixel_scale` and `pixel_offset` of `kernels.patch_embed`, which the first
+                embedding then has to run.
+        """
         maps: Maps = []
+        feature_map = pixels
         for stage in self.stages[:count]:
-            pixels = stage.run(pixels)
-            maps.append(pixels)
+            feature_map = stage.run(feature_map, **({} if maps else scale))
+            maps.append(feature_map)
         return maps
 
 

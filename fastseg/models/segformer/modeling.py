@@ -30,6 +30,7 @@ class SegformerPreTrainedModel(PreTrainedModel):
     config_class = SegformerConfig
     checkpoint_names = SEGFORMER_NAMES
     base_model_prefix = "segformer"
+    takes_bytes = True
     config: SegformerConfig
 
 
@@ -52,8 +53,15 @@ class SegformerModel(SegformerPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        pixel_scale: torch.Tensor | None = None,
+        pixel_offset: torch.Tensor | None = None,
     ) -> BaseModelOutput | tuple[Any, ...]:
         """Encode `pixel_values` (B, num_channels, H, W), any floating dtype, any size.
+
+        Args:
+            pixel_scale, pixel_offset: (num_channels,) float32 (float64 for weights in float64):
+                the pixels are first multiplied and added to by channel. With a scale they may be
+                uint8: an image processor's work, inside the first kernel.
 
         Returns:
             BaseModelOutput; maps are (B, C_i, H_i, W_i) in channels-last memory. With
@@ -64,7 +72,12 @@ class SegformerModel(SegformerPreTrainedModel):
             output_attentions = config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = config.output_hidden_states
-        maps, attentions = self.encoder(pixel_values, output_attentions=output_attentions)
+        maps, attentions = self.encoder(
+            pixel_values,
+            output_attentions=output_attentions,
+            pixel_scale=pixel_scale,
+            pixel_offset=pixel_offset,
+        )
         if not config.reshape_last_stage:
             maps = (*maps[:-1], maps[-1].flatten(2).transpose(1, 2))
         output = BaseModelOutput(
@@ -93,6 +106,8 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        pixel_scale: torch.Tensor | None = None,
+        pixel_offset: torch.Tensor | None = None,
     ) -> SemanticSegmenterOutput | tuple[Any, ...]:
         """Segment `pixel_values` (B, num_channels, H, W).
 
@@ -100,6 +115,7 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
             labels: integer (B, h, w) class numbers; logits are resized to (h, w) bilinearly and
                 give the loss, without pixels of `semantic_loss_ignore_index`: cross-entropy, or
                 binary cross-entropy for `num_labels == 1`.
+            pixel_scale, pixel_offset: as of SegformerModel.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -108,6 +124,8 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=True,
             return_dict=True,
+            pixel_scale=pixel_scale,
+            pixel_offset=pixel_offset,
         )
         logits = self.decode_head(self._stage_maps(encoded.hidden_states, pixel_values))
         output = SemanticSegmenterOutput(
@@ -162,6 +180,8 @@ class SegformerForImageClassification(SegformerPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        pixel_scale: torch.Tensor | None = None,
+        pixel_offset: torch.Tensor | None = None,
     ) -> ImageClassifierOutput | tuple[Any, ...]:
         """Classify `pixel_values` (B, num_channels, H, W).
 
@@ -169,12 +189,15 @@ class SegformerForImageClassification(SegformerPreTrainedModel):
             labels: (B,) class numbers, (B,) or (B, num_labels) floats for regression, or
                 (B, num_labels) floats from 0 to 1 for multi-label classification; the loss is
                 chosen by `config.problem_type`, or by `num_labels` and the dtype where it is None.
+            pixel_scale, pixel_offset: as of SegformerModel.
         """
         encoded = self.segformer(
             pixel_values,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            pixel_scale=pixel_scale,
+            pixel_offset=pixel_offset,
         )
         last = encoded.last_hidden_state
         tokens = last.flatten(2).transpose(1, 2) if self.config.reshape_last_stage else last

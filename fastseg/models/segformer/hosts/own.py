@@ -17,12 +17,21 @@ from .names import TRANSFORMERS_EMBED, TRANSFORMERS_OLD
 
 
 def _encoder(
-    encoder: Any, run: RunStages, pixel_values: torch.Tensor, output_attentions: bool = False
+    encoder: Any,
+    run: RunStages,
+    pixel_values: torch.Tensor,
+    output_attentions: bool = False,
+    pixel_scale: torch.Tensor | None = None,
+    pixel_offset: torch.Tensor | None = None,
 ) -> Any:
     if output_attentions:
         return HOST
-    encoder.check(pixel_values)
-    return tuple(run(pixel_values)), ()
+    encoder.check(pixel_values, pixel_scale)
+    embed = encoder.fastseg_state().settled.stages[0].embed
+    if embed.reason is not None:  # which knows no bytes
+        pixel_values = encoder.scaled(pixel_values, pixel_scale, pixel_offset)
+        pixel_scale = pixel_offset = None
+    return tuple(run(pixel_values, pixel_scale=pixel_scale, pixel_offset=pixel_offset)), ()
 
 
 # Module names are those of transformers' files, which its older versions have in memory too.
