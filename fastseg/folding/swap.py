@@ -167,8 +167,7 @@ class Accelerated:
         return super()._apply(*args, **kwargs)  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
-        inherited = getattr(super(), "__getstate__", None)  # object has one from Python 3.11
-        state = self.__dict__ if inherited is None else inherited()
+        state: Any = super().__getstate__()
         return {name: value for name, value in state.items() if name not in _DERIVED}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
