@@ -175,13 +175,15 @@ class Part(Known):
             any_mode: leave aside that modules may be in training mode.
             fold: where False, as for an export, `folded` folds at each call.
         """
-        if fold and self._watch is not None and self._watch.change() is None:
+        watch = self._watch
+        if fold and watch is not None and watch.is_same():
             return
         self._watch = None
         self._at_each_use = not fold
         reason = self.problem(any_mode)
         if reason is None and fold:
-            watch = ModelWatch(*self.roots, derived=False)  # first: others may edit meanwhile
+            # Before the fold: others may edit meanwhile.
+            watch = ModelWatch(*self.roots, derived=False) if watch is None else watch.renewed()
             is_kept = self._fold_and_keep()
             if is_kept and (not any_mode or self.problem() is None):
                 self._watch = watch

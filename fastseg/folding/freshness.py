@@ -13,6 +13,7 @@ The look runs in C loops, as it is made in every call.
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import chain
@@ -229,28 +230,53 @@ class ModelWatch:
                     else:
                         self.reason = self.reason or f"{items.name(key)} {reason}"
         self.devices = {tensor.device for tensor in self.tensors}
+        self._look_at_memory()
+
+    def _look_at_memory(self) -> None:
         self._versions = list(map(_version, self.tensors))
         self._addresses = list(map(_address, self.tensors))
         self._aliases = [tensor.detach() for tensor in self.tensors]
 
+    def renewed(self) -> ModelWatch:
+        """A watch of the modules as they are now."""
+        if not self._holds_the_same():
+            return ModelWatch(*self._models, derived=self._derived)
+        fresh = copy.copy(self)  # only tensors were edited: a tenth of the time
+        fresh._look_at_memory()
+        return fresh
+
+    def is_same(self) -> bool:
+        """Return whether all is what it was, without a search for an edited tensor."""
+        return self._has_same_memory() and self.change() is None
+
     def change(self) -> str | None:
         """The name of something that is not what it was; None where all is."""
+        if self._holds_the_same() and self._has_same_memory():
+            return None
+        change = self._name_change()
+        if change is None:  # new objects that are equal to the old ones: look at these from now on
+            fresh = ModelWatch(*self._models, derived=self._derived)
+            change = self._name_change()  # again, for what others have edited meanwhile
+            if change is None:
+                self.__dict__.update(fresh.__dict__)
+        return change
+
+    def _has_same_memory(self) -> bool:
+        return (
+            list(map(_version, self.tensors)) == self._versions
+            and list(map(_address, self.tensors)) == self._addresses
+        )
+
+    def _holds_the_same(self) -> bool:
         try:
             live = chain(chain.from_iterable(self._identity_views), (_END,))
-            if (
+            return (
                 all(map(operator.is_, live, self._identities))
                 and list(map(type, self._modules)) == self._types
                 and list(chain.from_iterable(self._value_views)) == self._equals
-                and list(map(_version, self.tensors)) == self._versions
-                and list(map(_address, self.tensors)) == self._addresses
-            ):
-                return None
+            )
         except Exception:  # of a comparison, or a dict that another thread edits
-            pass
-        change = self._name_change()
-        if change is None:
-            self._look()  # at new objects that are equal to the old ones
-        return change
+            return False
 
     def _name_change(self) -> str | None:
         for items in (*self._by_identity, *self._by_value):

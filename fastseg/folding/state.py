@@ -120,11 +120,12 @@ class State(Derived):
             fold: where False, as for an export, parts fold at each use until the next call.
         """
         watch = self._watch
-        if fold and watch is not None and watch.change() is None:
+        if fold and watch is not None and watch.is_same():
             return self._reason
         with self._lock:
             self._watch = None
-            watch = ModelWatch(self._module, derived=False)  # first: others may edit meanwhile
+            # Before any fold: others may edit meanwhile.
+            watch = ModelWatch(self._module, derived=False) if watch is None else watch.renewed()
             plan = self.plan()
             self._reason = reason = plan.settle(fold=fold)
             if fold and all(part.is_settled() for part in plan.folded_parts()):
