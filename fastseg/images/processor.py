@@ -171,6 +171,14 @@ class SegformerImageProcessor:
             return BatchFeature({name: torch.from_numpy(v) for name, v in features.items()})
         return features
 
+    def resized(self, image: Any, **options: Any) -> np.ndarray | None:
+        """One image as `preprocess` has it before rescaling and normalizing: (H, W, C).
+
+        None for values in [0, 1], which it holds as bytes, 255 times that, once they are resized.
+        """
+        pixels = _load(image, "images[0]", self._resolve(options), None)
+        return None if pixels.unit else pixels.values
+
     def scale_and_offset(self, channels: int) -> tuple[list[float], list[float]]:
         """By channel, what bytes are multiplied with and what is added: rescaling, normalizing."""
         options = self._resolve({})

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from fastseg.images.inputs import flatten_images, image_size
 from fastseg.images.label_maps import logits_of
@@ -116,24 +115,21 @@ def _input(model: Any, image: Any, processor: Any, **options: Any) -> _Input:
     """
     parameter = next(model.parameters())
     device = parameter.device
-    if getattr(model, "takes_bytes", False) and _holds_bytes(image):
-        plain = {"do_rescale": False, "do_normalize": False, "data_format": "channels_last"}
-        pixels = processor(image, return_tensors="pt", **plain, **options)["pixel_values"]
+    values = None
+    if getattr(model, "takes_bytes", False) and hasattr(processor, "resized"):
+        values = processor.resized(image, **options)
+    if values is not None and values.dtype == np.uint8:
+        pixels = torch.from_numpy(np.array(values))[None]
         dtype = torch.promote_types(parameter.dtype, torch.float32)
         names = ("pixel_scale", "pixel_offset")
-        values = processor.scale_and_offset(pixels.shape[-1])
+        by_channel = processor.scale_and_offset(pixels.shape[-1])
         scale = {
             name: torch.tensor(value, dtype=dtype, device=device)
-            for name, value in zip(names, values, strict=True)
+            for name, value in zip(names, by_channel, strict=True)
         }
         return _Input(pixels.to(device).permute(0, 3, 1, 2), scale)
     pixels = processor(image, return_tensors="pt", **options)["pixel_values"]
     return _Input(pixels.to(device=device, dtype=parameter.dtype), {})
-
-
-def _holds_bytes(image: Any) -> bool:
-    dtype = np.uint8 if isinstance(image, Image.Image) else getattr(image, "dtype", None)
-    return dtype in (np.uint8, torch.uint8)
 
 
 def _segment_batch(

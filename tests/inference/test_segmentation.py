@@ -274,3 +274,24 @@ def test_a_scale_and_an_offset_of_pixels(model):
         assert relative_error(result, expected) <= 2e-6
     with pytest.raises(TypeError, match="pixel_values: .*uint8"), torch.no_grad():
         model(pixels)
+
+
+@pytest.mark.parametrize("slide", [None, (48, 32)])
+@pytest.mark.parametrize("kind", ["L", "I;16", "floats", "whole numbers", "tensor"])
+def test_other_images_than_colour_photographs(model, monkeypatch, kind, slide):
+    image = picture(80, 100)
+    pixels = np.asarray(image)
+    image = {
+        "L": lambda: image.convert("L"),
+        "I;16": lambda: Image.fromarray(pixels[..., 0].astype(np.uint16)),
+        "floats": lambda: (pixels / 255).astype(np.float32),
+        "whole numbers": lambda: pixels.astype(np.int64),
+        "tensor": lambda: torch.from_numpy(pixels.copy()).permute(2, 0, 1),
+    }[kind]()
+    options = {"do_rescale": kind != "floats", "size": {"height": 64, "width": 96}}
+    processor = fastseg.SegformerImageProcessor(**options)
+    labels = fastseg.segment(model, image, processor=processor, slide=slide)[0]
+    monkeypatch.setattr(type(model), "takes_bytes", False)
+    expected = fastseg.segment(model, image, processor=processor, slide=slide)[0]
+    assert len(expected.unique()) > 1
+    agree(labels, expected)
