@@ -10,6 +10,8 @@ from typing import Any
 
 from PIL import Image
 
+from .transforms import ValueScale
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -64,6 +66,15 @@ class ImageOptions:
     def _channel_counts(self) -> list[int]:
         both = (self.image_mean, self.image_std)
         return [len(values) for values in both if isinstance(values, list)]
+
+    @property
+    def value_scale(self) -> ValueScale:
+        """Rescaling and normalizing of values, as far as they are asked for."""
+        return ValueScale(
+            self.rescale_factor if self.do_rescale else None,
+            self.image_mean if self.do_normalize else None,
+            self.image_std if self.do_normalize else None,
+        )
 
     @property
     def channels(self) -> int | None:

@@ -30,7 +30,7 @@ from .inputs import (
 )
 from .label_maps import post_process_semantic_segmentation
 from .options import ImageOptions, Size, resized_size
-from .transforms import Pixels, ValueScale, reduce_labels, resize_image, resize_label_map
+from .transforms import Pixels, reduce_labels, resize_image, resize_label_map
 
 PROCESSOR_FILE = "processor_config.json"
 
@@ -171,22 +171,17 @@ class SegformerImageProcessor:
             return BatchFeature({name: torch.from_numpy(v) for name, v in features.items()})
         return features
 
-    def resized(self, image: Any, **options: Any) -> np.ndarray | None:
-        """One image as `preprocess` has it before rescaling and normalizing: (H, W, C).
-
-        None for values in [0, 1], which it holds as bytes, 255 times that, once they are resized.
+    def bytes_and_scale(
+        self, image: Any, **options: Any
+    ) -> tuple[np.ndarray, list[float], list[float]] | None:
+        """One image as uint8 (H, W, C), resized, and by channel what it is to be multiplied with
+        and what is to be added to give `preprocess`'s values; None for an image of no bytes.
         """
-        pixels = _load(image, "images[0]", self._resolve(options), None)
-        return None if pixels.unit else pixels.values
-
-    def scale_and_offset(self, channels: int) -> tuple[list[float], list[float]]:
-        """By channel, what bytes are multiplied with and what is added: rescaling, normalizing."""
-        options = self._resolve({})
-        factor = options.rescale_factor if options.do_rescale else 1.0
-        mean, std = np.zeros(channels), np.ones(channels)
-        if options.do_normalize:
-            mean, std = mean + options.image_mean, std * options.image_std
-        return (factor / std).tolist(), (-mean / std).tolist()
+        resolved = self._resolve(options)
+        pixels = _load(image, "images[0]", resolved, None)
+        if pixels.unit or pixels.values.dtype != np.uint8:
+            return None
+        return pixels.values, *resolved.value_scale.by_channel(pixels.values.shape[-1])
 
     def post_process_semantic_segmentation(
         self,
@@ -371,11 +366,7 @@ def _scale(
     pixels: list[Pixels], options: ImageOptions, channels_last: bool, stacked: bool
 ) -> np.ndarray | list[np.ndarray]:
     """Rescale and normalize, into one array (B, ...) if `stacked`, else into one each."""
-    scale = ValueScale(
-        options.rescale_factor if options.do_rescale else None,
-        options.image_mean if options.do_normalize else None,
-        options.image_std if options.do_normalize else None,
-    )
+    scale = options.value_scale
     shapes: list[tuple[int, ...]] = []
     for item in pixels:
         height, width, channels = item.values.shape

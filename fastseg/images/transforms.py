@@ -61,6 +61,12 @@ class ValueScale:
             values = (values - mean) / np.asarray(self.std, dtype=values.dtype)
         return values
 
+    def by_channel(self, channels: int) -> tuple[list[float], list[float]]:
+        """By channel, what values are multiplied with and what is added."""
+        std = np.ones(channels) * (1 if self.std is None else self.std)
+        mean = np.zeros(channels) + (0 if self.mean is None else self.mean)
+        return ((1 if self.factor is None else self.factor) / std).tolist(), (-mean / std).tolist()
+
     def dtype(self, pixels: Pixels) -> np.dtype:
         """The type `apply` gives for these pixels."""
         return self.apply(pixels.values[:1, :1], pixels.unit).dtype

@@ -115,19 +115,14 @@ def _input(model: Any, image: Any, processor: Any, **options: Any) -> _Input:
     """
     parameter = next(model.parameters())
     device = parameter.device
-    values = None
-    if getattr(model, "takes_bytes", False) and hasattr(processor, "resized"):
-        values = processor.resized(image, **options)
-    if values is not None and values.dtype == np.uint8:
-        pixels = torch.from_numpy(np.array(values))[None]
+    found = None
+    if getattr(model, "takes_bytes", False) and hasattr(processor, "bytes_and_scale"):
+        found = processor.bytes_and_scale(image, **options)
+    if found is not None:
+        pixels = torch.from_numpy(np.array(found[0]))[None].to(device).permute(0, 3, 1, 2)
         dtype = torch.promote_types(parameter.dtype, torch.float32)
-        names = ("pixel_scale", "pixel_offset")
-        by_channel = processor.scale_and_offset(pixels.shape[-1])
-        scale = {
-            name: torch.tensor(value, dtype=dtype, device=device)
-            for name, value in zip(names, by_channel, strict=True)
-        }
-        return _Input(pixels.to(device).permute(0, 3, 1, 2), scale)
+        scale, offset = (torch.tensor(one, dtype=dtype, device=device) for one in found[1:])
+        return _Input(pixels, {"pixel_scale": scale, "pixel_offset": offset})
     pixels = processor(image, return_tensors="pt", **options)["pixel_values"]
     return _Input(pixels.to(device=device, dtype=parameter.dtype), {})
 

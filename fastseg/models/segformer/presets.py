@@ -69,11 +69,7 @@ def from_preset(
     projection_filters: int | None = None,
     **kwargs: Any,
 ) -> SegformerForSemanticSegmentation | SegformerForImageClassification | SegformerModel:
-    """A model with newly drawn weights, in training mode as any new module.
-
-    segformer_* gives SegformerForSemanticSegmentation; mit_* gives SegformerForImageClassification,
-    or SegformerModel, the encoder alone, with `num_classes=0`. Arguments as in `preset_config`.
-    """
+    """A SegFormer with newly drawn weights: see `fastseg.from_preset`."""
     if name in PRESETS and name.startswith("mit") and num_classes == 0:
         return SegformerModel(preset_config(name, None, projection_filters, **kwargs))
     config = preset_config(name, num_classes, projection_filters, **kwargs)
