@@ -103,9 +103,10 @@ def test_weights_are_checked_when_they_are_made(op, device):
     assert isinstance(weights, Weights)
     with pytest.raises(dataclasses.FrozenInstanceError):
         weights.eps = 1.0
-    for name, value in weights.arguments().items():
-        if not isinstance(value, torch.Tensor) or name in ("classifier_weight",):
-            continue
+    tensors = {n: v for n, v in weights.arguments().items() if isinstance(v, torch.Tensor)}
+    if len(tensors) == 1:
+        pytest.skip("there is nothing that its one tensor has to go with")
+    for name, value in tensors.items():
         for wrong, error in ((value[1:], ValueError), (value.to("meta"), ValueError)):
             with pytest.raises(error, match=": expected"):
                 dataclasses.replace(weights, **{name: wrong})
