@@ -118,6 +118,18 @@ class LayerPlan(Known):
         )
 
 
+class StageNorm(Known):
+    """The LayerNorm that ends a stage."""
+
+    def __init__(self, norm: nn.Module, own: bool) -> None:
+        self.norm = norm
+        super().__init__(norm, own)
+
+    def known_modules(self) -> list[nn.Module]:
+        """The LayerNorm: of a subclass too, as smp has it, where that was tried out."""
+        return [self.norm]
+
+
 class StagePlan:
     """One stage: patch embedding, layers, LayerNorm."""
 
@@ -128,6 +140,7 @@ class StagePlan:
         self.layers = [
             LayerPlan(one, host.layer, refused.get(id(one)), host.own) for one in stage.layers
         ]
+        self.norm = StageNorm(stage.norm, host.own)
         self.norm_reason: str | None = None
 
     def parts(self) -> Iterator[Part]:
@@ -140,14 +153,14 @@ class StagePlan:
         for layer in self.layers:
             layer.settle(any_mode, fold)
         norm: Any = self.stage.norm
-        if type(norm) is not nn.LayerNorm or norm.bias is None:
+        if not isinstance(norm, nn.LayerNorm) or norm.bias is None:
             self.norm_reason = f"is a {type(norm).__name__}"
         elif not self.layers:
             self.norm_reason = None
         elif {norm.weight.dtype} != {p.dtype for p in self.layers[-1].layer.parameters()}:
             self.norm_reason = "its weights are of another kind than the layer's before it"
         else:
-            self.norm_reason = part_problem(norm, any_mode)
+            self.norm_reason = self.norm.problem(any_mode)
 
     def run(self, feature_map: torch.Tensor, **pixels: torch.Tensor | None) -> torch.Tensor:
         if self.embed.reason is None:
@@ -214,8 +227,8 @@ class EncoderPlan(ExportedPlan):
         return [part for stage in self.stages for part in stage.parts()]
 
     def known(self) -> list[Known]:
-        layers = [layer for stage in self.stages for layer in stage.layers]
-        return [*self.parts(), *layers]
+        around = [one for stage in self.stages for one in (stage.norm, *stage.layers)]
+        return [*self.parts(), *around]
 
     def folded_parts(self) -> list[Part]:
         return [
