@@ -112,9 +112,8 @@ def _take(module: nn.Module, family: Family, host: Host) -> str | None:
     module.__dict__.pop("_fastseg_refusal", None)
     module.__dict__.update(_fastseg_refused=refused, _fastseg_kind=kind)
     accelerated: Any = module
-    accelerated.fastseg_state().plan().settle(
-        any_mode=True
-    )  # an export before any forward goes by it
+    # Kinds are those that were tried out, and an export before any forward goes by the reasons.
+    accelerated.fastseg_state().plan().settle(any_mode=True)
     return None
 
 

@@ -110,24 +110,24 @@ def read_source(
         weights_path, weights = file, read_file(file)
     else:
         weights_path, weights = read_weights(resolve)
+    is_described = config_path is not None and library == "transformers"
+    described_by = config_path if is_described else None
     first_error: CheckpointError | None = None
     for model_type, family in families.items():
         try:
             fields: dict[str, Any] = {}
-            if config_path is not None and library == "transformers":
+            if is_described:
                 fields = config
             elif config_path is not None and library == "smp":
                 fields = _smp_fields(config, config_path, family)
             elif config_path is not None:
                 fields = _preset_fields(config, config_path, resolve, family)
-            is_described = config_path is not None and library == "transformers"
             translation, fields = _translated(
                 weights_path, weights, family, fields, overrides, is_described
             )
         except CheckpointError as error:
             first_error = first_error or error
             continue
-        described_by = config_path if is_described else None
         return Source(
             weights_path, model_type, described_by, {**translation.fields, **fields}, translation
         )

@@ -124,11 +124,13 @@ class State(Derived):
             return self._reason
         with self._lock:
             self._watch = None
+            plan = self.plan()
+            if not fold:
+                return plan.settle(fold=False)
             # Before any fold: others may edit meanwhile.
             watch = ModelWatch(self._module, derived=False) if watch is None else watch.renewed()
-            plan = self.plan()
-            self._reason = reason = plan.settle(fold=fold)
-            if fold and all(part.is_settled() for part in plan.folded_parts()):
+            self._reason = reason = plan.settle()
+            if all(part.is_settled() for part in plan.folded_parts()):
                 self._watch = watch
             return reason
 

@@ -117,8 +117,9 @@ def launcher(name: str) -> Callable[..., torch.Tensor]:
 
 
 def _tensors(arguments: tuple[Any, ...]) -> list[torch.Tensor]:
+    """All tensors, those of the weights first: their dtype is the op's, pixels may be bytes."""
     found: list[torch.Tensor] = []
-    for value in arguments:
+    for value in reversed(arguments):
         if isinstance(value, torch.Tensor):
             found.append(value)
         elif isinstance(value, Weights):

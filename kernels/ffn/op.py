@@ -27,13 +27,7 @@ from ..blocks.bilinear import image_stripes
 from ..blocks.linear import linear
 from ..blocks.onednn import dense, dense_residual
 from ..blocks.primitives import matmul_precision
-from ..core.checks import (
-    autocasts,
-    check_matrix,
-    check_parameter,
-    check_sums,
-    common_reason,
-)
+from ..core.checks import autocasts, check_matrix, check_parameter, check_sums, common_reason
 from ..core.configurations import Config, look_up, product
 from ..core.launch import ceil_div, launch
 from ..core.registry import Op, register
@@ -158,7 +152,7 @@ def eager(
 def _channel_groups(x: torch.Tensor, weights: MixFfnWeights) -> list[tuple[Any, ...]]:
     """The weights in groups of hidden channels, one after another added to the result."""
     w = weights
-    whole = (*(w.fc1_weight, w.fc1_bias, w.dwconv_weight, w.dwconv_bias, w.fc2_weight, w.fc2_bias),)
+    whole = (w.fc1_weight, w.fc1_bias, w.dwconv_weight, w.dwconv_bias, w.fc2_weight, w.fc2_bias)
     channels, size = x.shape[2], max(_LEAST_GROUP, x.shape[2])
     if (
         x.device.type != "cpu"

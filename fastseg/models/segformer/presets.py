@@ -36,18 +36,7 @@ def preset_config(
     projection_filters: int | None = None,
     **kwargs: Any,
 ) -> SegformerConfig:
-    """The configuration of a preset.
-
-    Args:
-        name: one of `PRESETS`.
-        num_classes: number of classes; 1000 for mit_*, 150 (ADE20K) for segformer_* where None.
-        projection_filters: width of the decode head; that of the paper where None (256 for B0 and
-            B1, 768 for B2 to B5).
-        **kwargs: other fields of SegformerConfig.
-
-    Raises:
-        ValueError: no such preset.
-    """
+    """The configuration of a preset: arguments and errors as of `fastseg.from_preset`."""
     if name not in PRESETS:
         raise ValueError(f"name: expected one of {', '.join(PRESETS)}, got {name!r}")
     family, size = name.split("_")
