@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from fastseg.folding.fold import Folded
+from fastseg.kernels import DecodeHeadWeights, PatchEmbedWeights
 
 from .folded import FoldedLayer, FoldedModel, FoldedStage
 from .onnx_graph import OnnxGraph, Size
@@ -112,7 +113,9 @@ class _Network:
             maps.append(feature_map)
         return maps
 
-    def decode(self, maps: Sequence[str], head: Folded, output: str | None = None) -> str:
+    def decode(
+        self, maps: Sequence[str], head: DecodeHeadWeights, output: str | None = None
+    ) -> str:
         """Logits (B, K, H_1, W_1) of the maps of all stages."""
         graph = self.graph
         with graph.scope("decode_head"):
@@ -122,7 +125,9 @@ class _Network:
                 projected = self._conv1x1(f"fuse{index + 1}", maps[index], weight)
                 resized = graph.op("Resize", projected, "", "", size, **BILINEAR)
                 fused = graph.op("Add", fused, resized)
-            weight, bias = head.classifier_weight, head.classifier_bias
+            assert head.classifier_weight is not None
+            bias = head.classifier_bias
+            weight = head.classifier_weight
             return self._conv1x1("classifier", graph.op("Relu", fused), weight, bias, output)
 
     def labels(
@@ -147,7 +152,7 @@ class _Network:
                 label = graph.cast(label, np.uint8 if dtype == torch.uint8 else np.int64)
             graph.op("Squeeze", label, axis, output="labels")
 
-    def classify(self, classifier: Folded) -> None:
+    def classify(self, classifier: nn.Linear) -> None:
         """Logits (B, K) of the mean over the tokens of the last stage."""
         graph = self.graph
         with graph.scope("classifier"):
@@ -156,7 +161,7 @@ class _Network:
             bias = graph.weight("bias", classifier.bias)
             graph.op("Gemm", mean, weight, bias, transB=1, output="logits")
 
-    def _embed(self, feature_map: str, embed: Folded) -> str:
+    def _embed(self, feature_map: str, embed: PatchEmbedWeights) -> str:
         graph = self.graph
         channels, _, kernel, _ = embed.weight.shape
         embedded = graph.op(
@@ -200,7 +205,7 @@ class _Network:
             mixed = graph.op("Transpose", mixed, perm=TO_NHWC)
             self.tokens = graph.op("Add", self.tokens, mixed)
 
-    def _reduce(self, normalized: str, attention: Folded, channels: int) -> str:
+    def _reduce(self, normalized: str, attention: Any, channels: int) -> str:
         """Normalised tokens of the reduced grid, (B, M, C)."""
         graph = self.graph
         ratio = attention.sr_ratio
@@ -220,7 +225,7 @@ class _Network:
         return self._norm(reduced, attention.sr_eps, channels)
 
     def _one_head(
-        self, normalized: str, reduced: str, attention: Folded, channels: int, shape: str
+        self, normalized: str, reduced: str, attention: Any, channels: int, shape: str
     ) -> str:
         """Attention whose query and output projections the few keys and values have absorbed.
 
@@ -243,7 +248,7 @@ class _Network:
         return graph.op("Reshape", context, shape)
 
     def _heads(
-        self, normalized: str, reduced: str, attention: Folded, channels: int, shape: str
+        self, normalized: str, reduced: str, attention: Any, channels: int, shape: str
     ) -> str:
         graph = self.graph
         heads = attention.num_heads

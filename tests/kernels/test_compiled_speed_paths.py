@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -139,6 +140,22 @@ def test_a_graph_with_gradients_is_traced_into():
     assert graphs.ops() == {}
     for ours, theirs in zip(result, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_a_graph_takes_bytes_whole():
+    """The weights' dtype decides, and not that of the pixels."""
+    model = tiny_model(**SMALL).segformer
+    pixels = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    scale, offset = torch.full((3,), 0.02), torch.full((3,), -2.0)
+    graphs = Graphs()
+    compiled = torch.compile(model, fullgraph=True, backend=graphs)
+    with torch.no_grad():
+        result = compiled(pixels, pixel_scale=scale, pixel_offset=offset).last_hidden_state
+        floats = pixels.double() * 0.02 - 2
+        with fastseg.plain_path():
+            expected = copy.deepcopy(model).double()(floats).last_hidden_state
+    assert graphs.ops()["patch_embed"] == 2
+    assert relative_error(result, expected) < 2e-6
 
 
 def test_a_graph_under_autocast_is_traced_into():

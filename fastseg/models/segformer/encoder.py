@@ -13,7 +13,7 @@ from fastseg.kernels.blocks.tokens import tokens_to_map
 
 from .config import SegformerConfig
 from .hosts.own import ENCODER
-from .layers import SegformerLayer, SegformerOverlapPatchEmbeddings, grid_side
+from .layers import SegformerLayer, SegformerOverlapPatchEmbeddings, grid_side, scale_pixels
 
 
 class SegformerEncoder(Accelerated, nn.Module):
@@ -72,7 +72,8 @@ class SegformerEncoder(Accelerated, nn.Module):
             attention probabilities (B, heads, N, N_kv) of every layer, or () where not asked for.
         """
         self.check(pixel_values, pixel_scale)
-        feature_map = self.scaled(pixel_values, pixel_scale, pixel_offset)
+        dtype = next(self.parameters()).dtype
+        feature_map = scale_pixels(pixel_values, pixel_scale, pixel_offset, dtype)
         maps: list[torch.Tensor] = []
         attentions: list[torch.Tensor] = []
         stages: Any = zip(self.patch_embeddings, self.block, self.layer_norm, strict=True)
@@ -99,19 +100,6 @@ class SegformerEncoder(Accelerated, nn.Module):
             width = grid_side(width, patch_size, stride)
             grids.append((height, width))
         return grids
-
-    def scaled(
-        self,
-        pixel_values: torch.Tensor,
-        pixel_scale: torch.Tensor | None,
-        pixel_offset: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """`pixel_values * pixel_scale + pixel_offset` by channel, in the dtype of the weights."""
-        if pixel_scale is None and pixel_offset is None:
-            return pixel_values
-        scale = 1.0 if pixel_scale is None else pixel_scale[:, None, None]
-        offset = 0.0 if pixel_offset is None else pixel_offset[:, None, None]
-        return (pixel_values * scale + offset).to(next(self.parameters()).dtype)
 
     def check(self, pixel_values: torch.Tensor, pixel_scale: torch.Tensor | None) -> None:
         """Raise unless these are pixels that every stage has a grid for."""

@@ -18,6 +18,7 @@ from fastseg.kernels.blocks.tokens import tokens_to_map
 from fastseg.kernels.core.weights import Weights
 
 from .hosts.names import EmbedNames, LayerNames
+from .layers import scale_pixels
 from .parts import attention_part, embed_part, ffn_part
 
 Maps = list[torch.Tensor]
@@ -162,10 +163,21 @@ class StagePlan:
         else:
             self.norm_reason = self.norm.problem(any_mode)
 
-    def run(self, feature_map: torch.Tensor, **pixels: torch.Tensor | None) -> torch.Tensor:
+    def run(
+        self,
+        feature_map: torch.Tensor,
+        pixel_scale: torch.Tensor | None = None,
+        pixel_offset: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         if self.embed.reason is None:
-            tokens, height, width = kernels.patch_embed(feature_map, self.embed.folded(), **pixels)
+            tokens, height, width = kernels.patch_embed(
+                *(feature_map, self.embed.folded()),
+                pixel_scale=pixel_scale,
+                pixel_offset=pixel_offset,
+            )
         else:
+            dtype = next(self.stage.embed.parameters()).dtype
+            feature_map = scale_pixels(feature_map, pixel_scale, pixel_offset, dtype)
             tokens, height, width = self._embed_names.call(self.stage.embed, feature_map)
         norm: Any = self.stage.norm
         in_last = norm if self.norm_reason is None else None
@@ -290,8 +302,7 @@ class EncoderPlan(ExportedPlan):
         """Maps (B, C, H, W) of the first `count` stages, or all, in channels-last memory.
 
         Args:
-            scale: `pixel_scale` and `pixel_offset` of `kernels.patch_embed`, which the first
-                embedding then has to run.
+            scale: `pixel_scale` and `pixel_offset` of `kernels.patch_embed`.
         """
         maps: Maps = []
         feature_map = pixels

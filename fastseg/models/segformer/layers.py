@@ -15,6 +15,20 @@ from fastseg.kernels.blocks.activations import ACTIVATIONS
 from .config import SegformerConfig
 
 
+def scale_pixels(
+    pixel_values: torch.Tensor,
+    pixel_scale: torch.Tensor | None,
+    pixel_offset: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """`pixel_values * pixel_scale + pixel_offset` by channel, in `dtype`."""
+    if pixel_scale is None and pixel_offset is None:
+        return pixel_values
+    scale = 1.0 if pixel_scale is None else pixel_scale[:, None, None]
+    offset = 0.0 if pixel_offset is None else pixel_offset[:, None, None]
+    return (pixel_values * scale + offset).to(dtype)
+
+
 class SegformerDropPath(nn.Module):
     """Stochastic depth: leaves out the whole residual branch of a sample with `drop_prob`."""
 

@@ -27,10 +27,6 @@ def _encoder(
     if output_attentions:
         return HOST
     encoder.check(pixel_values, pixel_scale)
-    embed = encoder.fastseg_state().settled.stages[0].embed
-    if embed.reason is not None:  # which knows no bytes
-        pixel_values = encoder.scaled(pixel_values, pixel_scale, pixel_offset)
-        pixel_scale = pixel_offset = None
     return tuple(run(pixel_values, pixel_scale=pixel_scale, pixel_offset=pixel_offset)), ()
 
 
