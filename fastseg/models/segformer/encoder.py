@@ -72,8 +72,8 @@ class SegformerEncoder(Accelerated, nn.Module):
             attention probabilities (B, heads, N, N_kv) of every layer, or () where not asked for.
         """
         self.check(pixel_values, pixel_scale)
-        dtype = next(self.parameters()).dtype
-        feature_map = scale_pixels(pixel_values, pixel_scale, pixel_offset, dtype)
+        proj: Any = self.patch_embeddings[0].proj
+        feature_map = scale_pixels(pixel_values, pixel_scale, pixel_offset, proj)
         maps: list[torch.Tensor] = []
         attentions: list[torch.Tensor] = []
         stages: Any = zip(self.patch_embeddings, self.block, self.layer_norm, strict=True)

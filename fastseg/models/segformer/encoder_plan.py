@@ -176,8 +176,8 @@ class StagePlan:
                 pixel_offset=pixel_offset,
             )
         else:
-            dtype = next(self.stage.embed.parameters()).dtype
-            feature_map = scale_pixels(feature_map, pixel_scale, pixel_offset, dtype)
+            proj = self.stage.embed.get_submodule(self._embed_names.proj)
+            feature_map = scale_pixels(feature_map, pixel_scale, pixel_offset, proj)
             tokens, height, width = self._embed_names.call(self.stage.embed, feature_map)
         norm: Any = self.stage.norm
         in_last = norm if self.norm_reason is None else None

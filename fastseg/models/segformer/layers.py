@@ -7,6 +7,8 @@ them, so a seeded training step draws the same numbers.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -19,14 +21,14 @@ def scale_pixels(
     pixel_values: torch.Tensor,
     pixel_scale: torch.Tensor | None,
     pixel_offset: torch.Tensor | None,
-    dtype: torch.dtype,
+    proj: Any,
 ) -> torch.Tensor:
-    """`pixel_values * pixel_scale + pixel_offset` by channel, in `dtype`."""
+    """`pixel_values * pixel_scale + pixel_offset` by channel, in the dtype of `proj.weight`."""
     if pixel_scale is None and pixel_offset is None:
         return pixel_values
     scale = 1.0 if pixel_scale is None else pixel_scale[:, None, None]
     offset = 0.0 if pixel_offset is None else pixel_offset[:, None, None]
-    return (pixel_values * scale + offset).to(dtype)
+    return (pixel_values * scale + offset).to(proj.weight.dtype)
 
 
 class SegformerDropPath(nn.Module):
