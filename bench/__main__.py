@@ -4,6 +4,7 @@ python -m bench                forwards, images to label maps, label maps alone,
 python -m bench ops            each op of a forward
 python -m bench hosts          other libraries' models before and after fastseg.accelerate
 python -m bench numerics       errors and label maps against float64
+python -m bench host-time      what a call costs before a GPU has anything to do
 python -m bench --compare REV  is the code here slower than a commit?
 python -m bench gpu            all that is to be known of a machine with a GPU
 python -m bench compiles       what the kernels take, compiled for GPUs that are not here
@@ -20,6 +21,7 @@ _MODULES = {
     "compare": "compare",
     "compiles": "measure.compiles",
     "gpu": "gpu.__main__",
+    "host-time": "host_time",
     "plots": "report.pictures",
     "tables": "report.documents",
 }

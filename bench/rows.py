@@ -23,10 +23,12 @@ UNITS = {
     "memory": "MB",
     "op": "ms",  # one call
     "host": "ms",  # a forward before and after fastseg.accelerate
+    "host time": "us",  # of a call, before a GPU has anything to do
     "numerics": "share",  # how far from float64; one figure over all images
 }
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]{8,}\+00:00")
 STEPS = ("pre", "forward", "post")  # parts of "end to end", beside the whole
+HOST_TIME_PARTS = ("forward", "replay", "refresh")
 _KEY = ("kind", "case", "host", "mode", "size", "batch", "dtype", "device", "threads", "cache")
 
 
@@ -94,6 +96,7 @@ class Row:
         floor = (self.flops, self.bytes, self.flops_per_second, self.bytes_per_second)
         positive = self.p20 > 0 or self.kind == "numerics"
         several = {"end to end": (WHOLE, *STEPS), "op": (self.part,), "numerics": (self.part,)}
+        several["host time"] = HOST_TIME_PARTS
         parts = several.get(self.kind, (WHOLE,))
         for name, expected, right in (
             ("schema", SCHEMA, self.schema == SCHEMA),

@@ -3,6 +3,7 @@
 from fastseg._version import __version__ as __version__
 from fastseg.acceleration import accelerate, restore
 from fastseg.checkpoints.load import CheckpointError, CheckpointWarning
+from fastseg.cuda_graphs.default import graphs
 from fastseg.cuda_graphs.runner import graphed
 from fastseg.exporting.export import ExportError, ExportResult, ExportWarning, export
 from fastseg.folding.conditions import plain_path
@@ -40,6 +41,7 @@ __all__ = [
     "from_preset",
     "from_pretrained",
     "graphed",
+    "graphs",
     "plain_path",
     "refold",
     "repack",

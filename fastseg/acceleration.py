@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from torch import nn
 
-from fastseg.folding.freshness import kind_of
-from fastseg.folding.swap import Accelerated, Host, accelerated_class
+from fastseg.cuda_graphs.default import MODEL_SWAP, Graphed, models_around
+from fastseg.folding.conditions import kind_of
+from fastseg.folding.swap import Accelerated, Host, Swapped, swapped_class
 from fastseg.models.families import FAMILIES, Family
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def accelerate(model: Model, *, strict: bool = False) -> Model:
+def accelerate(model: Model, *, strict: bool = False, graphs: bool = True) -> Model:
     """Make the SegFormer in `model` run on folded weights and fused kernels, in place.
 
     It recognises, by the names of their modules, the encoders and heads of transformers (4.x and
@@ -23,18 +25,24 @@ def accelerate(model: Model, *, strict: bool = False) -> Model:
     something else, or has been changed (LoRA, quantised layers, hooks), stays as it is:
     `fastseg.report` tells.
 
+    On CUDA the model then replays a CUDA graph for inputs of a kind that it has seen before: one of
+    at most 4, captured at the second call. The outputs are the caller's own. That holds for the
+    outermost module around them that is of the same library as they are.
+
     The object, its modules, parameters, `state_dict` and hooks stay the same; only the class of
-    those encoders and heads becomes a subclass with the same name. They run fast in eval mode where
-    no gradient can be asked for. In training, with gradients, with `output_attentions=True` and
-    under torch.fx and torch.jit tracing their own forward runs, bit for bit. Feature maps come in
-    channels-last memory, as from `model.to(memory_format=torch.channels_last)`, and so do logits on
-    a CPU, but for those of transformers.
+    those modules becomes a subclass with the same name. Encoders and heads run fast in eval mode
+    where no gradient can be asked for. In training, with gradients, with `output_attentions=True`
+    and under torch.fx and torch.jit tracing their own forward runs, bit for bit. Feature maps come
+    in channels-last memory, as from `model.to(memory_format=torch.channels_last)`, and so do logits
+    on a CPU, but for those of transformers.
 
     It may be called again, and before weights are loaded. Copies and pickles of the model are
     accelerated too, so to unpickle one takes fastseg; `restore` it first where that is not wanted.
 
     Args:
         strict: raise an error where a part stays as it is.
+        graphs: replay CUDA graphs. Where False, neither these models nor fastseg's own in `model`
+            do; `fastseg.graphs(False)` is a block without.
 
     Returns:
         `model` itself.
@@ -45,8 +53,9 @@ def accelerate(model: Model, *, strict: bool = False) -> Model:
             The model is then as it was.
     """
     _check(model)
-    if not isinstance(strict, bool):
-        raise TypeError(f"strict: expected a bool, got {strict!r}")
+    for name, option in (("strict", strict), ("graphs", graphs)):
+        if not isinstance(option, bool):
+            raise TypeError(f"{name}: expected a bool, got {option!r}")
     is_found = False
     refusals: list[str] = []
     changed: list[Any] = []
@@ -81,7 +90,23 @@ def accelerate(model: Model, *, strict: bool = False) -> Model:
         for module in changed:
             _restore(module)
         raise ValueError("model: not all of it can be accelerated:\n" + "\n".join(refusals))
+    _set_graphs(model, graphs)
     return model
+
+
+def _set_graphs(model: nn.Module, graphs: bool) -> None:
+    """Let the models around accelerated parts replay graphs, or not."""
+    parts = [one for one in model.modules() if isinstance(one, Accelerated) and one._fastseg_class]
+    for around in models_around(model, parts):
+        if not isinstance(around, Graphed):
+            with contextlib.suppress(Exception):  # of the class's own machinery: `report` tells
+                around.__class__ = swapped_class(type(around), MODEL_SWAP)
+    for module in model.modules():
+        if isinstance(module, Graphed):
+            module.__dict__.pop("_fastseg_graphs", None)
+            if not graphs:
+                module._fastseg_graphs = False
+                module.__dict__.pop("_fastseg_runner", None)
 
 
 def _find_host(module: nn.Module) -> tuple[Family, Host] | None:
@@ -103,7 +128,7 @@ def _take(module: nn.Module, family: Family, host: Host) -> str | None:
         reason, refused = family.try_out(module, host)
     if reason is None:
         try:
-            module.__class__ = accelerated_class(type(module), host)
+            module.__class__ = swapped_class(type(module), host)
         except Exception as error:  # of the class's own machinery, which may be anything
             reason = f"its class cannot be derived from: {type(error).__name__}: {error}"
     if reason is not None:
@@ -129,8 +154,8 @@ def restore(model: Model) -> Model:
     """
     _check(model)
     for name, module in model.named_modules():
-        if isinstance(module, Accelerated) and module._fastseg_class is not None:
-            if type(module) is not accelerated_class(module._fastseg_class, module._fastseg_host):
+        if isinstance(module, Swapped) and module._fastseg_class is not None:
+            if type(module) is not swapped_class(module._fastseg_class, module._fastseg_host):
                 raise RuntimeError(
                     f"{name or type(module).__name__}: expected the class that accelerate gave it, "
                     f"got {type(module).__module__}.{type(module).__name__}; undo that first"
@@ -147,8 +172,8 @@ def _check(model: Any) -> None:
 
 def _restore(module: Any) -> None:
     module.__class__ = module._fastseg_class
-    for name in ("_fastseg_refused", "_fastseg_kind", "_fastseg_state"):
-        module.__dict__.pop(name, None)
+    for name in [name for name in module.__dict__ if name.startswith("_fastseg_")]:
+        del module.__dict__[name]
 
 
 def _open_reasons(name: str, module: Any) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastseg.cuda_graphs.default import CAPTURERS, Graphed
 from fastseg.folding.swap import Accelerated
 from fastseg.kernels import fallbacks, select_backend
 from fastseg.kernels.core.registry import OPS
@@ -20,7 +21,8 @@ def report(model: nn.Module) -> str:
     "plain" is the differentiable path of training, for other libraries' models "the host's own"
     forward; "folded" is the fast one, by Triton kernels or by the eager twins of the ops, as a
     whole or for the ops that are named. Parts of an accelerated model that stay the host's follow,
-    each with the reason. Lines at the end tell of ops that this process has run eagerly although
+    each with the reason. Lines at the end tell of CUDA graphs: how many a model holds, their memory
+    and what ran without one, by reason; and of ops that this process has run eagerly although
     kernels could run on their device.
 
     Gradient mode counts as it is now: call it inside `torch.no_grad()` to see what happens there.
@@ -43,11 +45,37 @@ def report(model: nn.Module) -> str:
             "model: expected one with a model of fastseg in it, or one that fastseg.accelerate "
             f"has made fast, got a {type(model).__module__}.{type(model).__name__}"
         )
+    lines += _graph_lines(model)
     lines += [
         f"so far {op} ran eagerly {count} times: {reason}"
         for (op, reason), count in fallbacks().items()
     ]
     return "\n".join(lines)
+
+
+def _graph_lines(model: Any) -> Iterator[str]:
+    """Lines of CUDA graphs, those that there are and those that there cannot be."""
+    covered: set[int] = set()
+    for name, module in model.named_modules():
+        label = name or type(module).__name__
+        inner, parameter = map(id, module.modules()), next(module.parameters(), None)
+        if isinstance(module, Graphed):
+            covered.update(inner)
+            held = module.fastseg_graphs()
+            if held is not None:
+                yield from (f"{label}: {line}" for line in held.report().splitlines())
+            elif not module._fastseg_graphs:
+                yield f"{label}: no CUDA graphs, as fastseg.accelerate(graphs=False) says"
+        elif (
+            isinstance(module, Accelerated)
+            and id(module) not in covered
+            and parameter is not None
+            and parameter.device.type in CAPTURERS
+        ):
+            yield (
+                f"{label}: no CUDA graphs by default, as the modules around it are of other "
+                "libraries; fastseg.graphed makes them"
+            )
 
 
 def _lines(label: str, part: Accelerated) -> Iterator[str]:

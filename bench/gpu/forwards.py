@@ -27,6 +27,7 @@ def build(setting: Setting, device: torch.device) -> tuple[torch.nn.Module, torc
 
 
 def label_map(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """The label map (B, H, W) of `pixels` (B, 3, H, W)."""
+    """The label map (B, H, W) of `pixels` (B, 3, H, W), without a graph but the caller's own."""
     height, width = pixels.shape[2:]
-    return fastseg.kernels.upsample_argmax(model(pixels).logits, (height, width))
+    with fastseg.graphs(False):
+        return fastseg.kernels.upsample_argmax(model(pixels).logits, (height, width))

@@ -106,14 +106,14 @@ def ours(context: Context, backend: str) -> Forward:
         model = _folded(context.fastseg())
 
     def forward(pixel_values: torch.Tensor) -> torch.Tensor:
-        with fastseg.backend(backend):
+        with fastseg.backend(backend), fastseg.graphs(False):
             return model(pixel_values).logits
 
     return forward
 
 
 def ours_accelerate(context: Context) -> Forward:
-    """transformers' model after `fastseg.accelerate`."""
+    """transformers' model after `fastseg.accelerate`, on a GPU with the graphs that it brings."""
     model = _folded(fastseg.accelerate(context.transformers(), strict=True))
     return lambda pixel_values: model(pixel_values).logits
 

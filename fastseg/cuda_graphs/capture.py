@@ -1,4 +1,4 @@
-"""CUDA graphs: all of `fastseg.graphed` that touches CUDA. Tests put a capturer of their own here.
+"""All that touches CUDA of CUDA graphs. Tests put a capturer of their own here.
 
 What a graph needs to stay right, and how it is had:
 
@@ -35,6 +35,7 @@ class Capture(Protocol):
     """A captured function."""
 
     output: Any  # what it returned: each replay writes the tensors in it anew
+    held_bytes: int  # of the device's memory that is reserved for it
 
     def replay(self, inputs: Sequence[torch.Tensor]) -> None:
         """Queue copies of `inputs` to the function's own, and the graph, on the current stream."""
@@ -173,12 +174,15 @@ class CudaCapturer:
                 read = read_tensors(function)
             torch.cuda.synchronize()
             torch.cuda.empty_cache()  # what is not in use may serve the pool
+            reserved = torch.cuda.memory_reserved()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.stream(stream), _cublas_workspaces_dropped():
                 output = _capture(graph, self._pool, function)
             caller.wait_stream(stream)
             self._live += 1
-            return CudaCapture(graph, output, list(inputs), caller, read, self._forget)
+            held = torch.cuda.memory_reserved() - reserved
+            held += sum(tensor.untyped_storage().nbytes() for tensor in inputs)
+            return CudaCapture(graph, output, list(inputs), caller, read, held, self._forget)
 
     def _forget(self) -> None:
         self._live -= 1
@@ -194,9 +198,11 @@ class CudaCapture:
         inputs: list[torch.Tensor],
         stream: torch.cuda.Stream,
         read: list[torch.Tensor],
+        held_bytes: int,
         forget: Callable[[], None],
     ) -> None:
         self.output = output
+        self.held_bytes = held_bytes
         self._graph = graph
         self._inputs = inputs
         self._stream = stream  # on which the inputs were allocated

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -22,6 +23,11 @@ _PLAIN_KINDS = {
     nn.ModuleList,
     nn.ReLU,
 }
+
+# Attributes that tell kinds of modules apart, and those that do not change what one computes in
+# eval mode.
+_KIND_TYPES = (bool, int, float, str, tuple, list, FunctionType)
+_NOT_OF_A_KIND = ("training", "p", "drop_prob", "layer_idx")
 
 # transformers collects hidden states and attentions by hooks that it leaves on for good; they do
 # nothing unless it is asked for attentions, and then its own forward runs.
@@ -143,3 +149,34 @@ def tensor_problem(part: nn.Module) -> str | None:
         if tensor.is_inference():
             return "was made in inference mode, where edits are not counted"
     return None
+
+
+def kind_of(
+    module: nn.Module,
+    *,
+    root_class: bool = True,
+    inside: bool = True,
+    without: Sequence[str] = (),
+) -> Hashable:
+    """A key that is equal for modules that differ in weights or rates of dropout alone.
+
+    Args:
+        root_class: whether the class of `module` itself counts.
+        inside: whether the modules in it count.
+        without: names of attributes that do not.
+    """
+    left_out = {*_NOT_OF_A_KIND, *without}
+    return tuple(
+        (
+            name,
+            type(part) if name or root_class else None,
+            tuple((n, tuple(p.shape)) for n, p in part._parameters.items() if p is not None),
+            tuple(
+                (key, repr(value))
+                for key, value in sorted(part.__dict__.items(), key=lambda item: item[0])
+                if isinstance(value, _KIND_TYPES) and key[0] != "_" and key not in left_out
+            ),
+            tuple(sorted(part.__dict__.keys() & {"forward"})),
+        )
+        for name, part in (module.named_modules() if inside else [("", module)])
+    )

@@ -17,12 +17,13 @@ from .conditions import (
     all_parts,
     first_problem,
     is_plain,
+    kind_of,
     kind_problem,
     part_problem,
     tensor_problem,
 )
 from .find import Declined
-from .freshness import ModelWatch, kind_of
+from .freshness import ModelWatch
 
 Folded = Any  # weights of an op, or tensors, in lists and dicts too
 

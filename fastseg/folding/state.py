@@ -25,7 +25,7 @@ from torch import nn
 from fastseg.kernels.core.weights import Weights
 
 from .fold import Known, Part, tensors_of
-from .freshness import Derived, ModelWatch
+from .freshness import ATTRIBUTES_COUNT, Derived, ModelWatch
 
 
 class Plan:
@@ -113,17 +113,19 @@ class State(Derived):
         assert self._plan is not None
         return self._plan
 
-    def settle(self, fold: bool = True) -> str | None:
+    def settle(self, fold: bool = True, patience: float = 0.0) -> str | None:
         """Make what is folded fresh; a reason where the module as a whole runs its own code.
 
         Args:
             fold: where False, as for an export, parts fold at each use until the next call.
+            patience: seconds for which a look at attributes counts; see `ModelWatch`.
         """
         watch = self._watch
-        if fold and watch is not None and watch.is_same():
+        if fold and watch is not None and watch.is_same(patience):
             return self._reason
         with self._lock:
             self._watch = None
+            self.folds += 1
             plan = self.plan()
             if not fold:
                 return plan.settle(fold=False)
@@ -143,6 +145,7 @@ class State(Derived):
         """Forget what is folded; with `free` also the memory that compiled graphs read."""
         with self._lock:
             self._watch = None
+            self.folds += 1
             for part in () if self._plan is None else self._plan.parts():
                 part.drop(free)
             if free:
@@ -159,6 +162,8 @@ class Traced:
         self._parts = self._plan.folded_parts()
         self._sources = [self._sources_of(part) for part in self._parts]
         self.tensors = [tensor for part in self._parts for tensor in part.for_graphs()]
+        self.addresses = [tensor.data_ptr() for tensor in self.tensors]
+        self._folds = -1  # of the state, when it was last found to be what this is of
         with _lock:
             self.handle = next(_handles)
             _graphs[self.handle] = self
@@ -200,14 +205,16 @@ class Traced:
         Raises:
             RuntimeError: the module has changed in ways that the graph does not know.
         """
-        reason = self._state.settle()
-        if reason is None:
+        reason = self._state.settle(patience=ATTRIBUTES_COUNT)
+        folds = self._state.folds
+        if reason is None and folds != self._folds:
             reason = self._difference()
         if reason is not None:
             raise RuntimeError(
                 f"a compiled graph holds a model that has changed since: {reason}; call "
                 "torch.compiler.reset()"
             )
+        self._folds = folds
 
     def _difference(self) -> str | None:
         plan = self._state.settled
@@ -229,6 +236,8 @@ def _refresh_folds(folded: list[torch.Tensor], handle: int) -> None:
     if traced is None:
         raise RuntimeError("a compiled graph outlived its model; call torch.compiler.reset()")
     traced.refresh()
+    if list(map(torch.Tensor.data_ptr, folded)) == traced.addresses:
+        return
     # Backends that make graphs functional pass copies, and copy them back over the originals.
     with torch.no_grad():
         for passed, kept in zip(folded, traced.tensors, strict=True):

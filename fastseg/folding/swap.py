@@ -32,20 +32,27 @@ class _HostAnswers:
 HOST = _HostAnswers()  # "let the host's own forward answer"
 
 
-class Host(Protocol):
-    """A kind of module."""
+class Swap(Protocol):
+    """What a module's class is replaced by: a subclass with a mixin, its `mixin` or `Accelerated`.
+
+    A `method` that it names is replaced too.
+    """
 
     @property
     def name(self) -> str:
-        """Name of the library, for reports and pickles."""
+        """Its name, with that of its type, for reports and pickles."""
 
-    @property
-    def own(self) -> bool:
-        """Return whether it is of fastseg, whose classes have the fast forward from the start."""
+
+class Host(Swap, Protocol):
+    """A kind of module."""
 
     @property
     def method(self) -> str:
         """The method that is replaced."""
+
+    @property
+    def own(self) -> bool:
+        """Return whether it is of fastseg, whose classes have the fast forward from the start."""
 
     def plan(self, module: Any, refused: Mapping[str, str], /) -> Plan:
         """Make the plan of `module`; modules with the names in `refused` stay the host's."""
@@ -54,34 +61,58 @@ class Host(Protocol):
         """Return what the method returns, by `plan`; HOST where only the host can answer."""
 
 
-_hosts: dict[tuple[str, str], Host] = {}
+_hosts: dict[tuple[str, str], Swap] = {}
 
 
-def register_host(host: Host) -> None:
+def register_host(host: Swap) -> None:
     """Make `host` known to pickles of accelerated modules, which name it."""
     if _key(host) in _hosts:
         raise ValueError(f"host: there is one of the name {host.name!r} already")
     _hosts[_key(host)] = host
 
 
-def _key(host: Host) -> tuple[str, str]:
+def _key(host: Swap) -> tuple[str, str]:
     return type(host).__name__, host.name
 
 
-_DERIVED = ("_fastseg_state", "_fastseg_kind")
+_DERIVED = ("_fastseg_state", "_fastseg_kind", "_fastseg_runner")  # no copy has these
 
 
-class Accelerated:
-    """Mixin of modules with a fast forward.
+class Swapped:
+    """Mixin of modules whose class is a subclass that was made for them, or one of fastseg's own.
 
     Attributes:
         _fastseg_class: the class that `restore` gives back; None for one of fastseg's own.
+    """
+
+    _fastseg_host: Any
+    _fastseg_class: type[nn.Module] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: Any = super().__getstate__()
+        return {name: value for name, value in state.items() if name not in _DERIVED}
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
+        rebuild, arguments, *rest = reduced
+        if (
+            self._fastseg_class is not None
+            and rebuild is copyreg.__newobj__  # type: ignore[attr-defined]
+            and arguments[0] is type(self)
+        ):
+            host = _key(self._fastseg_host)
+            return (_rebuild, (self._fastseg_class, host, *arguments[1:]), *rest)
+        return (rebuild, arguments, *rest)
+
+
+class Accelerated(Swapped):
+    """Mixin of modules with a fast forward; `_fastseg_host` is their `Host`.
+
+    Attributes:
         _fastseg_refused: why layers, by their names, stay the host's, as their check has found.
         _fastseg_kind: what the modules in it were when they were checked; None in a copy.
     """
 
-    _fastseg_host: Host
-    _fastseg_class: type[nn.Module] | None = None
     _fastseg_refused: Mapping[str, str] = {}
     _fastseg_kind: Any = None
     _fastseg_state: State | None = None
@@ -166,32 +197,16 @@ class Accelerated:
             self._fastseg_state.drop(free=True)
         return super()._apply(*args, **kwargs)  # type: ignore[misc]
 
-    def __getstate__(self) -> dict[str, Any]:
-        state: Any = super().__getstate__()
-        return {name: value for name, value in state.items() if name not in _DERIVED}
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
-        rebuild, arguments, *rest = reduced
-        if (
-            self._fastseg_class is not None
-            and rebuild is copyreg.__newobj__  # type: ignore[attr-defined]
-            and arguments[0] is type(self)
-        ):
-            host = _key(self._fastseg_host)
-            return (_rebuild, (self._fastseg_class, host, *arguments[1:]), *rest)
-        return (rebuild, arguments, *rest)
-
 
 def _rebuild(host_class: type[nn.Module], host: tuple[str, str], *arguments: Any) -> nn.Module:
     if host not in _hosts:
         known = ", ".join(name for _, name in _hosts)
         raise ValueError(f"an accelerated model of the host {host[1]!r}: expected one of {known}")
-    accelerated = accelerated_class(host_class, _hosts[host])
-    return accelerated.__new__(accelerated, *arguments)
+    swapped = swapped_class(host_class, _hosts[host])
+    return swapped.__new__(swapped, *arguments)
 
 
-def accelerated_class(host_class: Any, host: Host) -> Any:
+def swapped_class(host_class: Any, host: Swap) -> Any:
     """The subclass of `host_class`, made once for a process."""
     key = (host_class, _key(host))
     if key not in _classes:
@@ -221,17 +236,18 @@ def with_plan(method: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-def _make_class(host_class: Any, host: Host) -> Any:
+def _make_class(host_class: Any, host: Swap) -> Any:
     names = {
         "__module__": host_class.__module__,
         "__qualname__": host_class.__qualname__,
         "__doc__": host_class.__doc__,
         "_fastseg_host": host,
         "_fastseg_class": host_class,
-        host.method: with_plan(getattr(host_class, host.method)),
     }
-    metaclass = type(host_class)
-    return metaclass(host_class.__name__, (Accelerated, host_class), names)
+    if method := getattr(host, "method", None):
+        names[method] = with_plan(getattr(host_class, method))
+    bases = getattr(host, "mixin", Accelerated), host_class
+    return type(host_class)(host_class.__name__, bases, names)
 
 
 def refold(model: nn.Module) -> None:

@@ -11,7 +11,7 @@ from fastseg import kernels
 
 
 def warmup(model: nn.Module, shapes: Iterable[Sequence[int]]) -> None:
-    """Run `model` once, on zeros, for each shape of its input.
+    """Run `model` on zeros for each shape of its input, twice: the second captures a CUDA graph.
 
     Compiled kernels stay in Triton's cache on disk, so a later process starts quickly too. Logits
     of a segmentation model are also turned into an int64 label map of the input's size; a map of
@@ -37,6 +37,7 @@ def warmup(model: nn.Module, shapes: Iterable[Sequence[int]]) -> None:
         pixels = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
         with torch.no_grad():
             output = model(pixels)
+            output = model(pixels)  # captures a CUDA graph, notes a launch plan
             logits = getattr(output, "logits", output)
             if isinstance(logits, torch.Tensor) and logits.ndim == 4:
                 kernels.upsample_argmax(logits, shape[2:])

@@ -11,12 +11,13 @@ from torch import nn
 
 from fastseg.checkpoints.load import load_pretrained, save_pretrained
 from fastseg.checkpoints.translation import CheckpointNames
+from fastseg.cuda_graphs.default import Graphed
 from fastseg.exporting.folded import FoldedModel, fold_accelerated
 from fastseg.folding.swap import refold
 from fastseg.images.processor import SegformerImageProcessor
 
 
-class PreTrainedModel(nn.Module):
+class PreTrainedModel(Graphed, nn.Module):
     """Base of all models, with the names of transformers' class.
 
     Attributes:

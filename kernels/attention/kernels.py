@@ -53,7 +53,7 @@ def attend_tile(scores, value, maximum, total, context, PRECISION: tl.constexpr)
     return new_maximum, total, context
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "keys"])
 def one_head_kernel(
     x_pointer,  # (batch, tokens, CHANNELS)
     key_value_pointer,  # (batch, keys, 2 * CHANNELS)
@@ -146,7 +146,7 @@ def project_query(
     return (rstd[:, None] * query + bias[None, :]) * LOG2_E
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "keys"])
 def block_kernel(
     x_pointer,  # (batch, tokens, CHANNELS)
     key_value_pointer,  # (batch, keys, 2 * CHANNELS)
@@ -243,7 +243,7 @@ def block_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "keys"])
 def per_head_kernel(
     x_pointer,  # (batch, tokens, CHANNELS)
     key_value_pointer,  # (batch, keys, 2 * CHANNELS)

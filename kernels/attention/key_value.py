@@ -16,7 +16,7 @@ from ..core.launch import ceil_div, launch
 from ..core.optional_triton import tl, triton
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def key_value_kernel(
     partials_pointer,  # (SPLITS, rows, CHANNELS)
     bias_pointer,  # (CHANNELS,) or None

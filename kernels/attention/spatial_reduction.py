@@ -140,7 +140,7 @@ def convolve_chunks(
     return product
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tokens", "width", "reduced_tokens", "reduced_width"])
 def sr_key_value_kernel(
     x_pointer,  # (batch, tokens, CHANNELS)
     weight_pointer,  # (CHANNELS, SR_RATIO * SR_RATIO * CHANNELS)
@@ -225,7 +225,7 @@ def sr_key_value_kernel(
             )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tokens", "width", "reduced_tokens", "reduced_width"])
 def sr_partials_kernel(
     x_pointer,  # (batch, tokens, CHANNELS)
     weight_pointer,  # (CHANNELS, SR_RATIO * SR_RATIO * CHANNELS)

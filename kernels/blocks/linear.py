@@ -21,7 +21,7 @@ from ..core.optional_triton import tl, triton
 from .primitives import matmul_precision, row_moments, update_moments
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def linear_kernel(
     x_pointer,  # (rows, IN_FEATURES)
     weight_pointer,  # (OUT_FEATURES, IN_FEATURES)

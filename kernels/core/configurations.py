@@ -155,6 +155,11 @@ def _nearest(query: Query, family: str, user_file: str | None) -> Config:
     raise LookupError(f"no configuration for {query}")
 
 
+def is_tuning() -> bool:
+    """Return whether a block of `overrides` or `record_queries` is open."""
+    return bool(_overrides or _recorders)
+
+
 def fits(config: Config, query: Query) -> bool:
     """Return whether the blocks of `config` divide the sizes that they must."""
     return all(size % config.get(block, 1) == 0 for block, size in query.divides)

@@ -1,12 +1,15 @@
-"""Every kernel launch goes through `launch`: a device guard, and a record for tools."""
+"""Every kernel launch goes through `launch`: a device guard, and a record for tools and plans."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
+
+from .optional_triton import triton
 
 
 def ceil_div(size: int, block: int) -> int:
@@ -26,9 +29,25 @@ class Launch(NamedTuple):
     def name(self) -> str:
         return self.kernel.__name__
 
+    def bound(self) -> list[Any]:
+        """The arguments of all the kernel's parameters, constexprs too, in their order."""
+        by_name = dict(zip(self.kernel.arg_names, self.arguments, strict=False)) | self.options
+        return [by_name[name] for name in self.kernel.arg_names]
+
+
+class Notes(Protocol):
+    """What wants to know of the launches of one thread."""
+
+    def launched(self, compiled: Any, launch: Launch) -> None:
+        """`launch` has run; `compiled` is what Triton's JIT returned of it."""
+
+    def took(self, semaphores: torch.Tensor) -> None:
+        """`semaphores` were taken for a launch to come."""
+
 
 _records: list[list[Launch]] = []
 _dry = False
+_thread = threading.local()
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
@@ -38,16 +57,49 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
     """
     # As Triton does by default up to 3.9, which warns of a change to come.
     options.setdefault("enable_fp_fusion", True)
+    one = Launch(kernel, grid, arguments, options)
     if _records:
-        _records[-1].append(Launch(kernel, grid, arguments, options))
+        _records[-1].append(one)
         if _dry:
             return
     device = arguments[0].device
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
-            kernel[grid](*arguments, **options)
+            compiled = _run(one)
     else:
-        kernel[grid](*arguments, **options)
+        compiled = _run(one)
+    notes = notes_of_thread()
+    if notes is not None:
+        notes.launched(compiled, one)
+
+
+def _run(one: Launch) -> Any:
+    return one.kernel[one.grid](*one.arguments, **one.options)
+
+
+def current_stream(device: torch.device) -> int:
+    """The handle of the stream on which Triton launches."""
+    return int(triton.runtime.driver.active.get_current_stream(device.index or 0))
+
+
+def notes_of_thread() -> Notes | None:
+    """What `noted_by` was given, inside its block."""
+    return getattr(_thread, "notes", None)
+
+
+@contextlib.contextmanager
+def noted_by(notes: Notes) -> Iterator[None]:
+    """Tell `notes` of this thread's launches inside the block."""
+    _thread.notes = notes
+    try:
+        yield
+    finally:
+        _thread.notes = None
+
+
+def is_recorded() -> bool:
+    """Return whether a block of `record_launches` is open."""
+    return bool(_records)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ try:
     import triton.language as _language
 except ImportError:
     HAS_TRITON = False
-    _triton = SimpleNamespace(jit=lambda function: function)
+    _triton = SimpleNamespace(jit=lambda function=None, **_: function or (lambda made: made))
     _language = SimpleNamespace(constexpr=lambda value=None: value)
 else:
     HAS_TRITON = True

@@ -14,8 +14,9 @@ import torch
 
 from .checks import whole_in_graph
 from .configurations import Candidates
-from .dispatch import use_triton
+from .dispatch import select_backend, use_triton
 from .optional_triton import interpreting
+from .plans import Plans, may_plan
 from .weights import Weights
 
 # Registered by dispatch key and not by `custom_op`: a third of its cost at each call (measured:
@@ -52,6 +53,7 @@ class Op:
     candidates: Mapping[str, Candidates] = field(default_factory=dict)
     multiplies: bool = True
     whole: bool = True
+    _plans: Plans = field(default_factory=lambda: Plans([]), init=False)
 
     def __call__(self, device: torch.device, *arguments: Any) -> torch.Tensor:
         """Run kernels, the twin, or the op whole in a graph, whichever is right here and now.
@@ -59,8 +61,17 @@ class Op:
         Args:
             arguments: inputs and weights, checked.
         """
-        registered = use_triton(self.name, device, self.supports(*arguments))
-        if not registered and not (self.whole and whole_in_graph(*_tensors(arguments))):
+        kernels, call = select_backend(device)[0] == "triton", None
+        if kernels and may_plan(device):
+            plans = self._plans if self.weights is None else arguments[-1].plans
+            call = plans.read(arguments if self.weights is None else arguments[:-1])
+            output = None if call is None else plans.run(call)
+            if output is not None:
+                return output
+        kernels = kernels and use_triton(self.name, device, self.supports(*arguments))
+        if kernels and call is not None:
+            return plans.launch(call, self.fused, arguments)
+        if not kernels and not (self.whole and whole_in_graph(*_tensors(arguments))):
             return self.eager(*arguments)
         registered_op = getattr(torch.ops.fastseg, self.name)
         if self.weights is None:

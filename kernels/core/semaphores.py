@@ -25,7 +25,7 @@ from collections.abc import Iterator
 
 import torch
 
-from .launch import ceil_div
+from .launch import ceil_div, notes_of_thread
 
 ARENA_SIZE = 1 << 18  # counters, 1 MiB: a captured forward takes some hundreds
 _BUFFER_SIZE = 1 << 12  # counters of the first buffer of a stream; a later one is twice as large
@@ -74,6 +74,14 @@ def semaphores(count: int, device: torch.device) -> torch.Tensor:
     The next eager call on the same stream gives the same memory. While the stream captures a CUDA
     graph every call gives memory of its own.
     """
+    taken = _taken(count, device)
+    notes = notes_of_thread()
+    if notes is not None:
+        notes.took(taken)
+    return taken
+
+
+def _taken(count: int, device: torch.device) -> torch.Tensor:
     stream = 0
     if device.type == "cuda":
         if _capturing(device):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, get_type_hints
 
 import torch
 
 from .checks import autocasts
+from .plans import Plans
 
 # How torch.library spells the types of fields.
 _SCHEMA_TYPES: dict[Any, str] = {
@@ -60,14 +62,23 @@ class Weights:
         if x.dtype != like.dtype and not autocasts(like.device):
             raise TypeError(f"{name}: expected {like.dtype} as the weights, got {x.dtype}")
 
-    def tensors(self) -> Iterator[torch.Tensor]:
+    @functools.cached_property
+    def plans(self) -> Plans:
+        """The launch plans of an op with these weights."""
+        return Plans(self.tensors())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.arguments()  # without plans
+
+    def tensors(self) -> list[torch.Tensor]:
         """All tensors, of tuples too."""
-        for name in self.names():
-            value = getattr(self, name)
+        found: list[torch.Tensor] = []
+        for value in self.arguments().values():
             if isinstance(value, torch.Tensor):
-                yield value
+                found.append(value)
             elif isinstance(value, tuple):
-                yield from value
+                found += value
+        return found
 
     def arguments(self) -> dict[str, Any]:
         """The fields, by name, as the registered op takes them."""

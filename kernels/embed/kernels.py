@@ -31,7 +31,18 @@ def normalize_row(
     return centred * rstd[:, None] * weight[None, :] + bias[None, :]
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "tokens",
+        "height",
+        "width",
+        "in_height",
+        "in_width",
+        "image_stride",
+        "channel_stride",
+        "row_stride",
+    ]
+)
 def patch_embed_pixels_kernel(
     pixels_pointer,  # (batch, IN_CHANNELS, in_height, in_width), of any strides
     scale_pointer,  # (IN_CHANNELS,) float32 or None
@@ -151,7 +162,7 @@ def load_patches(
     return tl.load(pointers + shift, mask=mask[:, None], other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "height", "width", "in_height", "in_width"])
 def patch_embed_whole_row_kernel(
     x_pointer,  # (batch, in_height, in_width, IN_CHANNELS)
     weight_pointer,  # (CHANNELS, KERNEL, KERNEL, IN_CHANNELS)
@@ -231,7 +242,7 @@ def patch_embed_whole_row_kernel(
         tl.store(output_pointers + block * BLOCK_N, result, mask=(token < tokens)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "height", "width", "in_height", "in_width"])
 def patch_embed_split_kernel(
     x_pointer,  # (batch, in_height, in_width, IN_CHANNELS)
     weight_pointer,  # (CHANNELS, KERNEL, KERNEL, IN_CHANNELS)
@@ -285,7 +296,7 @@ def patch_embed_split_kernel(
     tl.store(parts_pointers, product, mask=(token < tokens)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def patch_embed_reduce_kernel(
     parts_pointer,  # (SPLIT, tokens, CHANNELS) float32
     bias_pointer,  # (CHANNELS,)

@@ -113,7 +113,7 @@ def depthwise_strips(
     return activated
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width"])
 def depthwise_kernel(
     hidden_pointer,  # (pixels, HIDDEN)
     weight_pointer,  # (HIDDEN, 1, 3, 3) of any strides
@@ -211,7 +211,7 @@ def finish_rows(
         tl.store(output_pointer + offset + channel[None, :], value, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width"])
 def tail_kernel(
     hidden_pointer,  # (pixels, HIDDEN)
     weight_pointer,  # (HIDDEN, 1, 3, 3) of any strides

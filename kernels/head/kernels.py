@@ -3,7 +3,7 @@
 from ..core.optional_triton import tl, triton
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_2", "rows_3", "rows_4"])
 def decode_head_project_kernel(
     x_2_pointer,  # (rows_2, CHANNELS_2)
     x_3_pointer,  # (rows_3, CHANNELS_3)
@@ -113,7 +113,18 @@ def tile_window(
     return row * source_width + tl.minimum(window_x, source_width - 1), share
 
 
-@triton.jit
+# `width` stays: where it is a multiple of 16, stores are wide (52 loads and stores, not 122).
+@triton.jit(
+    do_not_specialize=[
+        "height",
+        "height_2",
+        "width_2",
+        "height_3",
+        "width_3",
+        "height_4",
+        "width_4",
+    ]
+)
 def decode_head_kernel(
     x_pointer,  # (batch, height, width, CHANNELS), the finest map
     weight_pointer,  # (WIDTH, CHANNELS)

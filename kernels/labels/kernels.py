@@ -96,7 +96,18 @@ def cell_weight(pixel, scale, start):
     return tl.minimum(tl.maximum(source_position(pixel, scale) - start, 0.0), 1.0)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "stride_batch",
+        "stride_class",
+        "stride_row",
+        "height",
+        "width",
+        "out_height",
+        "out_width",
+        "blocks",
+    ]
+)
 def upsample_argmax_kernel(
     logits_pointer,  # (batch, CLASSES, height, width)
     output_pointer,  # (batch, out_height, out_width), contiguous
@@ -224,7 +235,18 @@ def upsample_argmax_kernel(
             )
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "stride_batch",
+        "stride_class",
+        "stride_row",
+        "height",
+        "width",
+        "out_height",
+        "out_width",
+        "blocks",
+    ]
+)
 def upsample_argmax_gather_kernel(
     logits_pointer,  # (batch, CLASSES, height, width)
     output_pointer,  # (batch, out_height, out_width), contiguous

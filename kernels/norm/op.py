@@ -27,7 +27,7 @@ def eager(
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def layer_norm_kernel(
     x_pointer,  # (rows, CHANNELS)
     weight_pointer,  # (CHANNELS,) or None

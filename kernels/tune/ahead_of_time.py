@@ -62,13 +62,16 @@ def _source(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
     signature, constants, attributes = {}, {}, {}
     for index, (name, parameter) in enumerate(zip(kernel.arg_names, kernel.params, strict=True)):
         value = values[name]
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+        specialized = not parameter.do_not_specialize
+        is_one = specialized and type(value) is int and value == 1
+        if parameter.is_constexpr or value is None or is_one:
             signature[name], constants[name] = "constexpr", value
             continue
         if isinstance(value, torch.Tensor):  # torch's allocator aligns to 512 bytes
             signature[name], divisible = _TYPES[value.dtype], True
         elif isinstance(value, int):
-            signature[name], divisible = "i32" if abs(value) < 2**31 else "i64", value % 16 == 0
+            signature[name] = "i32" if abs(value) < 2**31 else "i64"
+            divisible = specialized and value % 16 == 0
         else:
             signature[name], divisible = "fp32", False
         if divisible:

@@ -9,13 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..core import registry
 from ..core.launch import Launch, record_launches
-
-# Operators of torch that start no kernel: they give memory, or no tensor at all. Views are known by
-# their schema.
-_NO_KERNEL = (
-    *("detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
-    "promote_types",
-)
+from ..core.plans import NO_KERNEL
 
 
 class Trace(NamedTuple):
@@ -38,7 +32,7 @@ class RunsLaunchers(TorchDispatchMode):
             with self:
                 return registry.launcher(func._opname)(*args, **kwargs)
         name = func._opname
-        if not func.is_view and name not in _NO_KERNEL:
+        if not func.is_view and name not in NO_KERNEL:
             self.torch_operators.append(name)
         return func(*args, **kwargs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import fastseg
-from fastseg.folding.freshness import ModelWatch
-from tests.cuda_graphs.graph_cases import SHAPE, capture, runner_of
+from fastseg.folding.freshness import ATTRIBUTES_COUNT, ModelWatch
+from tests.cuda_graphs.graph_cases import SHAPE, capture, default_of, runner_of
 from tests.model_cases import TINY, randomize, tiny_model, twins
 
 
@@ -120,14 +121,21 @@ CHANGES = [
 ]
 
 
+# The values of attributes, at which replays look every 50 ms.
+WAITING = (change_eps, change_config)
+
+
+@pytest.mark.parametrize("make", [runner_of, default_of])
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_a_change_is_seen(change):
+def test_a_change_is_seen(change, make):
     model = tiny_model()
-    runner = runner_of(model)
+    runner = make(model)
     capture(runner, torch.randn(SHAPE))
     capture(runner, torch.randn(2, *SHAPE[1:]))
-    before = model(torch.ones(SHAPE))
+    before = copy.deepcopy(model)(torch.ones(SHAPE))
     change(model)
+    if change in WAITING:
+        time.sleep(ATTRIBUTES_COUNT)
     image = torch.ones(SHAPE)
     # As a model has it that was never seen before.
     expected = copy.deepcopy(model)(image)
@@ -191,6 +199,7 @@ def test_lora_adapters():
     image = torch.randn(SHAPE)
 
     def check():
+        time.sleep(ATTRIBUTES_COUNT)
         expected = model(image).logits
         for _ in range(3):
             torch.testing.assert_close(runner(image).logits, expected, rtol=1e-4, atol=1e-5)

@@ -176,7 +176,8 @@ def launch_ranges(launch, text: str) -> dict[str, Range]:
     values = [
         value
         for parameter, value in zip(launch.kernel.params, launch.arguments, strict=False)
-        if not (parameter.is_constexpr or value is None or (type(value) is int and value == 1))
+        if not (parameter.is_constexpr or value is None)
+        and (parameter.do_not_specialize or type(value) is not int or value != 1)
     ]
     ranges = {
         name: (value, value)

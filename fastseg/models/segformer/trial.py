@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastseg.folding.freshness import kind_of
+from fastseg.folding.conditions import kind_of
 from fastseg.folding.swap import HOST
 from fastseg.folding.trial import apart, difference, failed, seeded, trial_copy
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import threading
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import fastseg
@@ -251,3 +253,60 @@ def test_a_device_that_is_not_the_current_one(model):
     for _ in range(4):
         assert torch.equal(runner(pixels(0)).logits, model(pixels(0)).logits)
     assert replays(runner) == 3
+
+
+@pytest.fixture
+def by_default(model):
+    """A model that replays graphs without being asked to, as users have it."""
+    with fastseg.graphs(True):
+        yield model
+
+
+def test_graphs_by_default(by_default, model):
+    images = [pixels(seed) for seed in range(5)]
+    results = [by_default(image).logits for image in images]
+    assert replays(by_default.fastseg_graphs()) == 3, fastseg.report(by_default)
+    with fastseg.graphs(False):
+        for image, result in zip(images, results, strict=True):
+            assert torch.equal(result, model(image).logits)
+
+
+def test_graphs_by_default_see_changes(by_default):
+    image = pixels(0)
+    for step in range(3):
+        for _ in range(4):
+            result = by_default(image).logits
+            with fastseg.graphs(False):
+                assert torch.equal(result, by_default(image).logits)
+        by_default.segformer.encoder.block[step][0].mlp.dense1.weight.mul_(-1)
+
+
+def test_graphs_by_default_are_bounded(by_default):
+    for side in range(64, 64 + 32 * 7, 32):
+        for _ in range(2):
+            by_default(pixels(0, (side, 64)))
+    report = fastseg.report(by_default)
+    assert "4 graphs of at most 4; 0 replays, 7 captures, 3 evictions" in report
+    assert " MiB held" in report
+
+
+def test_an_accelerated_model_replays(device):
+    plain = transformers.SegformerForSemanticSegmentation(
+        transformers.SegformerConfig(hidden_sizes=[32, 64, 160, 256], decoder_hidden_size=64)
+    )
+    model = fastseg.accelerate(plain.to(device, torch.bfloat16).eval(), strict=True)
+    image = pixels(1)
+    with fastseg.graphs(True):
+        results = [model(image).logits for _ in range(4)]
+    assert replays(model.fastseg_graphs()) == 2, fastseg.report(model)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_launch_plans(model):
+    """What runs without a graph: a third call of a key by a plan, a sliced input by its own."""
+    wide = pixels(3, (SIZE[0], SIZE[1] + 1))
+    inputs = [pixels(1), pixels(2), wide[..., 1:].contiguous(), wide[..., 1:]]
+    expected = [copy.deepcopy(model)(image).logits for image in inputs]  # without a plan
+    for _ in range(4):
+        for image, logits in zip(inputs, expected, strict=True):
+            assert torch.equal(model(image).logits, logits)
