@@ -8,12 +8,16 @@ import torch
 from torch import nn
 
 from fastseg import kernels
+from fastseg.kernels import select_backend
+from fastseg.kernels.core.launch import record_launches
+from fastseg.kernels.core.optional_triton import interpreting
 
 
 def warmup(model: nn.Module, shapes: Iterable[Sequence[int]]) -> None:
     """Run `model` on zeros for each shape of its input, twice: the second captures a CUDA graph.
 
-    Compiled kernels stay in Triton's cache on disk, so a later process starts quickly too. Logits
+    Kernels compile in processes of their own, as many as there are cores, and stay in Triton's
+    cache on disk, so a later process starts quickly too. Logits
     of a segmentation model are also turned into an int64 label map of the input's size; a map of
     another size or dtype may still compile a kernel at its first call.
 
@@ -33,13 +37,23 @@ def warmup(model: nn.Module, shapes: Iterable[Sequence[int]]) -> None:
             raise ValueError(
                 f"shapes: expected (batch, channels, height, width), all positive, got {shape}"
             )
-    for shape in shapes:
-        pixels = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
-        with torch.no_grad():
-            output = model(pixels)
-            output = model(pixels)  # captures a CUDA graph, notes a launch plan
-            logits = getattr(output, "logits", output)
-            if isinstance(logits, torch.Tensor) and logits.ndim == 4:
-                kernels.upsample_argmax(logits, shape[2:])
+    with torch.no_grad():
+        if select_backend(parameter.device)[0] == "triton" and not interpreting():
+            from fastseg.kernels.tune.precompile import compile_missing
+
+            with record_launches(dry=True) as launches:
+                for shape in shapes:
+                    _run(model, parameter.new_zeros(shape))
+            compile_missing(launches)
+        for shape in shapes:
+            for _ in range(2):  # the second captures a CUDA graph
+                _run(model, parameter.new_zeros(shape))
     if parameter.device.type == "cuda":
         torch.cuda.synchronize(parameter.device)
+
+
+def _run(model: nn.Module, pixels: torch.Tensor) -> None:
+    output = model(pixels)
+    logits = getattr(output, "logits", output)
+    if isinstance(logits, torch.Tensor) and logits.ndim == 4:
+        kernels.upsample_argmax(logits, pixels.shape[2:])

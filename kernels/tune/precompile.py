@@ -6,12 +6,15 @@ the way of a launch up to the launch itself, so that the keys of the cache are t
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
+import sys
 import time
+import types
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -22,6 +25,9 @@ from triton.runtime import driver
 
 from ..core.launch import Launch
 from .ahead_of_time import gpu_target, key
+
+_FROM_CACHE = 0.2  # seconds that Triton takes at most for a kernel in its cache
+_FEWEST_FOR_A_POOL = 4  # kernels: its processes take five seconds to import torch
 
 
 class Precompiled(NamedTuple):
@@ -86,9 +92,10 @@ class Precompiler:
         """
         by_key = {key(launch): launch for launch in launches}
         try:
-            for name, launch in by_key.items():
-                if name not in self._begun:
-                    self._begun[name] = self._pool.submit(_compile, *_described(launch))
+            with _no_main():
+                for name, launch in by_key.items():
+                    if name not in self._begun:
+                        self._begun[name] = self._pool.submit(_compile, *_described(launch))
         except BrokenExecutor as error:
             warnings.warn(f"nothing is compiled beforehand any more: {error}", stacklevel=2)
             return []
@@ -101,6 +108,34 @@ class Precompiler:
         self, kind: type[BaseException] | None, value: Any, traceback: TracebackType | None
     ) -> None:
         self._pool.shutdown(wait=kind is None, cancel_futures=True)
+
+
+def compile_missing(launches: Iterable[Launch]) -> int:
+    """Compile what Triton's cache lacks of `launches` for the device at hand; how many these were.
+
+    What is in the cache takes milliseconds to find. At the first that is not, and where there are
+    more to look at, a pool of processes takes over.
+    """
+    remaining = list({key(launch): launch for launch in launches}.values())
+    while remaining:
+        done = _compile(*_described(remaining.pop(0)))
+        if done.seconds > _FROM_CACHE and len(remaining) >= _FEWEST_FOR_A_POOL:
+            break
+    if not remaining:
+        return 0
+    with Precompiler(present_target()) as pool:
+        return sum(one.result().seconds > _FROM_CACHE for one in pool.begin(remaining))
+
+
+@contextlib.contextmanager
+def _no_main() -> Iterator[None]:
+    """Start processes that do not import the program's main module, which need have no guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _described(launch: Launch) -> tuple[str, str, tuple[Any, ...], dict[str, Any]]:

@@ -59,6 +59,22 @@ print(json.dumps(hits))
 """
 
 
+# A program without a guard for its main module, whose processes must not run it again.
+PROGRAM = """
+import torch
+from triton import knobs
+from fastseg.kernels.tune.precompile import compile_missing, pretend_device
+from bench.work import trace_model
+print("main runs")
+pretend_device("sm_90")
+launches = trace_model("b0", (512, 512), 1, torch.bfloat16, "sm_90").launches[:8]
+print(compile_missing(launches))
+hits = []
+knobs.compilation.listener = lambda *, src, cache_hit, **rest: hits.append(cache_hit)
+print(compile_missing(launches), len(hits) >= 4 and all(hits))
+"""
+
+
 @pytest.fixture(scope="module")
 def launches():
     return trace_model("b0", (512, 512), 1, torch.bfloat16, "sm_90").launches
@@ -99,6 +115,18 @@ def test_keys_do_not_depend_on_what_was_used_before():
     forth, back = keys(sorted(functions)), keys(sorted(functions, reverse=True))
     alone = {name: keys([name])[name] for name in functions}
     assert forth == back == alone
+
+
+def test_what_the_cache_lacks_is_compiled_by_a_pool(tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.getcwd()}
+    said = subprocess.run(
+        [sys.executable, str(path)], capture_output=True, text=True, check=True, env=environment
+    ).stdout.split("\n")
+    assert said[0] == "main runs"
+    assert int(said[1]) >= 4
+    assert said[2:] == ["0 True", ""]
 
 
 def test_a_compiler_that_dies_is_no_error(launches):
