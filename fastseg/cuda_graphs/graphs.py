@@ -299,7 +299,7 @@ class ModelGraphs:
 @contextlib.contextmanager
 def running_eagerly() -> Iterator[None]:
     """Run a model inside of which no other graphs are to be made: it is that of a `ModelGraphs`."""
-    before = is_running_eagerly()
+    before = getattr(_thread, "eagerly", False)
     _thread.eagerly = True
     try:
         yield

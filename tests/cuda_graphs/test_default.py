@@ -16,7 +16,7 @@ from torch import nn
 import fastseg
 from fastseg.cuda_graphs.default import MAX_GRAPHS, Graphed
 from fastseg.folding.swap import Accelerated
-from tests.cuda_graphs.graph_cases import SHAPE
+from tests.cuda_graphs.graph_cases import SHAPE, runner_of
 from tests.model_cases import TINY, randomize, relative_error, tiny_model
 from tests.models.hosts.test_parallel import replica_of
 
@@ -238,6 +238,24 @@ def test_segment_and_warmup_use_them():
     assert replays(model) == 2
     with fastseg.graphs(False):
         assert np.array_equal(labels, fastseg.segment(model, image, processor=processor))
+
+
+def test_a_runner_that_was_captured_leaves_no_trace():
+    """A capture of a model with a runner inside, after which others still have their graphs."""
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.runner = runner_of(tiny_model())
+
+        def forward(self, pixels):
+            return self.runner(pixels).logits
+
+    outer, model = runner_of(Outer().eval()), tiny_model()
+    for _ in range(3):
+        outer(torch.randn(SHAPE))
+        model(torch.randn(SHAPE))
+    assert replays(model) == 1
 
 
 def test_a_capture_that_fails_is_told_once(model):
