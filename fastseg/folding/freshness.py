@@ -200,15 +200,17 @@ class ModelWatch:
 
     def renewed(self) -> ModelWatch:
         """A watch of the modules as they are now."""
-        if not (self._has_same_parts() and self._has_same_attributes()):
+        if not self._looks_same(0.0):
             return ModelWatch(*self._models, derived=self._with_derived)
         fresh = copy.copy(self)  # only tensors were edited: a tenth of the time
         fresh._look_at_memory()
         return fresh
 
     def is_same(self, patience: float = 0.0) -> bool:
-        """Return whether all is what it was; see `change`."""
-        return self._has_same_memory() and self.change(patience) is None
+        """Return whether all is what it was, without a search for an edited tensor."""
+        if not self._has_same_memory():
+            return False
+        return self._looks_same(patience) or self.change(patience) is None
 
     def change(self, patience: float = 0.0) -> str | None:
         """The name of something that is not what it was; None where all is.
@@ -216,18 +218,23 @@ class ModelWatch:
         Args:
             patience: seconds for which a look at attributes counts.
         """
-        if self._has_same_parts() and self._has_same_memory():
-            now = time.monotonic()
-            if now - self._looked < patience:
-                return None
-            if self._has_same_attributes():
-                self._looked = now
-                return None
+        if self._looks_same(patience) and self._has_same_memory():
+            return None
         fresh = ModelWatch(*self._models, derived=self._with_derived)
         change = self._difference(fresh)
         if change is None:  # new objects that are equal to the old ones: look at these from now on
             self.__dict__.update(fresh.__dict__)
         return change
+
+    def _looks_same(self, patience: float) -> bool:
+        if not self._has_same_parts():
+            return False
+        now = time.monotonic()
+        if now - self._looked >= patience:
+            if not self._has_same_attributes():
+                return False
+            self._looked = now
+        return True
 
     def _has_same_parts(self) -> bool:
         try:
