@@ -200,10 +200,14 @@ class Part(Known):
             return self._checked_fold()
         return self._folded
 
+    def tensors(self) -> list[torch.Tensor]:
+        """The folded tensors."""
+        return list(tensors_in(self._folded))
+
     def for_graphs(self) -> list[torch.Tensor]:
         """The folded tensors, whose memory stays from now on and is refreshed in place."""
         self._in_graph = True
-        return list(tensors_in(self._folded))
+        return self.tensors()
 
     def drop(self, free: bool = False) -> None:
         """Forget what is folded.

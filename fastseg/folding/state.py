@@ -13,6 +13,7 @@ with foreign parts drop what is folded.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 import threading
@@ -22,6 +23,7 @@ from collections.abc import Callable, Hashable, Iterator
 import torch
 from torch import nn
 
+from fastseg.kernels.core.plans import LaunchPlans
 from fastseg.kernels.core.weights import Weights
 
 from .fold import Known, Part, tensors_of
@@ -33,6 +35,18 @@ class Plan:
 
     As it is, it is all or nothing: the whole runs its own code where one part has to.
     """
+
+    @functools.cached_property
+    def launches(self) -> LaunchPlans:
+        """Plans of what runs folded, which hold until something is folded anew."""
+        return LaunchPlans(self._held)
+
+    def _held(self) -> Iterator[torch.Tensor]:
+        for part in self.parts():
+            yield from part.tensors()
+        for one in self.known():
+            for module in one.known_modules():
+                yield from tensors_of(module)
 
     def parts(self) -> list[Part]:
         """The parts of the module, folded or not."""
@@ -125,8 +139,8 @@ class State(Derived):
             return self._reason
         with self._lock:
             self._watch = None
-            self.folds += 1
             plan = self.plan()
+            self._count(plan)
             if not fold:
                 return plan.settle(fold=False)
             # Before any fold: others may edit meanwhile.
@@ -135,6 +149,11 @@ class State(Derived):
             if all(part.is_settled() for part in plan.folded_parts()):
                 self._watch = watch
             return reason
+
+    def _count(self, plan: Plan) -> None:
+        """Tell all that was made of what is folded that it is no more."""
+        self.folds += 1
+        plan.launches.clear()
 
     def trace(self) -> None:
         """Make `traced` what a graph is to be traced with, after `settle`."""
@@ -145,9 +164,10 @@ class State(Derived):
         """Forget what is folded; with `free` also the memory that compiled graphs read."""
         with self._lock:
             self._watch = None
-            self.folds += 1
-            for part in () if self._plan is None else self._plan.parts():
-                part.drop(free)
+            if self._plan is not None:
+                self._count(self._plan)
+                for part in self._plan.parts():
+                    part.drop(free)
             if free:
                 self.traced = None
 

@@ -1,14 +1,14 @@
-"""Launch plans: what an op's launcher did once is done again with other pointers.
+"""Launch plans: what a function of fastseg's ops launched once is launched again, and no more.
 
-At each call a launcher looks up configurations, computes grids and makes temporary tensors, and
-Triton binds some twenty arguments a launch. All of that follows from the key of a call: shapes,
-strides, dtypes, numbers, weights and a few settings. When a key comes for the second time a
-`Recorder` notes what the launcher allocates and launches; from the third on, a `Plan` does that and
-nothing else.
+At each call launchers look up configurations, compute grids and make temporary tensors, and Triton
+binds some twenty arguments a launch. All of that follows from the key of a call: shapes, strides,
+dtypes and alignment of its tensors, numbers, and a few settings. When a key comes for the second
+time a `Recorder` notes what is allocated and launched; from the third on a `Plan` makes outputs and
+temporary memory, and launches the same kernels with the new addresses.
 
-A plan is right by how it is made: each pointer of its launches is that of an input, of a weight, of
-memory that was allocated uninitialised, or of semaphores. Where a launcher computes something by
-operators of torch (the copy of a slice, sums that weights lack), there is no plan.
+A plan is right by how it is made: each pointer of its launches is that of an input, of a tensor
+that is known to stay, of memory that was allocated uninitialised, or of semaphores. Where anything
+is computed by operators of torch (an op that runs eagerly, the copy of a slice), there is no plan.
 """
 
 from __future__ import annotations
@@ -16,29 +16,23 @@ from __future__ import annotations
 import functools
 import operator
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .configurations import is_tuning
+from .dispatch import requested_backend, select_backend
 from .launch import Launch, ceil_div, current_stream, is_recorded, noted_by
 from .optional_triton import interpreting
+from .registry import RunsLaunchers
 from .semaphores import semaphores
 
-# Operators of torch that start no kernel: they give memory, or no tensor at all. Views are known by
-# their schema.
-NO_KERNEL = (
-    *("detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
-    "promote_types",
-)
-_MOST_KEYS = 64  # of one op's weights: sizes of images are endless
+_MOST_KEYS = 64  # of one function: sizes of images are endless
 _ALIGNMENT = 256  # bytes, of temporary tensors in their common memory
 _POINTER_ALIGNMENT = 16  # bytes: Triton compiles wide loads for pointers that have it
 
 _address = torch.Tensor.data_ptr
-_requires_grad = operator.attrgetter("requires_grad")
 
 
 class _Step(NamedTuple):
@@ -49,176 +43,188 @@ class _Step(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The launches of an op for one key.
+    """The launches of a function for one key.
 
-    They pick their arguments from a list: the addresses of inputs and weights, of the output, of
-    temporary tensors and of semaphores, then constants.
+    They pick their arguments from a list: the addresses of inputs, outputs, semaphores and
+    temporary tensors, then what is always the same.
     """
 
     device: torch.device
-    weights: list[int]  # addresses
-    make_output: Callable[[], torch.Tensor]
-    offsets: list[int]  # of the temporary tensors in their common memory
-    make_scratch: Callable[[], torch.Tensor]  # that memory
-    semaphores: list[int]  # counts
+    make_outputs: list[Callable[[], torch.Tensor]]
+    semaphores: int  # that a launch counts in at most; launches come one after the other
+    make_scratch: Callable[[], torch.Tensor]  # the memory of temporary tensors
+    offsets: list[int]  # of each of them in it
     constants: list[Any]
+    held: list[torch.Tensor]  # of which the constants have addresses
     steps: list[_Step]
 
-    def run(self, inputs: list[int], weights: list[int]) -> torch.Tensor:
-        """The op's output.
-
-        Args:
-            inputs, weights: addresses.
-        """
-        output = self.make_output()
-        values: list[Any] = [*inputs, *weights, output.data_ptr()]
-        if self.offsets:
-            scratch = self.make_scratch()
-            start = scratch.data_ptr()
-            values += [start + offset for offset in self.offsets]
-        for count in self.semaphores:
-            values.append(semaphores(count, self.device).data_ptr())
+    def run(self, inputs: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """The function's outputs."""
+        outputs = [make() for make in self.make_outputs]
+        values: list[Any] = [*map(_address, inputs), *map(_address, outputs)]
+        if self.semaphores:
+            values.append(semaphores(self.semaphores, self.device).data_ptr())
+        scratch = self.make_scratch()
+        start = scratch.data_ptr()
+        values += [start + offset for offset in self.offsets]
         values += self.constants
         stream = current_stream(self.device)
         for run, pick in self.steps:
             run(*pick(values), stream=stream)
-        return output
+        return outputs
 
 
-class Recorder(TorchDispatchMode):
-    """Mode that notes what a launcher allocates and launches, and whether it computes itself."""
+class Recorder(RunsLaunchers):
+    """Mode that notes what is allocated and launched, and whether torch computes anything."""
 
     def __init__(self) -> None:
         super().__init__()
         self._launches: list[tuple[Any, Launch]] = []
         self._semaphores: list[torch.Tensor] = []
         self._made: list[torch.Tensor] = []  # held, so that no address comes twice
-        self._computes = False
 
     def launched(self, compiled: Any, launch: Launch) -> None:
         """Note a launch; `compiled` is what Triton's JIT returns of it."""
         self._launches.append((compiled, launch))
-        self._computes |= compiled is None  # a hook of Triton's has kept it
 
     def took(self, semaphores: torch.Tensor) -> None:
         """Note that a launch is to count in `semaphores`."""
         self._semaphores.append(semaphores)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func._opname in NO_KERNEL:
-            if isinstance(result, torch.Tensor) and not func.is_view:
-                self._made.append(result)
-        elif not func.is_view:
-            self._computes = True
-        return result
+    def made(self, tensor: torch.Tensor) -> None:
+        """Note memory that was allocated."""
+        self._made.append(tensor)
 
     def plan(
-        self, inputs: list[torch.Tensor], weights: list[torch.Tensor], output: torch.Tensor
+        self,
+        inputs: Sequence[torch.Tensor],
+        held: Iterable[torch.Tensor],
+        outputs: Sequence[torch.Tensor],
     ) -> Plan | None:
         """The plan of what was noted; None where there can be none."""
-        is_output = [one.data_ptr() == output.data_ptr() for one in self._made]
-        if self._computes or sum(is_output) != 1:
-            return None
-        temporary = [one for one, same in zip(self._made, is_output, strict=True) if not same]
-        sizes = [one.untyped_storage().nbytes() for one in temporary]
-        slots = [ceil_div(size, _ALIGNMENT) * _ALIGNMENT for size in sizes]
-        tensors = [*inputs, *weights, output, *temporary, *self._semaphores]
+        if self.torch_operators or any(compiled is None for compiled, _ in self._launches):
+            return None  # None: a hook of Triton's has kept the kernel
+        are_outputs = set(map(_address, outputs))
+        temporary = [one for one in self._made if one.data_ptr() not in are_outputs]
+        if len(self._made) - len(temporary) != len(outputs):
+            return None  # an input is given back, or a part of something
+        uses: dict[int, list[int]] = {}  # the steps that use an address
+        stay = {tensor.data_ptr(): tensor for tensor in held}
+        tensors = [*inputs, *outputs, *self._semaphores[:1], *temporary]
         places = {tensor.data_ptr(): place for place, tensor in enumerate(tensors)}
+        places |= {one.data_ptr(): len(inputs) + len(outputs) for one in self._semaphores}
         constants: list[Any] = []
         steps: list[_Step] = []
-        for compiled, launch in self._launches:
+        for number, (compiled, launch) in enumerate(self._launches):
             picked = []
             for value in launch.bound():
-                if not isinstance(value, torch.Tensor):
+                address = value.data_ptr() if isinstance(value, torch.Tensor) else None
+                if address in places:
+                    picked.append(places[address])
+                    uses.setdefault(address, []).append(number)
+                elif address is None or address in stay:
                     picked.append(len(tensors) + len(constants))
-                    constants.append(value)
-                elif value.data_ptr() in places:
-                    picked.append(places[value.data_ptr()])
+                    constants.append(value if address is None else address)
                 else:
                     return None
             grid = (*launch.grid, 1, 1)[:3]
             steps.append(_Step(compiled[grid], operator.itemgetter(*picked)))
-
-        def memory(dtype: torch.dtype) -> dict[str, Any]:
-            return {"dtype": dtype, "device": output.device}
-
+        device = outputs[0].device
+        spans = [uses.get(one.data_ptr(), [0]) for one in temporary]
+        offsets, size = _share([one.untyped_storage().nbytes() for one in temporary], spans)
         return Plan(
-            device=output.device,
-            weights=list(map(_address, weights)),
-            make_output=functools.partial(
-                torch.empty_strided, tuple(output.shape), output.stride(), **memory(output.dtype)
-            ),
-            offsets=[sum(slots[:index]) for index in range(len(slots))],
-            make_scratch=functools.partial(torch.empty, sum(slots), **memory(torch.uint8)),
-            semaphores=[one.numel() for one in self._semaphores],
+            device=device,
+            make_outputs=[
+                functools.partial(
+                    torch.empty_strided,
+                    *(tuple(one.shape), one.stride()),
+                    dtype=one.dtype,
+                    device=device,
+                )
+                for one in outputs
+            ],
+            semaphores=max((one.numel() for one in self._semaphores), default=0),
+            make_scratch=functools.partial(torch.empty, size, dtype=torch.uint8, device=device),
+            offsets=offsets,
             constants=constants,
+            held=list(stay.values()),
             steps=steps,
         )
 
 
-class Call(NamedTuple):
-    """A call of an op: its key, and the tensors among its arguments that are no weights."""
-
-    key: Hashable
-    inputs: list[torch.Tensor]
-
-
-class Plans:
-    """The plans of an op, of one set of weights, by key.
+def _share(sizes: list[int], uses: list[list[int]]) -> tuple[list[int], int]:
+    """Offsets of blocks in common memory, where those that are never in use at once may overlap.
 
     Args:
-        weights: their tensors.
+        sizes: bytes of the blocks, in the order of their first use.
+        uses: numbers of the steps that use them, in order.
+
+    Returns:
+        the offsets, and the bytes of the memory.
+    """
+    placed: list[tuple[int, int, int]] = []  # offset, end, last use
+    for size, steps in zip(sizes, uses, strict=True):
+        offset = 0
+        for start, end, last in sorted(placed):
+            if last >= steps[0] and start < offset + size and end > offset:
+                offset = end
+        placed.append((offset, offset + ceil_div(size, _ALIGNMENT) * _ALIGNMENT, steps[-1]))
+    return [offset for offset, _, _ in placed], max((end for _, end, _ in placed), default=0)
+
+
+class LaunchPlans:
+    """The plans of one function of fastseg's ops.
+
+    Args:
+        held: gives the tensors that the function reads beside its arguments. They stay where they
+            are until `clear`.
     """
 
-    def __init__(self, weights: list[torch.Tensor]) -> None:
-        self._weights = weights
-        # A plan; None after the first call; False where there can be no plan.
+    def __init__(self, held: Callable[[], Iterable[torch.Tensor]]) -> None:
+        self._held = held
+        # By key: a plan; None after a first call; False where there can be no plan.
         self._plans: dict[Hashable, Plan | bool | None] = {}
 
-    def read(self, arguments: Sequence[Any]) -> Call | None:
-        """The call with these arguments of the launcher; None for one that no plan can serve."""
+    def clear(self) -> None:
+        """Forget all plans."""
+        self._plans = {}
+
+    def call(
+        self, function: Callable[..., list[torch.Tensor]], *arguments: Any
+    ) -> list[torch.Tensor]:
+        """What `function` gives for `arguments`, without gradients, by a plan where there is one.
+
+        Args:
+            arguments: tensors, lists of them, and what can be hashed.
+        """
+        if not _may_plan():
+            return function(*arguments)
         inputs: list[torch.Tensor] = []
         # What launchers ask for beside their arguments.
         precision = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
-        key: list[Hashable] = [precision, os.environ.get("FASTSEG_CONFIGS")]
-        for value in arguments:
-            key.append(_describe(value, inputs))
-        if torch.is_grad_enabled() and any(map(_requires_grad, (*inputs, *self._weights))):
-            return None
-        return Call(tuple(key), inputs)
-
-    def run(self, call: Call) -> torch.Tensor | None:
-        """The op's output by a plan, if there is one."""
-        plan = self._plans.get(call.key)
-        if not isinstance(plan, Plan):
-            return None
-        weights = list(map(_address, self._weights))
-        if weights != plan.weights:
-            self._plans.pop(call.key, None)
-            return None
-        return plan.run(list(map(_address, call.inputs)), weights)
-
-    def launch(
-        self, call: Call, launcher: Callable[..., torch.Tensor], arguments: Sequence[Any]
-    ) -> torch.Tensor:
-        """The op's output by its launcher, whose work is noted where the call is a second one."""
-        known = self._plans.get(call.key, True)
-        if known is None:
+        settings = (precision, requested_backend(), os.environ.get("FASTSEG_CONFIGS"))
+        key = (settings, *(_describe(value, inputs) for value in arguments))
+        plan = self._plans.get(key, True)
+        device = inputs[0].device
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            return function(*arguments)
+        if isinstance(plan, Plan):
+            return plan.run(inputs)
+        if plan is None and select_backend(device)[0] == "triton":
             recorder = Recorder()
             with noted_by(recorder), recorder:
-                output = launcher(*arguments)
-            self._plans[call.key] = recorder.plan(call.inputs, self._weights, output) or False
-            return output
-        if known:
-            self._plans[call.key] = None
+                outputs = function(*arguments)
+            self._plans[key] = recorder.plan(inputs, self._held(), outputs) or False
+            return outputs
+        if plan is True:
+            self._plans[key] = None
             if len(self._plans) > _MOST_KEYS:
                 self._plans.pop(next(iter(self._plans)), None)
-        return launcher(*arguments)
+        return function(*arguments)
 
 
-def may_plan(device: torch.device) -> bool:
-    """Return whether a call now, for kernels on `device`, may be run by a plan."""
+def _may_plan() -> bool:
+    """Return whether a call now may be run by a plan, or noted for one."""
     return not (
         torch.compiler.is_compiling()
         or interpreting()
@@ -227,7 +233,6 @@ def may_plan(device: torch.device) -> bool:
         or torch._C._is_any_autocast_enabled()
         or is_recorded()
         or is_tuning()
-        or (device.type == "cuda" and device.index != torch.cuda.current_device())
     )
 
 

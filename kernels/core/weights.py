@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, get_type_hints
@@ -10,7 +9,6 @@ from typing import Any, ClassVar, get_type_hints
 import torch
 
 from .checks import autocasts
-from .plans import Plans
 
 # How torch.library spells the types of fields.
 _SCHEMA_TYPES: dict[Any, str] = {
@@ -61,14 +59,6 @@ class Weights:
             raise ValueError(f"{name}: expected a tensor on {like.device}, got {x.device}")
         if x.dtype != like.dtype and not autocasts(like.device):
             raise TypeError(f"{name}: expected {like.dtype} as the weights, got {x.dtype}")
-
-    @functools.cached_property
-    def plans(self) -> Plans:
-        """The launch plans of an op with these weights."""
-        return Plans(self.tensors())
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.arguments()  # without plans
 
     def tensors(self) -> list[torch.Tensor]:
         """All tensors, of tuples too."""

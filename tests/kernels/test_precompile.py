@@ -32,7 +32,7 @@ from triton import knobs
 from triton.runtime import driver
 from bench.work import pretend_gpu
 import fastseg
-from fastseg.kernels.tune.launches import RunsLaunchers
+from fastseg.kernels.core.registry import RunsLaunchers
 from fastseg.kernels.tune.precompile import pretend_device
 
 class Utils:

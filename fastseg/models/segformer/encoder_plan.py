@@ -297,17 +297,24 @@ class EncoderPlan(ExportedPlan):
         return tuple(stages)
 
     def run(
-        self, pixels: torch.Tensor, count: int | None = None, **scale: torch.Tensor | None
+        self,
+        pixels: torch.Tensor,
+        count: int | None = None,
+        pixel_scale: torch.Tensor | None = None,
+        pixel_offset: torch.Tensor | None = None,
     ) -> Maps:
         """Maps (B, C, H, W) of the first `count` stages, or all, in channels-last memory.
 
         Args:
-            scale: `pixel_scale` and `pixel_offset` of `kernels.patch_embed`.
+            pixel_scale, pixel_offset: of `kernels.patch_embed`.
         """
+        return self.launches.call(self._run, pixels, count, pixel_scale, pixel_offset)
+
+    def _run(self, pixels: torch.Tensor, count: int | None, *scale: torch.Tensor | None) -> Maps:
         maps: Maps = []
         feature_map = pixels
         for stage in self.stages[:count]:
-            feature_map = stage.run(feature_map, **({} if maps else scale))
+            feature_map = stage.run(feature_map, *(() if maps else scale))
             maps.append(feature_map)
         return maps
 

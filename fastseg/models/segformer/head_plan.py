@@ -140,7 +140,10 @@ class HeadPlan(ExportedPlan):
                 F.linear(one.permute(0, 2, 3, 1), weight, bias).relu().permute(0, 3, 1, 2)
                 for one, (weight, bias) in zip(maps, projections, strict=True)
             ]
-        logits = kernels.decode_head(inputs, self._weights or self._all_weights())
+        (logits,) = self.launches.call(self._logits, inputs)
         if self.classifier.reason is not None:
             logits = find(self.head, self.host.classifier)(logits)
         return self.host.finish(self.head, logits, maps)
+
+    def _logits(self, maps: Maps) -> Maps:
+        return [kernels.decode_head(maps, self._weights or self._all_weights())]
