@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from .optional_triton import interpreting
@@ -81,17 +83,15 @@ def common_reason(*tensors: torch.Tensor | None) -> str | None:
     return None
 
 
-def whole_in_graph(*tensors: torch.Tensor | None) -> bool:
+def whole_in_graph(tensors_of_call: Callable[[], list[torch.Tensor]]) -> bool:
     """Return whether a graph of torch.compile takes an op for a CPU whole, as one operator.
 
     It runs the eager twin then, which works a stripe at a time and chooses by what it finds; traced
     into, it would be one piece, for any size. Not where the graph is for readers that do not know
     the op (exports), nor where the twin's operators have a say of their own: gradients, autocast.
     """
-    return (
-        torch.compiler.is_compiling()
-        and not is_exporting()
-        and not interpreting()
-        and all(tensor is None or tensor.device.type == "cpu" for tensor in tensors)
-        and common_reason(*tensors) is None
-    )
+    if not torch.compiler.is_compiling() or is_exporting() or interpreting():
+        return False
+    tensors = tensors_of_call()
+    on_cpu = all(tensor is None or tensor.device.type == "cpu" for tensor in tensors)
+    return on_cpu and common_reason(*tensors) is None

@@ -69,7 +69,7 @@ class Op:
         """
         kernels = select_backend(device)[0] == "triton"
         kernels = kernels and use_triton(self.name, device, self.supports(*arguments))
-        if not kernels and not (self.whole and whole_in_graph(*_tensors(arguments))):
+        if not kernels and not (self.whole and whole_in_graph(lambda: _tensors(arguments))):
             return self.eager(*arguments)
         registered_op = getattr(torch.ops.fastseg, self.name)
         if self.weights is None:
