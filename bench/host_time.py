@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from . import rows, timing
 from .compare import checkouts
 from .machine import ROOT, commit, machine
 from .options import integer, some_of
-from .report.tables import markdown_table
+from .report.tables import host_time
 from .rows import Row
 from .setting import VARIANTS
 
@@ -44,8 +43,7 @@ def main(argv: Sequence[str]) -> int:
                 samples[name].append(_turn(folder, options.variants))
     found = [row for one in options.variants for row in _rows(options, argv, samples, one)]
     rows.append_rows(options.output, found)
-    table = pd.DataFrame(found)[["case", "part", "provider", "p20", "p50", "p80", "ratio"]]
-    print(markdown_table(table.round(2)))
+    print(host_time(found))
     return 0
 
 

@@ -48,6 +48,7 @@ TABLES: dict[str, Table] = {
     "labels": _on(True, tables.labels),
     "memory": _on(True, tables.memory),
     "hosts": tables.hosts,
+    "host-time": tables.host_time,
     "numerics": tables.numerics,
     "plots": _on(True, _pictures),
     "gpu": _on(False, tables.forward),

@@ -27,7 +27,8 @@ def markdown_table(cells: pd.DataFrame, left: int = 1) -> str:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The tables of all kinds that `rows` have."""
-    found = [table(rows) for table in (forward, end_to_end, labels, memory, ops, hosts, numerics)]
+    kinds = (forward, end_to_end, labels, memory, ops, hosts, host_time, numerics)
+    found = [table(rows) for table in kinds]
     return "\n\n".join(text for text in found if text != NO_ROWS)
 
 
@@ -199,6 +200,28 @@ def numerics(rows: Sequence[Row]) -> str:
     height, width = frame["size"].iloc[0]
     text = f"{frames.all_of(frame, 'repeats')} scenes of {height}x{width}. "
     return f"{markdown_table(cells, left=3)}\n\n{text}{_made(frame)}"
+
+
+def host_time(rows: Sequence[Row]) -> str:
+    """A line a part and commit, a column a variant: microseconds on the host."""
+    frame = frame_of(rows, "host time")
+    if frame.empty:
+        return NO_ROWS
+    frame = frame.assign(what=frame["part"].map(_PARTS_OF_A_CALL))
+    lines = pd.MultiIndex.from_frame(frame[["what", "provider"]].drop_duplicates())
+    figures = frame.pivot(index=["what", "provider"], columns="case", values="p20").loc[lines]
+    cells = figures.map("{:.0f}".format).rename(columns=str.upper).reset_index()
+    text = "20 % quantiles, in us, of the quickest of 10 calls each, on one thread, in turn in "
+    text += "processes of their own. Kernels are neither launched nor compiled. "
+    cells = cells.rename(columns={"what": "", "provider": "commit"}).replace("fastseg", "this")
+    return f"{markdown_table(cells, left=2)}\n\n{text}{_made(frame)}"
+
+
+_PARTS_OF_A_CALL = {
+    "forward": "a forward without a graph, up to the driver",
+    "replay": "the replay of a graph, weights checked",
+    "refresh": "torch.compile: what keeps weights fresh",
+}
 
 
 def _tables(frame: pd.DataFrame, table: Table, text: str, left: int = 1) -> str:
