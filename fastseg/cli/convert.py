@@ -69,7 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{arguments.output}: {_summary(model)}")
     if processor is None:
         say("note: IN has no options of an image processor; users get the default one")
-    if any(getattr(model.config, name) != _TRANSFORMERS_EPS for name in _EPSILONS):
+    epsilons = (getattr(model.config, name, _TRANSFORMERS_EPS) for name in _EPSILONS)
+    if any(eps != _TRANSFORMERS_EPS for eps in epsilons):
         say(
             "note: config.json keeps the source's LayerNorm epsilons, which fastseg obeys and "
             f"transformers does not: it computes with {_TRANSFORMERS_EPS:g} everywhere"

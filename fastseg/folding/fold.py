@@ -135,6 +135,20 @@ class Known:
         return "changed since it was tried out; call accelerate again"
 
 
+class KnownModules(Known):
+    """Modules around the parts: containers that a host calls, the LayerNorm that ends a stage.
+
+    Of subclasses too, where those were tried out.
+    """
+
+    def __init__(self, owner: nn.Module, modules: list[nn.Module], own: bool) -> None:
+        self._modules = modules
+        super().__init__(owner, own)
+
+    def known_modules(self) -> list[nn.Module]:
+        return self._modules
+
+
 class Part(Known):
     """One op of a module: either folded, or left to the module's own code for a reason.
 

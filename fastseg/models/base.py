@@ -109,18 +109,24 @@ class PreTrainedModel(Graphed, nn.Module):
         """Recompute each layer in the backward pass instead of keeping its activations.
 
         The arguments are those of `torch.utils.checkpoint.checkpoint`.
+
+        Raises:
+            ValueError: the encoder of this model cannot.
         """
+        if not hasattr(self._encoder, "gradient_checkpointing"):
+            raise ValueError(f"{type(self).__name__}: its encoder has no gradient checkpointing")
         self._encoder.gradient_checkpointing = {
             "use_reentrant": False,
             **(gradient_checkpointing_kwargs or {}),
         }
 
     def gradient_checkpointing_disable(self) -> None:
-        self._encoder.gradient_checkpointing = None
+        if self.is_gradient_checkpointing:
+            self._encoder.gradient_checkpointing = None
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        return self._encoder.gradient_checkpointing is not None
+        return getattr(self._encoder, "gradient_checkpointing", None) is not None
 
     @property
     def _encoder(self) -> Any:

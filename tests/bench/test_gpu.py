@@ -333,6 +333,7 @@ def test_a_lost_gpu_costs_one_test_and_what_is_done_is_not_run_again(tmp_path, s
     assert set(outcomes().values()) == {"passed", "skipped"}
 
 
+@pytest.mark.slow
 def test_a_test_that_hangs_fails(tmp_path):
     (tmp_path / "test_cases.py").write_text(
         "import time\ndef test_hangs():\n    time.sleep(60)\ndef test_after():\n    pass\n"

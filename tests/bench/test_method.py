@@ -176,6 +176,7 @@ def test_the_recorded_line_is_without_how_far_a_run_gets():
     assert options.parse(["--minutes=5"]).line == "python -m bench"
 
 
+@pytest.mark.slow
 def test_fastseg_bench_runs_them_from_anywhere(tmp_path):
     (tmp_path / "bench").mkdir()  # not this one
     (tmp_path / "bench" / "__main__.py").write_text("print('wrong')")

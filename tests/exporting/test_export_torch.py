@@ -83,6 +83,7 @@ def exported(tmp_path_factory):
     return hf_model, path, fastseg.export(model, path, format="torch-export")
 
 
+@pytest.mark.slow
 def test_a_file_for_any_number_and_size(exported):
     hf_model, path, result = exported
     assert len(result.checked) == 2
@@ -99,6 +100,7 @@ def test_a_file_for_any_number_and_size(exported):
         module(torch.randn(1, 3, 28, 64))
 
 
+@pytest.mark.slow
 def test_a_file_is_read_without_fastseg(exported):
     hf_model, path, _ = exported
     code = (
@@ -112,6 +114,7 @@ def test_a_file_is_read_without_fastseg(exported):
     assert float(done.stdout) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_file_that_gives_labels(tmp_path):
     hf_model, model = twins(**SMALL)
     path = tmp_path / "model.pt2"

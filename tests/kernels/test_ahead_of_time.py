@@ -106,6 +106,7 @@ def test_all_of_sm_90_in_half(variants, batches, least, part):
     assert not complaints(found[part::PARTS], "sm_90", half=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize(
     ("variants", "batches", "least"), [(("b2",), (1,), 25), SLOW(("b0", "b2"), (1, 8), 40)]
@@ -250,7 +251,7 @@ def overflows(text: str, known: dict[str, Range]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("variant", ["b0", "b1"])
+@pytest.mark.parametrize("variant", ["b0", SLOW("b1")])
 def test_offsets_pass_32_bits(variant):
     """A batch whose tensors have more than 2^31 elements each, though fewer rows."""
     found = {}
@@ -300,6 +301,7 @@ def test_overflows_are_found():
 # The report
 
 
+@pytest.mark.slow
 def test_report(tmp_path, monkeypatch, capsys):
     def pretend(launch, target):
         if launch.name == "layer_norm_kernel":

@@ -36,6 +36,13 @@ def forget_graphs():
     torch.compiler.reset()
 
 
+@pytest.fixture(autouse=True)
+def small_inputs_count(monkeypatch):
+    """What pays for large inputs alone is tested on small ones."""
+    monkeypatch.setattr(onednn, "_FEWEST_ROWS", 0)
+    monkeypatch.setattr(op, "_LEAST_GROUPED_BYTES", 0)
+
+
 class Graphs:
     """A backend of torch.compile that keeps the names of the operators that it is given."""
 
@@ -277,6 +284,22 @@ def test_products_are_counted_by_counters_and_left_to_aten_on_request(monkeypatc
         with torch.backends.mkldnn.flags(enabled=False):
             dense(x, weight, bias)
     assert called
+
+
+def test_few_rows_are_left_to_aten(monkeypatch):
+    x, weight, bias = linear_case()
+    monkeypatch.setattr(onednn, "_FEWEST_ROWS", 16)
+    wanted = dense(x, weight, bias)
+    expected = F.linear(x.double(), weight.double(), bias.double())
+    torch.testing.assert_close(wanted.double(), expected, rtol=1e-5, atol=1e-5)
+    called = []
+    monkeypatch.setattr(
+        "fastseg.kernels.blocks.onednn.F.linear", lambda *tensors: called.append(1) or tensors[0]
+    )
+    dense(x, weight, bias)  # 15 rows
+    assert called == [1]
+    dense(torch.cat([x, x]), weight, bias)
+    assert len(called) == (1 if onednn._FAST else 2)
 
 
 # Stripes and groups

@@ -117,6 +117,7 @@ def test_keys_do_not_depend_on_what_was_used_before():
     assert forth == back == alone
 
 
+@pytest.mark.slow
 def test_what_the_cache_lacks_is_compiled_by_a_pool(tmp_path):
     path = tmp_path / "program.py"
     path.write_text(PROGRAM)

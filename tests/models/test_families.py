@@ -202,7 +202,7 @@ def test_another_librarys_is_accelerated():
         assert "0 (another library's toy): folded, eager" in fastseg.report(model)
     assert type(pickle.loads(pickle.dumps(model))[0]).__name__ == "OtherEncoder"
     assert torch.equal(fastseg.restore(model)(torch.ones(1, 3, 8, 8)), expected)
-    with pytest.raises(ValueError, match="model: expected one with a SegFormer or toy in it"):
+    with pytest.raises(ValueError, match="model: expected one with a SegFormer or .*toy in it"):
         fastseg.accelerate(nn.Linear(2, 2))
 
 

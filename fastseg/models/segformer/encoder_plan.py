@@ -12,8 +12,7 @@ from torch import nn
 
 from fastseg import kernels
 from fastseg.exporting.folded import ExportedPlan, FoldedLayer, FoldedStage
-from fastseg.folding.conditions import part_problem
-from fastseg.folding.fold import Known, Part
+from fastseg.folding.fold import Known, KnownModules, Part
 from fastseg.kernels.blocks.tokens import tokens_to_map
 from fastseg.kernels.core.weights import Weights
 
@@ -119,18 +118,6 @@ class LayerPlan(Known):
         )
 
 
-class StageNorm(Known):
-    """The LayerNorm that ends a stage."""
-
-    def __init__(self, norm: nn.Module, own: bool) -> None:
-        self.norm = norm
-        super().__init__(norm, own)
-
-    def known_modules(self) -> list[nn.Module]:
-        """The LayerNorm: of a subclass too, as smp has it, where that was tried out."""
-        return [self.norm]
-
-
 class StagePlan:
     """One stage: patch embedding, layers, LayerNorm."""
 
@@ -141,7 +128,9 @@ class StagePlan:
         self.layers = [
             LayerPlan(one, host.layer, refused.get(id(one)), host.own) for one in stage.layers
         ]
-        self.norm = StageNorm(stage.norm, host.own)
+        self.norm = KnownModules(stage.norm, [stage.norm], host.own)
+        called = list(stage.called)
+        self.called = KnownModules(stage.embed if not called else called[0], called, host.own)
         self.norm_reason: str | None = None
 
     def parts(self) -> Iterator[Part]:
@@ -215,6 +204,7 @@ class EncoderPlan(ExportedPlan):
             and now.norm is plan.stage.norm
             and len(now.layers) == len(plan.layers)
             and all(a is b.layer for a, b in zip(now.layers, plan.layers, strict=True))
+            and list(map(id, now.called)) == list(map(id, plan.stage.called))
             for now, plan in zip(stages, self.stages, strict=True)
         )
 
@@ -226,9 +216,8 @@ class EncoderPlan(ExportedPlan):
             fold: where False, find reasons alone; parts fold at each use then.
         """
         for stage in self.stages:
-            for called in stage.stage.called:
-                if reason := part_problem(called, any_mode):
-                    return f"a container of layers {reason}"
+            if reason := stage.called.problem(any_mode):
+                return f"a container of layers {reason}"
             stage.settle(any_mode, fold)
         if not self.folded_parts():
             reasons = (f": {name} {reason}" for name, reason in self.reasons())
@@ -239,7 +228,8 @@ class EncoderPlan(ExportedPlan):
         return [part for stage in self.stages for part in stage.parts()]
 
     def known(self) -> list[Known]:
-        around = [one for stage in self.stages for one in (stage.norm, *stage.layers)]
+        stages = self.stages
+        around = [one for stage in stages for one in (stage.norm, stage.called, *stage.layers)]
         return [*self.parts(), *around]
 
     def folded_parts(self) -> list[Part]:

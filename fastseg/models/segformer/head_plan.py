@@ -12,9 +12,8 @@ from torch import nn
 
 from fastseg import kernels
 from fastseg.exporting.folded import ExportedPlan
-from fastseg.folding.conditions import part_problem
 from fastseg.folding.find import find, find_pointwise
-from fastseg.folding.fold import Part
+from fastseg.folding.fold import Known, KnownModules, Part
 from fastseg.kernels import DecodeHeadWeights
 from fastseg.kernels.core.weights import Weights
 
@@ -75,6 +74,7 @@ class HeadPlan(ExportedPlan):
         roots = [] if classifier is None else [classifier]
         self._weights: DecodeHeadWeights | None = None
         self.classifier = Part(head, roots, self._fold_classifier, host.own)
+        self.called = KnownModules(head, host.called(head), host.own)
 
     def _fold_neck(self) -> Any:
         projections = self.host.projections
@@ -90,7 +90,8 @@ class HeadPlan(ExportedPlan):
         """Return whether the head still holds the modules that this was made for."""
         classifier = find(self.head, self.host.classifier)
         now = [*self.host.roots(self.head), *([] if classifier is None else [classifier])]
-        then = [*self.neck.roots, *self.classifier.roots]
+        now += self.host.called(self.head)
+        then = [*self.neck.roots, *self.classifier.roots, *self.called.known_modules()]
         return len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
 
     def settle(self, any_mode: bool = False, fold: bool = True) -> str | None:
@@ -100,9 +101,8 @@ class HeadPlan(ExportedPlan):
             any_mode: leave aside that parts may be in training mode.
             fold: where False, find reasons alone; parts fold at each use then.
         """
-        for called in self.host.called(self.head):
-            if reason := part_problem(called, any_mode):
-                return f"the container of the classifier {reason}"
+        if reason := self.called.problem(any_mode):
+            return f"the container of the classifier {reason}"
         self.neck.settle(any_mode, fold)
         self.classifier.settle(any_mode, fold)
         # Made once, for all calls until something changes.
@@ -111,6 +111,9 @@ class HeadPlan(ExportedPlan):
 
     def parts(self) -> list[Part]:
         return [self.neck, self.classifier]
+
+    def known(self) -> list[Known]:
+        return [*self.parts(), self.called]
 
     def reasons(self) -> Iterator[tuple[str, str]]:
         """Pairs (module's name, reason) of what stays the host's."""

@@ -24,6 +24,7 @@ DEFAULT_FAMILIES = "transformers5,nvlabs,mmseg,fastseg"
 FAMILIES = tuple(os.environ.get("FASTSEG_TEST_HOSTS", DEFAULT_FAMILIES).split(","))
 
 HEADS = (1, 2, 5, 8)  # of the four stages; widths are these times a unit, 32 or 64 in real models
+BLOCKS = ("SegformerLayer", "Block", "TransformerEncoderLayer")  # classes of layers
 OPS = ("patch_embed", "sr_attention", "mix_ffn", "decode_head")
 
 

@@ -2,7 +2,7 @@
 
 Their code wants mmcv 1.x, which does not install beside a torch of today. So this is written from
 the paper, and from the names in the published checkpoints. The encoder's numbers agree with
-segmentation_models_pytorch 0.6.0, whose encoder is the authors' (`test_structure.py`).
+segmentation_models_pytorch 0.6.0, whose encoder is the authors' (`test_smp_models.py`).
 """
 
 from __future__ import annotations

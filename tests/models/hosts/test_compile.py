@@ -128,6 +128,7 @@ def test_compiled_graph_sees_changed_weights(host, pixels):
     assert_parity(host, compiled, fresh(host, model, **FEW), pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("host", "config", "norm"),
     # A host whose stages are accelerated, and one whose encoder is.

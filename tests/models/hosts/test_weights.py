@@ -12,7 +12,7 @@ import fastseg
 from fastseg.folding.swap import Accelerated
 
 from .checks import assert_parity, errors, fresh, relative_error, run
-from .host_models import WHOLE, randomize
+from .host_models import BLOCKS, WHOLE, randomize
 
 
 @pytest.fixture(params=WHOLE.values(), ids=WHOLE)
@@ -180,7 +180,7 @@ def test_tied_weights(host, model, pixels):
     if host.name == "fastseg":
         first, second = "segformer.encoder.block.0.0", "segformer.encoder.block.0.1"
     else:
-        blocks = [name for name, part in model.named_modules() if type(part).__name__ in _BLOCKS]
+        blocks = [name for name, part in model.named_modules() if type(part).__name__ in BLOCKS]
         first, second = blocks[0], blocks[1]
     fastseg.accelerate(model)
     run(host, model, pixels)
@@ -193,9 +193,6 @@ def test_tied_weights(host, model, pixels):
         for parameter in one.parameters():
             parameter.mul_(1.5)
     assert_parity(host, model, fresh(host, model), pixels)
-
-
-_BLOCKS = {"SegformerLayer", "Block", "TransformerEncoderLayer"}
 
 
 def test_changed_eps_is_noticed(host, model, pixels):
