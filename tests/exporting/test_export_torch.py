@@ -52,9 +52,9 @@ def test_export_of_a_model_for_any_number_and_size():
 @pytest.mark.parametrize(
     ("name", "return_dict"),
     [
-        ("SegformerModel", True),
+        pytest.param("SegformerModel", True, marks=pytest.mark.slow),
         ("SegformerForSemanticSegmentation", True),
-        ("SegformerForImageClassification", False),
+        pytest.param("SegformerForImageClassification", False, marks=pytest.mark.slow),
     ],
 )
 def test_export_of_all_outputs(name, return_dict):

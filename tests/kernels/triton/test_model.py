@@ -38,7 +38,7 @@ def logits_of(model, pixels, backend):
         # 320 channels to a grid of width 1 (no matter the layout).
         ("b1", 1, (32, 64), torch.bfloat16),
         ("b0", 1, (32, 64), torch.float32),
-        ("b0", 1, (32, 64), torch.float16),
+        pytest.param("b0", 1, (32, 64), torch.float16, marks=pytest.mark.slow),
         ("b0", 1, (32, 64), torch.bfloat16),
         pytest.param("b0", 2, (33, 43), torch.float32, marks=pytest.mark.slow),
     ],

@@ -27,6 +27,8 @@ _BY_VERSION = ("test_parity", "test_modes", "test_weights", "test_smp_models")
 # of them is a model that has no module around what is accelerated.
 _OF_ALL_HOSTS = ("test_parity", "test_modes")
 _QUICK = {*WHOLE, "transformers-base"}
+# Graphs take seconds to compile; those of two hosts are made by the same code as the others'.
+_COMPILED = ("transformers", "fastseg")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,7 +38,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         of_second = ",".join(FAMILIES) != DEFAULT_FAMILIES and item.path.stem not in _BY_VERSION
         host = getattr(item, "callspec", None) and item.callspec.params.get("host")
         of_part = isinstance(host, Host) and host.name not in _QUICK
-        if of_second or (of_part and item.path.stem not in _OF_ALL_HOSTS):
+        of_graphs = item.path.stem == "test_compile" and isinstance(host, Host)
+        is_third = of_graphs and host.name not in _COMPILED
+        if of_second or is_third or (of_part and item.path.stem not in _OF_ALL_HOSTS):
             item.add_marker(pytest.mark.slow)
 
 

@@ -413,7 +413,10 @@ def by_its_class(module):
     return lambda: setattr(module, "__class__", kind)
 
 
-@pytest.mark.parametrize("change", [by_a_hook, by_its_class])
+SLOW_HOOK = pytest.param(by_a_hook, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("change", [SLOW_HOOK, by_its_class])
 def test_each_module_counts(host, model, pixels, change):
     """One after the other, containers too: what it does otherwise is never left out."""
     plain = copy.deepcopy(model)
