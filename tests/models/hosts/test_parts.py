@@ -409,7 +409,8 @@ def by_its_class(module):
     def forward(self, *args, **kwargs):
         return tree_map(louder, kind.forward(self, *args, **kwargs))
 
-    module.__class__ = type(kind)(kind.__name__, (kind,), {"forward": forward})
+    names = {"forward": forward, "__module__": kind.__module__}
+    module.__class__ = type(kind)(kind.__name__, (kind,), names)
     return lambda: setattr(module, "__class__", kind)
 
 
