@@ -13,6 +13,18 @@ class. Hence cells:
 
 from ..core.optional_triton import tl, triton
 
+# What follows from the sizes of an image.
+SIZES = [
+    "stride_batch",
+    "stride_class",
+    "stride_row",
+    "height",
+    "width",
+    "out_height",
+    "out_width",
+    "blocks",
+]
+
 
 @triton.jit
 def load_corners(class_pointer, offsets):
@@ -96,18 +108,7 @@ def cell_weight(pixel, scale, start):
     return tl.minimum(tl.maximum(source_position(pixel, scale) - start, 0.0), 1.0)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "stride_batch",
-        "stride_class",
-        "stride_row",
-        "height",
-        "width",
-        "out_height",
-        "out_width",
-        "blocks",
-    ]
-)
+@triton.jit(do_not_specialize=SIZES)
 def upsample_argmax_kernel(
     logits_pointer,  # (batch, CLASSES, height, width)
     output_pointer,  # (batch, out_height, out_width), contiguous
@@ -235,18 +236,7 @@ def upsample_argmax_kernel(
             )
 
 
-@triton.jit(
-    do_not_specialize=[
-        "stride_batch",
-        "stride_class",
-        "stride_row",
-        "height",
-        "width",
-        "out_height",
-        "out_width",
-        "blocks",
-    ]
-)
+@triton.jit(do_not_specialize=SIZES)
 def upsample_argmax_gather_kernel(
     logits_pointer,  # (batch, CLASSES, height, width)
     output_pointer,  # (batch, out_height, out_width), contiguous
