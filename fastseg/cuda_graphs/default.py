@@ -20,6 +20,7 @@ from .capture import Capturer, CudaCapturer
 from .graphs import ModelGraphs, is_running_eagerly
 
 MAX_GRAPHS = 4  # of one model, as nobody has asked for the memory that they hold
+SIGHTINGS_WHEN_FULL = 8  # where sizes change all the time, captures would be most of the work
 # By kind of device; tests have one for a CPU.
 CAPTURERS: dict[str, Callable[[], Capturer]] = {"cuda": CudaCapturer}
 
@@ -87,7 +88,12 @@ class Graphed(Swapped):
         if kind not in CAPTURERS:
             return None
         if self._fastseg_runner is None:
-            made = ModelGraphs(module, max_graphs=MAX_GRAPHS, capturer=CAPTURERS[kind]())
+            made = ModelGraphs(
+                module,
+                max_graphs=MAX_GRAPHS,
+                sightings_when_full=SIGHTINGS_WHEN_FULL,
+                capturer=CAPTURERS[kind](),
+            )
             self.__dict__.setdefault("_fastseg_runner", made)  # one for all threads
         return self._fastseg_runner
 

@@ -85,6 +85,8 @@ class ModelGraphs:
     Args:
         model: whose forward is captured.
         max_graphs: so many are kept; the one that was not used for longest goes first.
+        sightings_when_full: how often inputs must have come before a graph goes for theirs; at
+            first the second time suffices. Sizes that keep changing would capture all the time.
         copy_outputs: give tensors of the caller's own.
         check_weights: look at each call whether the model is what it was.
         capturer: what captures; tests have one without a GPU.
@@ -95,12 +97,15 @@ class ModelGraphs:
         model: nn.Module,
         *,
         max_graphs: int,
+        sightings_when_full: int = 2,
         copy_outputs: bool = True,
         check_weights: bool = True,
         capturer: Capturer | None = None,
     ) -> None:
         self.model = model
         self._max_graphs = max_graphs
+        self._sightings_when_full = sightings_when_full
+        self._sightings: Counter[Hashable] = Counter()  # of keys without a graph
         self._copy_outputs = copy_outputs
         self._check_weights = check_weights
         self._capturer: Capturer = CudaCapturer() if capturer is None else capturer
@@ -144,7 +149,11 @@ class ModelGraphs:
                     return self._first(call, change, run)
                 reason = self._watch.reason
             if reason is None:
-                return self._capture(call, run, forward)
+                self._sightings[call.key] += 1
+                is_full = len(self._graphs) >= self._max_graphs
+                if self._sightings[call.key] >= (self._sightings_when_full if is_full else 2):
+                    return self._capture(call, run, forward)
+                reason = "all graphs are of other inputs, and these come seldom"
         return self._eager(reason, run)
 
     def clear(self) -> None:
@@ -218,13 +227,14 @@ class ModelGraphs:
         if self._watch is None:
             self._watch = ModelWatch(self.model, derived=True)
         self._remember(call.key, None)
+        self._sightings[call.key] = 1
         return output
 
     def _remember(self, key: Hashable, reason: str | None) -> None:
         self._seen[key] = reason
         self._seen.move_to_end(key)
         if len(self._seen) > _KEYS_REMEMBERED:
-            self._seen.popitem(last=False)
+            self._sightings.pop(self._seen.popitem(last=False)[0], None)
 
     def _release(self, graph: _Graph) -> None:
         with self._capturer.turn(graph.device):
@@ -240,6 +250,7 @@ class ModelGraphs:
             self._release(graph)
         self._graphs.clear()
         self._seen.clear()
+        self._sightings.clear()
         self._watch = None
 
     def _capture(self, call: Call, run: Callable[[], Any], forward: Callable[..., Any]) -> Any:
