@@ -106,7 +106,7 @@ def _set_graphs(model: nn.Module, graphs: bool) -> None:
             module.__dict__.pop("_fastseg_graphs", None)
             if not graphs:
                 module._fastseg_graphs = False
-                module.__dict__.pop("_fastseg_runner", None)
+                module._drop_graphs()
 
 
 def _find_host(module: nn.Module) -> tuple[Family, Host] | None:
@@ -171,6 +171,8 @@ def _check(model: Any) -> None:
 
 
 def _restore(module: Any) -> None:
+    if isinstance(module, Graphed):
+        module._drop_graphs()
     module.__class__ = module._fastseg_class
     for name in [name for name in module.__dict__ if name.startswith("_fastseg_")]:
         del module.__dict__[name]

@@ -76,6 +76,12 @@ class Graphed(Swapped):
         """The graphs of calls so far; None before the first that might have one."""
         return self._fastseg_runner
 
+    def _drop_graphs(self) -> None:
+        """Free the graphs, after all that is queued."""
+        held = self.__dict__.pop("_fastseg_runner", None)
+        if held is not None:
+            held.clear()
+
     def _graphs_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ModelGraphs | None:
         """The graphs by which a call with these arguments may run; None for a plain call."""
         module: Any = self

@@ -117,14 +117,14 @@ def compile_missing(launches: Iterable[Launch]) -> int:
     more to look at, a pool of processes takes over.
     """
     remaining = list({key(launch): launch for launch in launches}.values())
+    done: list[Precompiled] = []
     while remaining:
-        done = _compile(*_described(remaining.pop(0)))
-        if done.seconds > _FROM_CACHE and len(remaining) >= _FEWEST_FOR_A_POOL:
+        done.append(_compile(*_described(remaining.pop(0))))
+        if done[-1].seconds > _FROM_CACHE and len(remaining) >= _FEWEST_FOR_A_POOL:
+            with Precompiler(present_target()) as pool:
+                done += [one.result() for one in pool.begin(remaining)]
             break
-    if not remaining:
-        return 0
-    with Precompiler(present_target()) as pool:
-        return sum(one.result().seconds > _FROM_CACHE for one in pool.begin(remaining))
+    return sum(one.seconds > _FROM_CACHE for one in done)
 
 
 @contextlib.contextmanager

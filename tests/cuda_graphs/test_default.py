@@ -71,7 +71,12 @@ def test_it_stays_the_same_module(model):
         assert type(model).__name__ == plain.__name__
         assert isinstance(model, transformers.PreTrainedModel)
         names = list(model.state_dict())
+        for _ in range(2):
+            model(torch.randn(SHAPE))
+        capturer = model.fastseg_graphs()._capturer
+        assert capturer.live == 1
         assert fastseg.restore(model) is model
+        assert capturer.live == 0
         assert type(model) is plain
         assert not [name for name in vars(model) if "fastseg" in name]
         assert list(model.state_dict()) == names
@@ -108,7 +113,11 @@ def test_switched_off(model):
         pass
     with pytest.raises(TypeError, match="graphs: expected a bool, got None"):
         fastseg.accelerate(model, graphs=None)
+    model(pixels)
+    capturer = model.fastseg_graphs()._capturer
+    assert capturer.live == 1
     fastseg.accelerate(model, graphs=False)
+    assert capturer.live == 0
     for _ in range(3):
         model(pixels)
     assert model.fastseg_graphs() is None
