@@ -10,7 +10,7 @@ from torch import nn
 
 from fastseg.cuda_graphs.default import MODEL_SWAP, Graphed, models_around
 from fastseg.folding.conditions import kind_of
-from fastseg.folding.swap import Accelerated, Host, Swapped, swapped_class
+from fastseg.folding.swap import Accelerated, Host, Swapped, make_edits_count, swapped_class
 from fastseg.models.families import FAMILIES, Family
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -20,10 +20,10 @@ def accelerate(model: Model, *, strict: bool = False, graphs: bool = True) -> Mo
     """Make the SegFormer in `model` run on folded weights and fused kernels, in place.
 
     It recognises, by the names of their modules, the encoders and heads of transformers (4.x and
-    5.x), NVlabs/SegFormer, mmseg 1.x and segmentation_models_pytorch, inside of any model;
-    fastseg's own need nothing. Each is tried out on a copy with random weights first. What computes
-    something else, or has been changed (LoRA, quantised layers, hooks), stays as it is:
-    `fastseg.report` tells.
+    5.x), NVlabs/SegFormer and its copies, mmseg 1.x, segmentation_models_pytorch and DAFormer,
+    inside of any model; fastseg's own need nothing. Each is tried out on a copy with random weights
+    first. What computes something else, has been changed (LoRA, quantised layers, hooks) or only
+    looks like a part of a SegFormer stays as it is: `fastseg.report` tells.
 
     On CUDA the model then replays a CUDA graph for inputs of a kind that it has seen before: one of
     at most 4, captured at the second call. The outputs are the caller's own. That holds for the
@@ -56,6 +56,7 @@ def accelerate(model: Model, *, strict: bool = False, graphs: bool = True) -> Mo
     for name, option in (("strict", strict), ("graphs", graphs)):
         if not isinstance(option, bool):
             raise TypeError(f"{name}: expected a bool, got {option!r}")
+    make_edits_count(model)
     is_found = False
     refusals: list[str] = []
     changed: list[Any] = []
@@ -67,24 +68,30 @@ def accelerate(model: Model, *, strict: bool = False, graphs: bool = True) -> Mo
         was_fast = isinstance(module, Accelerated)
         if was_fast and module._fastseg_kind != kind_of(module, root_class=False):
             _restore(module)  # its modules were exchanged, or it is a copy
-        found = _find_host(module)
-        if found is None:
+        module.__dict__.pop("_fastseg_refusal", None)
+        hosts = _find_hosts(module)
+        if not hosts:
             continue
-        family, host = found
         is_found = True
         if not isinstance(module, Accelerated):
-            reason = _take(module, family, host)
-            if reason is not None:
-                refusals.append(f"{_label(name, module)} stays with {host.name}: {reason}")
+            reasons = _take_first(module, hosts)
+            if reasons:
+                module.__dict__["_fastseg_refusal"] = reasons[0]
+                refusals.append(
+                    f"{_label(name, module)} stays with {hosts[0][1].name}: {reasons[0]}"
+                )
                 continue
             if not was_fast:
                 changed.append(module)
         if strict:
             refusals += _open_reasons(name, module)
+    refusals += _refuse_strangers(model)
     if not is_found:
+        restore(model)
         raise ValueError(
             f"model: expected one with a {' or '.join(f.title for f in FAMILIES.values())} in it, "
             f"got a {type(model).__name__} in which nothing has the names of one"
+            + "".join(f"; {refusal}" for refusal in refusals)
         )
     if strict and refusals:
         for module in changed:
@@ -109,13 +116,20 @@ def _set_graphs(model: nn.Module, graphs: bool) -> None:
                 module._drop_graphs()
 
 
-def _find_host(module: nn.Module) -> tuple[Family, Host] | None:
-    """The family and the kind that `module` is of; None where no family knows it."""
-    for family in FAMILIES.values():
-        host = family.find_host(module)
-        if host is not None:
-            return family, host
-    return None
+def _find_hosts(module: nn.Module) -> list[tuple[Family, Host]]:
+    """The families and kinds that `module` may be of; none where no family knows it."""
+    return [(family, host) for family in FAMILIES.values() for host in family.find_hosts(module)]
+
+
+def _take_first(module: nn.Module, hosts: list[tuple[Family, Host]]) -> list[str]:
+    """Accelerate an encoder or a head as the first of `hosts` that it is; else the reasons."""
+    reasons = []
+    for family, host in hosts:
+        reason = _take(module, family, host)
+        if reason is None:
+            return []
+        reasons.append(reason)
+    return reasons
 
 
 def _take(module: nn.Module, family: Family, host: Host) -> str | None:
@@ -132,14 +146,33 @@ def _take(module: nn.Module, family: Family, host: Host) -> str | None:
         except Exception as error:  # of the class's own machinery, which may be anything
             reason = f"its class cannot be derived from: {type(error).__name__}: {error}"
     if reason is not None:
-        module.__dict__["_fastseg_refusal"] = reason
         return reason
-    module.__dict__.pop("_fastseg_refusal", None)
     module.__dict__.update(_fastseg_refused=refused, _fastseg_kind=kind)
     accelerated: Any = module
     # Kinds are those that were tried out, and an export before any forward goes by the reasons.
     accelerated.fastseg_state().plan().settle(any_mode=True)
     return None
+
+
+def _refuse_strangers(model: nn.Module) -> list[str]:
+    """Reasons of modules that look like an encoder or a head, and that no host describes.
+
+    Of modules in one another those of the innermost; `report` finds them there.
+    """
+    known: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, Accelerated) or "_fastseg_refusal" in module.__dict__:
+            known.update(map(id, module.modules()))
+    refusals: list[str] = []
+    for name, module in reversed(list(model.named_modules())):
+        if known.isdisjoint(map(id, module.modules())):
+            title = next((one.title for one in FAMILIES.values() if one.resembles(module)), None)
+            if title is not None:
+                reason = f"it looks like a part of a {title}, but is not of a library known here"
+                module.__dict__["_fastseg_refusal"] = reason
+                refusals.insert(0, f"{_label(name, module)}: {reason}")
+                known.add(id(module))
+    return refusals
 
 
 def restore(model: Model) -> Model:

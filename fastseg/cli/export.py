@@ -21,7 +21,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "export",
         help="write a model for ONNX runtimes, or as a torch.export program",
-        description="Writes the folded graph of a segmentation model, in float32, and checks what "
+        description="Writes the folded graph of a segmentation model and checks what "
         "was written against the model. The graph takes images of any number and size.",
     )
     parser.add_argument(
@@ -65,6 +65,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--opset", type=options.positive, metavar="N", help="of ONNX, from 18 (default: 20)"
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="of the file, whatever the model's; float16 of ONNX alone (default: float32)",
+    )
     parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
     parser.set_defaults(run=run)
 
@@ -96,6 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
                 height=height,
                 width=width,
                 opset=arguments.opset,
+                dtype=options.DTYPES[arguments.dtype],
             )
     except ValueError as error:
         raise CommandError(str(error), status=2) from error
@@ -115,7 +122,9 @@ def _name(source: str | None) -> str:
 
 def _tell(result: ExportResult, labels: bool) -> None:
     opset = "" if result.opset is None else f"opset {result.opset}, "
-    print(f"{result.path}: {result.size_bytes / 1e6:.1f} MB, {opset}{result.nodes} nodes")
+    dtype = str(result.dtype).removeprefix("torch.")
+    size = f"{result.size_bytes / 1e6:.1f} MB"
+    print(f"{result.path}: {size}, {dtype}, {opset}{result.nodes} nodes")
     for shape, error in result.checked:
         measure = (
             f"{error:.2%} of labels differ, near-ties" if labels else f"relative error {error:.1e}"

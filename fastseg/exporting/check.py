@@ -15,10 +15,11 @@ from fastseg.kernels.blocks.bilinear import bilinear_neighbours
 
 from .folded import FoldedModel
 
-MAX_ERROR = 2e-6  # relative RMS, against the model in float64
+# Relative RMS, against the model in float64, by the dtype of the graph.
+MAX_ERROR = {torch.float32: 2e-6, torch.float16: 5e-3}
 # How far, of the logits' RMS, the highest logit may be above that of another label. Runtimes
 # compute the positions of pixels in float32, which is worth 3e-5 of a logit's step at pixel 500.
-NEAR_TIE = 3e-4
+NEAR_TIE = {torch.float32: 3e-4, torch.float16: 5e-2}
 
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 
@@ -70,12 +71,14 @@ def compare(
     shapes: Sequence[tuple[int, int, int, int]],
     labels: bool | tuple[int, int],
     gives_maps: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> list[Checked]:
     """Compare `run`, the exported graph, with `model` on random pixels.
 
     Args:
         run: takes pixels, and gives the outputs in order.
         gives_maps: whether `model` is an encoder, and the outputs are the maps of its stages.
+        dtype: of the graph.
 
     Raises:
         ExportError: they differ by more than rounding.
@@ -91,10 +94,10 @@ def compare(
         if labels is False:
             pairs = zip(results, expected, strict=True)
             error = max(_relative_error(result, wanted) for result, wanted in pairs)
-            problem = error > MAX_ERROR or not np.isfinite(error)
+            problem = error > MAX_ERROR[dtype] or not np.isfinite(error)
         else:
             size = shape[2:] if labels is True else labels
-            error, problem = _differing(results[0], expected[0], size)
+            error, problem = _differing(results[0], expected[0], size, NEAR_TIE[dtype])
         if problem:
             kind = "relative RMS error" if labels is False else "share of differing labels"
             raise ExportError(
@@ -124,7 +127,9 @@ def _relative_error(result: np.ndarray, expected: torch.Tensor) -> float:
     return float(error**0.5)
 
 
-def _differing(labels: np.ndarray, logits: torch.Tensor, size: Sequence[int]) -> tuple[float, bool]:
+def _differing(
+    labels: np.ndarray, logits: torch.Tensor, size: Sequence[int], near: float
+) -> tuple[float, bool]:
     """The share of `labels` that are not the model's, and whether any is no near-tie."""
     if logits.shape[1] == 1:  # whether it is positive: as against a class of logit 0
         logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
@@ -138,7 +143,7 @@ def _differing(labels: np.ndarray, logits: torch.Tensor, size: Sequence[int]) ->
     expected = upsample_argmax(logits, size)
     pixels = (exported != expected).nonzero(as_tuple=True)
     lost = _blend(logits, expected, pixels) - _blend(logits, exported, pixels)
-    tie = NEAR_TIE * logits.square().mean().sqrt()
+    tie = near * logits.square().mean().sqrt()
     return len(lost) / exported.numel(), bool((lost > tie).any())
 
 

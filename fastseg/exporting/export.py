@@ -38,6 +38,7 @@ class ExportResult:
     """Description of the file that `export` wrote.
 
     Args:
+        dtype: of the weights and the arithmetic.
         opset: of ONNX; None for other formats.
         nodes: operators in the graph.
         checked: comparisons with the model; empty where the file was not checked, and
@@ -51,6 +52,7 @@ class ExportResult:
     nodes: int
     checked: tuple[Checked, ...]
     unchecked: str | None = None
+    dtype: torch.dtype = torch.float32
 
 
 def export(
@@ -64,6 +66,7 @@ def export(
     height: int | None = None,
     width: int | None = None,
     opset: int | None = None,
+    dtype: torch.dtype = torch.float32,
     check: bool = True,
 ) -> ExportResult:
     """Write the folded graph of `model` to a file, and check what was written against the model.
@@ -75,7 +78,7 @@ def export(
 
     Args:
         model: of this library, or a segmentation model of transformers or NVlabs that `accelerate`
-            has taken whole; in eval mode, of any dtype, on any device. The graph is in float32.
+            has taken whole; in eval mode, of any dtype, on any device.
         path: the file; an older one is replaced. Nothing is left there where anything fails.
         format: "onnx", or "torch-export", which `torch.export.load` reads without fastseg: a
             program for the CPU, which takes sides that leave two tokens on every reduced grid, from
@@ -86,9 +89,11 @@ def export(
         label_dtype: torch.int64, the default, or torch.uint8 for up to 256 classes.
         batch, height, width: of the input, to fix an axis.
         opset: of ONNX, from 18; 20 by default, where GELU is one operator.
+        dtype: of the weights and the arithmetic, whatever the model's: torch.float32, or, of ONNX,
+            torch.float16 for runtimes on GPUs. Input and logits are float32 all the same.
         check: compare with the model in float64, at two sizes where any are allowed: the relative
-            RMS error is at most 2e-6, and labels differ at near-ties alone. ONNX files run in
-            onnxruntime; without it there is a warning that the file was not checked.
+            RMS error is at most 2e-6, in float16 5e-3, and labels differ at near-ties alone. ONNX
+            files run in onnxruntime; without it there is a warning that the file was not checked.
 
     Raises:
         TypeError, ValueError: an argument is wrong, or the model cannot be folded.
@@ -122,21 +127,29 @@ def export(
         opset = _opset(opset)
     elif opset is not None:
         raise ValueError(f"opset: expected None for the format {format}, got {opset!r}")
+    if dtype not in (torch.float32, *([torch.float16] if format == "onnx" else [])):
+        raise ValueError(
+            f"dtype: expected torch.float32, or torch.float16 for the format onnx, got {dtype!r}"
+        )
 
     # Inside torch.no_grad, or the tensors of a model that trains would be refused.
     with torch.no_grad(), _temporary(target) as temporary:
         if format == "onnx":
-            nodes, run, unchecked = _write_onnx(folded, temporary, opset, options, check)
+            nodes, run, unchecked = _write_onnx(
+                folded, temporary, opset, {**options, "dtype": dtype}, check
+            )
         else:
             nodes, run, unchecked = _write_torch(folded, temporary, options, check)
         checked: list[Checked] = []
         if run is not None:
             shapes = check_shapes(folded, **sizes, reduced=reduced)
-            checked = compare(model, run, shapes, label_size, folded.gives_maps)
+            checked = compare(model, run, shapes, label_size, folded.gives_maps, dtype)
         size_bytes = temporary.stat().st_size
     if check and unchecked is not None:
         warnings.warn(f"{target} was not checked: {unchecked}", ExportWarning, stacklevel=2)
-    return ExportResult(target, format, size_bytes, opset, nodes, tuple(checked), unchecked)
+    return ExportResult(
+        *(target, format, size_bytes, opset, nodes, tuple(checked), unchecked), dtype=dtype
+    )
 
 
 def _folded(model: nn.Module) -> FoldedModel:

@@ -39,9 +39,10 @@ def build(
     labels: bool | tuple[int, int],
     label_dtype: torch.dtype,
     opset: int,
+    dtype: torch.dtype = torch.float32,
 ) -> Any:
     """The `onnx.ModelProto` of a float32 model; arguments as those of `fastseg.export`."""
-    graph = OnnxGraph()
+    graph = OnnxGraph(np.float16 if dtype == torch.float16 else np.float32)
     network = _Network(graph, opset)
     maps = network.encode(folded.stages)
     sides = [_sides(folded, name, size) for name, size in (("height", height), ("width", width))]
@@ -52,20 +53,20 @@ def build(
     )
     outputs: dict[str, tuple[Any, Sequence[Size]]] = {}
     if folded.classifier is not None:
-        network.classify(folded.classifier)
+        graph.output(network.classify(folded.classifier), "logits")
         outputs["logits"] = (np.float32, (rows, folded.num_labels))
     elif folded.head is None:
         for index, stage in enumerate(folded.stages):
             name = f"feature_map_{index + 1}"
-            graph.op("Identity", maps[index], output=name)
+            graph.output(graph.op("Identity", maps[index]), name)
             grid = [side[index] for side in sides]
             outputs[name] = (np.float32, (rows, stage.channels, *grid))
     elif labels is False:
-        network.decode(maps, folded.head, output="logits")
+        graph.output(network.decode(maps, folded.head), "logits")
         outputs["logits"] = (np.float32, (rows, folded.num_labels, *(side[0] for side in sides)))
     else:
         size = None if labels is True else labels
-        logits = network.decode(maps, folded.head)
+        logits = graph.widened(network.decode(maps, folded.head))
         network.labels(logits, size, label_dtype, folded.num_labels)
         kind = np.uint8 if label_dtype == torch.uint8 else np.int64
         outputs["labels"] = (kind, (rows, *(size or input_size)))
@@ -95,7 +96,7 @@ class _Network:
 
     def encode(self, stages: Sequence[FoldedStage]) -> list[str]:
         """The maps (B, C, H, W) of all stages."""
-        graph, feature_map, maps = self.graph, INPUT, []
+        graph, feature_map, maps = self.graph, self.graph.narrowed(INPUT), []
         for index, stage in enumerate(stages):
             with graph.scope(f"stage{index + 1}"):
                 with graph.scope("embed"):
@@ -113,9 +114,7 @@ class _Network:
             maps.append(feature_map)
         return maps
 
-    def decode(
-        self, maps: Sequence[str], head: DecodeHeadWeights, output: str | None = None
-    ) -> str:
+    def decode(self, maps: Sequence[str], head: DecodeHeadWeights) -> str:
         """Logits (B, K, H_1, W_1) of the maps of all stages."""
         graph = self.graph
         with graph.scope("decode_head"):
@@ -128,7 +127,7 @@ class _Network:
             assert head.classifier_weight is not None
             bias = head.classifier_bias
             weight = head.classifier_weight
-            return self._conv1x1("classifier", graph.op("Relu", fused), weight, bias, output)
+            return self._conv1x1("classifier", graph.op("Relu", fused), weight, bias)
 
     def labels(
         self, logits: str, size: tuple[int, int] | None, dtype: torch.dtype, classes: int
@@ -145,21 +144,22 @@ class _Network:
             resized = graph.op("Resize", logits, "", "", target, **BILINEAR)
             axis = graph.integers([1])
             if classes == 1:  # is it, or is it not
-                label = graph.op("Greater", resized, graph.number(0.0))
+                zero = graph.widened(graph.number(0.0))
+                label = graph.op("Greater", resized, zero)
             else:
                 label = graph.largest(resized, axis=1)
             if classes == 1 or dtype == torch.uint8:
                 label = graph.cast(label, np.uint8 if dtype == torch.uint8 else np.int64)
             graph.op("Squeeze", label, axis, output="labels")
 
-    def classify(self, classifier: nn.Linear) -> None:
+    def classify(self, classifier: nn.Linear) -> str:
         """Logits (B, K) of the mean over the tokens of the last stage."""
         graph = self.graph
         with graph.scope("classifier"):
             mean = graph.op("ReduceMean", self.tokens, graph.integers([1, 2]), keepdims=0)
             weight = graph.weight("weight", classifier.weight)
             bias = graph.weight("bias", classifier.bias)
-            graph.op("Gemm", mean, weight, bias, transB=1, output="logits")
+            return graph.op("Gemm", mean, weight, bias, transB=1)
 
     def _embed(self, feature_map: str, embed: PatchEmbedWeights) -> str:
         graph = self.graph
@@ -298,14 +298,13 @@ class _Network:
         feature_map: str,
         weight: torch.Tensor,
         bias: torch.Tensor | None = None,
-        output: str | None = None,
     ) -> str:
         """A linear map of the channels of an NCHW map; `weight` is (out, in)."""
         graph = self.graph
         parameters = [graph.weight(f"{name}.weight", weight[:, :, None, None])]
         if bias is not None:
             parameters.append(graph.weight(f"{name}.bias", bias))
-        return graph.op("Conv", feature_map, *parameters, output=output, kernel_shape=[1, 1])
+        return graph.op("Conv", feature_map, *parameters, kernel_shape=[1, 1])
 
     def _activate(self, x: str, name: str) -> str:
         """The function of `kernels.blocks.activations.ACTIVATIONS` of that name."""

@@ -15,9 +15,14 @@ Size = int | str  # a number, or the name of an axis of any size
 
 
 class OnnxGraph:
-    """Nodes and constants of a graph in the making. Values are known by their names."""
+    """Nodes and constants of a graph in the making. Values are known by their names.
 
-    def __init__(self) -> None:
+    Args:
+        dtype: NumPy's, of weights and numbers.
+    """
+
+    def __init__(self, dtype: Any = np.float32) -> None:
+        self.dtype = np.dtype(dtype)
         self.nodes: list[Any] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], tuple[str, np.ndarray]] = {}
         self._names: set[str] = set()
@@ -72,23 +77,40 @@ class OnnxGraph:
         self.nodes.append(helper.make_node("TopK", [x, one], outputs, name=name, axis=axis))
         return name
 
-    def cast(self, x: str, dtype: Any) -> str:
+    def cast(self, x: str, dtype: Any, output: str | None = None) -> str:
         """`x` as another NumPy dtype."""
         from onnx import helper
 
-        return self.op("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+        to = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return self.op("Cast", x, output=output, to=to)
+
+    def narrowed(self, x: str) -> str:
+        """A float32 value as one of the graph's dtype."""
+        return x if self.dtype == np.float32 else self.cast(x, self.dtype)
+
+    def widened(self, x: str) -> str:
+        """A value of the graph's dtype as float32."""
+        return x if self.dtype == np.float32 else self.cast(x, np.float32)
+
+    def output(self, x: str, name: str) -> str:
+        """The value `x` of the last node as an output of the graph, in float32."""
+        if self.dtype != np.float32:
+            return self.cast(x, np.float32, name)
+        self.nodes[-1].output[0] = name
+        return name
 
     def weight(self, name: str, tensor: torch.Tensor) -> str:
         """A constant, by the name `name`; equal ones are stored once, under the first's."""
-        return self._constant(name, tensor.detach().cpu().contiguous().numpy())
+        array = tensor.detach().cpu().contiguous().numpy()
+        return self._constant(name, array.astype(self.dtype))
 
     def integers(self, values: Sequence[int]) -> str:
         """A constant list of int64."""
         return self._constant("integers", np.array(values, dtype=np.int64))
 
     def number(self, value: float) -> str:
-        """A constant float32 scalar."""
-        return self._constant("number", np.array(value, dtype=np.float32))
+        """A constant scalar."""
+        return self._constant("number", np.array(value, dtype=self.dtype))
 
     def _constant(self, name: str, array: np.ndarray) -> str:
         key = (array.dtype.str, array.shape, array.tobytes())

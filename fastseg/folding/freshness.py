@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .conditions import has_forward_hooks
+from .conditions import counts_edits, has_forward_hooks
 
 ATTRIBUTES_COUNT = 0.05  # seconds for which graphs that are replayed let a look at attributes count
 
@@ -301,6 +301,6 @@ def _module_reason(name: str, module: nn.Module) -> str | None:
 def _tensor_reason(tensor: torch.Tensor) -> str | None:
     if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.layout is not torch.strided:
         return f"is a {type(tensor).__name__} of layout {tensor.layout}"
-    if tensor.is_inference():
+    if not counts_edits(tensor):
         return "was made in inference mode, where edits are not counted"
     return None

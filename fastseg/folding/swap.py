@@ -20,7 +20,7 @@ from torch import nn
 
 from fastseg.kernels.core.tracing import is_exporting
 
-from .conditions import mode_reason
+from .conditions import counts_edits, mode_reason, onnx_reason
 from .state import Plan, State
 
 
@@ -153,6 +153,8 @@ class Accelerated(Swapped):
             for inner in cast(nn.Module, self).modules():
                 if isinstance(inner, Accelerated):  # its state is an attribute that is watched
                     inner.fastseg_state()
+        if is_exporting() and (reason := onnx_reason()):
+            return reason
         # Whose tensors an export is traced with cannot be told, so its program folds by itself.
         return self.fastseg_state().settle(fold=not is_exporting())
 
@@ -190,12 +192,50 @@ class Accelerated(Swapped):
     def train(self, mode: bool = True) -> Any:
         # For eval() too: what comes before it may have edited `parameter.data`.
         self._drop()
+        make_edits_count(cast(nn.Module, self))
         return super().train(mode)  # type: ignore[misc]
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         if self._fastseg_state is not None:  # not to keep the memory of another device or dtype
             self._fastseg_state.drop(free=True)
-        return super()._apply(*args, **kwargs)  # type: ignore[misc]
+        make_edits_count(cast(nn.Module, self))
+        with torch.inference_mode(False):  # what is cast or moved there would be uncounted
+            return super()._apply(*args, **kwargs)  # type: ignore[misc]
+
+    def __prepare_scriptable__(self) -> Any:
+        """Refuse `torch.jit.script`, which would compile the source of this class.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(
+            f"{type(self).__name__}: torch.jit.script cannot compile what fastseg runs; "
+            + (
+                "fastseg.export writes ONNX and torch.export files"
+                if self._fastseg_class is None
+                else "fastseg.restore(model) first, or write a file by fastseg.export"
+            )
+        )
+
+
+def make_edits_count(model: nn.Module) -> None:
+    """Make ordinary tensors of parameters and buffers from inference mode.
+
+    Edits of those are not counted, and so nothing could be folded from them.
+    """
+    made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # with the old one, to keep its id
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None or counts_edits(tensor):
+                    continue
+                if id(tensor) not in made:
+                    with torch.inference_mode(False), torch.no_grad():
+                        new = tensor.clone()
+                        if isinstance(tensor, nn.Parameter):
+                            new = nn.Parameter(new, tensor.requires_grad)
+                    made[id(tensor)] = tensor, new
+                tensors[name] = made[id(tensor)][1]  # type: ignore[assignment]
 
 
 def _rebuild(host_class: type[nn.Module], host: tuple[str, str], *arguments: Any) -> nn.Module:

@@ -101,6 +101,8 @@ def difference(expected: Any, result: Any, family: str) -> str | None:
     Args:
         family: of the model that the result is of, as in "SegFormer".
     """
+    if isinstance(expected, list | tuple) and type(expected) is not type(result):
+        return f"it gives a {type(expected).__name__}, no {type(result).__name__}"
     wanted, got = _flat(expected), _flat(result)
     if [one.shape for one in wanted] != [one.shape for one in got]:
         return f"it gives outputs of other shapes than a {family}'s"

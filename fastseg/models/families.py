@@ -12,8 +12,8 @@ from fastseg.folding.swap import Host
 
 from .base import PreTrainedModel
 from .segformer import modeling
-from .segformer.hosts.encoders import find_encoder
-from .segformer.hosts.heads import find_head
+from .segformer.hosts.encoders import find_encoders, resembles_encoder
+from .segformer.hosts.heads import find_heads, resembles_head
 from .segformer.presets import PRESETS, from_preset
 from .segformer.trial import try_out
 
@@ -28,8 +28,10 @@ class Family:
         title: as people write it.
         models: its classes, of one `config_class` and with the same `checkpoint_names`: the first
             is what a checkpoint is taken for that does not say, the last the encoder alone.
-        find_host: the `Host` that describes a module of another library; None for one of no kind
-            that the family knows.
+        find_hosts: each `Host` that a module of another library may be of, by the names in it: the
+            first whose trial it passes is taken.
+        resembles: whether a module looks like a part of the family, so that one of no known host is
+            not left out in silence.
         try_out: (module, host) -> the reason why the module computes something else than its names
             say, or None, and reasons of layers in it that do, by their names.
         presets: names that `from_preset` takes.
@@ -38,7 +40,8 @@ class Family:
 
     title: str
     models: Sequence[type[PreTrainedModel]]
-    find_host: Callable[[nn.Module], Host | None] = lambda module: None
+    find_hosts: Callable[[nn.Module], Sequence[Host]] = lambda module: ()
+    resembles: Callable[[nn.Module], bool] = lambda module: False
     try_out: TryOut = lambda module, host: (None, {})
     presets: Sequence[str] = ()
     from_preset: Callable[..., PreTrainedModel] | None = None
@@ -74,7 +77,8 @@ register_family(
             modeling.SegformerForImageClassification,
             modeling.SegformerModel,
         ),
-        find_host=lambda module: find_encoder(module) or find_head(module),
+        find_hosts=lambda module: [*find_encoders(module), *find_heads(module)],
+        resembles=lambda module: resembles_encoder(module) or resembles_head(module),
         try_out=try_out,
         presets=PRESETS,
         from_preset=from_preset,

@@ -27,7 +27,9 @@ def test_the_embedded_model(tmp_path, monkeypatch, capsys):
     assert printed.err == ""
     first, *checks = printed.out.splitlines()
     path = tmp_path / "scenes-b0.onnx"
-    assert first.startswith(f"scenes-b0.onnx: {path.stat().st_size / 1e6:.1f} MB, opset 20, ")
+    assert first.startswith(
+        f"scenes-b0.onnx: {path.stat().st_size / 1e6:.1f} MB, float32, opset 20, "
+    )
     assert [line.startswith("checked against the model at ") for line in checks] == [True, True]
     model = fastseg.from_pretrained(EMBEDDED_MODEL, dtype=torch.float32)
     pixels = torch.randn(1, 3, 96, 128)
@@ -45,8 +47,8 @@ def test_options_reach_the_file(model_folder, tmp_path, capsys):
     path = tmp_path / "out.onnx"
     arguments = ["export", str(model_folder), "--output", str(path), "--opset", "18"]
     sizes = ["--size", "64", "96", "--batch", "2", "--labels", "--label-size", "30", "40"]
-    assert main([*arguments, *sizes]) == 0
-    assert "opset 18" in capsys.readouterr().out
+    assert main([*arguments, *sizes, "--dtype", "float16"]) == 0
+    assert "MB, float16, opset 18" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == [2, 3, 64, 96]
     assert session.get_outputs()[0].shape == [2, 30, 40]

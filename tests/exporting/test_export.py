@@ -47,6 +47,8 @@ def files(folder: Path) -> list[str]:
         ({"opset": 999}, ValueError, "opset: expected an integer from 18 to"),
         ({"opset": "20"}, ValueError, "opset: expected an integer from 18 to"),
         ({"format": "torch-export", "opset": 20}, ValueError, "opset: expected None"),
+        ({"dtype": torch.bfloat16}, ValueError, "dtype: expected torch.float32, or torch.float16"),
+        ({"format": "torch-export", "dtype": torch.float16}, ValueError, "dtype: expected torch"),
     ],
 )
 def test_wrong_arguments(model, tmp_path, options, error, message):

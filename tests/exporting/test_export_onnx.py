@@ -38,6 +38,47 @@ def test_logits_of_any_number_and_size(config, tmp_path):
             assert relative(run(pixels)[0], expected) <= 2e-6
 
 
+@pytest.mark.parametrize("opset", [18, 20])
+def test_float16(opset, tmp_path):
+    """Half the bytes, input and logits in float32, errors of float16's rounding."""
+    hf_model, model = twins(**WIDE)
+    wide, path = tmp_path / "wide.onnx", tmp_path / "model.onnx"
+    fastseg.export(model, wide, opset=opset, check=False)
+    result = fastseg.export(model.half(), path, opset=opset, dtype=torch.float16)
+    assert result.dtype == torch.float16
+    assert result.size_bytes < 0.55 * wide.stat().st_size
+    floats = {
+        constant.data_type for constant in onnx.load(path).graph.initializer if constant.dims
+    } - {onnx.TensorProto.INT64}
+    assert floats == {onnx.TensorProto.FLOAT16}
+    run = open_onnxruntime(path)
+    for shape in SIZES:
+        pixels = torch.randn(shape[0], 3, *shape[1:])
+        expected = reference(hf_model, pixels)
+        assert 1e-5 < relative(run(pixels)[0], expected) < 5e-3
+
+
+def test_float16_labels(tmp_path):
+    hf_model, model = twins(**TINY)
+    path = tmp_path / "model.onnx"
+    fastseg.export(model, path, labels=True, dtype=torch.float16)
+    pixels = torch.randn(2, 3, 75, 101)
+    (labels,) = open_onnxruntime(path)(pixels)
+    logits = torch.nn.functional.interpolate(
+        reference(hf_model, pixels), size=(75, 101), mode="bilinear", align_corners=False
+    )
+    assert (torch.as_tensor(labels) == logits.argmax(1)).double().mean() > 0.98
+
+
+def test_float16_that_overflows_is_refused(tmp_path):
+    _, model = twins(**TINY)
+    with torch.no_grad():
+        model.decode_head.classifier.weight.fill_(1e6)
+    with pytest.raises(fastseg.ExportError, match="does not give what the model gives"):
+        fastseg.export(model, tmp_path / "model.onnx", dtype=torch.float16)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
 def test_labels_of_the_images_own_size(dtype, tmp_path):
     hf_model, model = twins(**TINY)

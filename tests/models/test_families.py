@@ -130,7 +130,7 @@ def try_out(module, host):
 TOY = families.Family(
     title="toy",
     models=(ToyModel,),
-    find_host=lambda module: OTHER if type(module) is OtherEncoder else None,
+    find_hosts=lambda module: [OTHER] if type(module) is OtherEncoder else [],
     try_out=try_out,
     presets=("toy_small",),
     from_preset=lambda name, num_classes, *_, **kwargs: ToyModel(

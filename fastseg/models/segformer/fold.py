@@ -121,17 +121,21 @@ def fold_patch_embed(proj: nn.Conv2d, norm: nn.LayerNorm) -> PatchEmbedWeights:
 
 
 def fold_fuse(
-    projections: Sequence[nn.Linear], fuse: nn.Conv2d, batch_norm: nn.BatchNorm2d
+    projections: Sequence[nn.Linear],
+    fuse: nn.Conv2d,
+    batch_norm: nn.BatchNorm2d,
+    finest_first: bool = False,
 ) -> DecodeHeadWeights:
     """Weights of `kernels.decode_head` without a classifier.
 
     Args:
         projections: one for each stage, finest first.
-        fuse: 1x1 convolution of the concatenated projections, COARSEST first, as all SegFormers
-            concatenate them.
+        fuse: 1x1 convolution of the concatenated projections, COARSEST first in nearly all
+            SegFormers.
+        finest_first: they are concatenated the other way round.
     """
     fuse_weight, bias = wide_affine(fuse)
-    slices = fuse_weight.flatten(1).chunk(len(projections), dim=1)[::-1]
+    slices = fuse_weight.flatten(1).chunk(len(projections), dim=1)[:: 1 if finest_first else -1]
     weights = []
     for projection, fuse_slice in zip(projections, slices, strict=True):
         weight, projection_bias = wide_affine(projection)

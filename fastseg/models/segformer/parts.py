@@ -76,9 +76,10 @@ def ffn_part(layer: nn.Module, names: LayerNames, own: bool = False) -> Part:
         norm = find_layer_norm(layer, names.ffn_norm)
         fc1, fc2 = find_linear(layer, names.fc1), find_linear(layer, names.fc2)
         dwconv = find_conv2d(layer, names.dwconv, kernel=3, stride=1, padding=1, depthwise=True)
-        activation = activation_name(find(layer, names.activation))
+        function = find(layer, names.activation)
+        activation = "gelu" if function is None else activation_name(function)
         if activation is None:
-            raise Declined(f"{names.activation} is {find(layer, names.activation)}, unknown here")
+            raise Declined(f"{names.activation} is {function}, unknown here")
         return fold_mix_ffn(norm, fc1, dwconv, fc2, activation)
 
     roots = [m for m in (find(layer, names.ffn_norm), find(layer, names.ffn)) if m]

@@ -18,7 +18,7 @@ from fastseg.folding.trial import apart, difference, failed, seeded, trial_copy
 
 from .encoder_plan import EncoderHost, LayerPlan
 from .head_plan import HeadHost
-from .hosts.encoders import find_encoder
+from .hosts.encoders import find_encoders
 from .hosts.names import LayerNames
 
 _FAMILY = "SegFormer"
@@ -106,7 +106,8 @@ def head_refusal(head: Any, host: HeadHost) -> str | None:
             return None  # nothing of it would be replaced
         generator = seeded()
         if host.takes_pixels:
-            inputs: Any = torch.randn(1, 3, *_PIXELS, generator=generator)
+            conv = next(m for m in twin.modules() if isinstance(m, nn.Conv2d))
+            inputs: Any = torch.randn(1, conv.in_channels, *_PIXELS, generator=generator)
         else:
             neck = plan.neck.folded()
             before = neck["projections"]
@@ -136,5 +137,5 @@ def _grid(module: nn.Module) -> tuple[int, int]:
 
 def _stage_layers(module: nn.Module) -> list[Any]:
     """The layers of each stage, where `module` is an encoder."""
-    host = find_encoder(module)
-    return [] if host is None else [stage.layers for stage in host.stages(module)]
+    hosts = find_encoders(module)
+    return [stage.layers for stage in hosts[0].stages(module)] if hosts else []

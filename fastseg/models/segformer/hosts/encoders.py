@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -18,11 +19,13 @@ from .names import (
     MMSEG_EMBED,
     NVLABS,
     NVLABS_EMBED,
+    NVLABS_HEAD,
     SMP,
     SMP_EMBED,
     TRANSFORMERS_EMBED,
     TRANSFORMERS_NEW,
     TRANSFORMERS_OLD,
+    LayerNames,
 )
 
 
@@ -116,11 +119,32 @@ def _is_smp(module: nn.Module) -> bool:
     )
 
 
-def _is_nvlabs(module: nn.Module) -> bool:
-    return (
-        _is_nvlabs_tree(module)
-        and not hasattr(module, "_depth")
-        and hasattr(module, "forward_features")
+def _nvlabs_host(method: str, layer: LayerNames, container: Callable[..., Any]) -> EncoderHost:
+    """The host of NVlabs' own code, and those of its many copies.
+
+    Args:
+        method: what gives the maps; where it is forward, there is no forward_features.
+        container: what the maps come in, a list or a tuple.
+    """
+
+    def matches(module: nn.Module) -> bool:
+        return (
+            _is_nvlabs_tree(module)
+            and not hasattr(module, "_depth")
+            and hasattr(module, "forward_features") == (method == "forward_features")
+            and has(module, f"block1.0.{layer.num_heads}")
+        )
+
+    of_a_copy = f", {method} to a {container.__name__}, {layer.num_heads}"
+    is_original = (method, layer, container) == ("forward_features", NVLABS, list)
+    return EncoderHost(
+        name="NVlabs" + ("" if is_original else of_a_copy),
+        method=method,
+        layer=layer,
+        embed=NVLABS_EMBED,
+        stages=_nvlabs_stages,
+        forward=lambda encoder, run, x: container(run(x)),
+        matches=matches,
     )
 
 
@@ -195,14 +219,9 @@ ENCODERS: Sequence[EncoderHost] = (
         forward=_smp,
         matches=_is_smp,
     ),
-    EncoderHost(
-        name="NVlabs",
-        method="forward_features",
-        layer=NVLABS,
-        embed=NVLABS_EMBED,
-        stages=_nvlabs_stages,
-        forward=lambda encoder, run, x: run(x),
-        matches=_is_nvlabs,
+    *(
+        _nvlabs_host(*kind)
+        for kind in product(("forward_features", "forward"), (NVLABS, NVLABS_HEAD), (list, tuple))
     ),
     EncoderHost(
         name="mmseg",
@@ -218,6 +237,18 @@ for _host in ENCODERS:
     register_host(_host)
 
 
-def find_encoder(module: nn.Module) -> EncoderHost | None:
-    """The kind of encoder that `module` is; None for no known one."""
-    return next((host for host in ENCODERS if host.matches(module)), None)
+def find_encoders(module: nn.Module) -> list[EncoderHost]:
+    """The kinds of encoder that `module` may be by its names; none for no known one."""
+    return [host for host in ENCODERS if host.matches(module)]
+
+
+def resembles_encoder(module: nn.Module) -> bool:
+    """Return whether there are patch embeddings, attention and a depthwise convolution in it."""
+    inner = [(name.rpartition(".")[2], one) for name, one in module.named_modules() if name]
+    return (
+        any("patch_embed" in name or "PatchEmbed" in type(one).__name__ for name, one in inner)
+        and any(name.startswith("att") for name, one in inner)
+        and any(
+            isinstance(one, nn.Conv2d) and one.groups == len(one.weight) > 1 for _, one in inner
+        )
+    )

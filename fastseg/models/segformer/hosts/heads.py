@@ -90,6 +90,21 @@ def _fold_nvlabs(head: Any) -> DecodeHeadWeights:
     return fold_fuse(projections, fuse, _batch_norm(head, "linear_fuse.bn"))
 
 
+# DAFormer's copy has the projections in a ModuleDict, and concatenates the finest map first.
+
+
+def _is_daformer(module: nn.Module) -> bool:
+    return has(module, "linear_fuse.conv", "linear_fuse.bn", "linear_pred", "in_index") and (
+        isinstance(find(module, "linear_c"), nn.ModuleDict)
+    )
+
+
+def _fold_daformer(head: Any) -> DecodeHeadWeights:
+    projections = [find_leaf(head, f"linear_c.{index}.proj", nn.Linear) for index in head.in_index]
+    fuse = find_pointwise(head, "linear_fuse.conv")
+    return fold_fuse(projections, fuse, _batch_norm(head, "linear_fuse.bn"), finest_first=True)
+
+
 def _mmseg_maps(head: Any, inputs: Any, *args: Any) -> Maps:
     """Select from the encoder's maps as mmseg's base class of heads does."""
     if hasattr(head, "_transform_inputs"):
@@ -188,6 +203,15 @@ HEADS: Sequence[HeadHost] = (
         matches=_is_nvlabs,
     ),
     HeadHost(
+        name="DAFormer",
+        roots=lambda head: children(head, "linear_pred", "conv_seg"),
+        fold=_fold_daformer,
+        classifier="linear_pred",
+        maps=lambda head, inputs: [inputs[index] for index in head.in_index],
+        exports=True,
+        matches=_is_daformer,
+    ),
+    HeadHost(
         name="mmseg",
         roots=lambda head: children(head, "conv_seg"),
         fold=_fold_mmseg,
@@ -212,6 +236,11 @@ for _host in HEADS:
     register_host(_host)
 
 
-def find_head(module: nn.Module) -> HeadHost | None:
-    """The kind of decode head that `module` is; None for no known one."""
-    return next((host for host in HEADS if host.matches(module)), None)
+def find_heads(module: nn.Module) -> list[HeadHost]:
+    """The kinds of decode head that `module` may be by its names; none for no known one."""
+    return [host for host in HEADS if host.matches(module)]
+
+
+def resembles_head(module: nn.Module) -> bool:
+    """Return whether it has a layer of the name that fuses the maps of all stages."""
+    return any(has(module, name) for name in ("linear_fuse", "fuse_stage", "fusion_conv"))

@@ -8,7 +8,7 @@ Names are dotted paths from the layer. In eval mode a layer computes
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ class LayerNames:
             `in_projection`, an `nn.MultiheadAttention`.
         reduction, reduction_norm: absent where a layer does not reduce its keys and values.
         fc1, fc2: linear maps or 1x1 convolutions.
-        activation: the function between the depthwise convolution and fc2.
+        activation: the function between the depthwise convolution and fc2; GELU where there is
+            nothing of that name.
         call: the whole layer on tokens (B, H * W, C).
         call_attention, call_ffn: one half of it, with norm and residual.
     """
@@ -133,6 +134,7 @@ _NVLABS: dict[str, Any] = {
     "call_ffn": lambda layer, x, h, w: x + layer.mlp(layer.norm2(x), h, w),
 }
 NVLABS = LayerNames(call=lambda layer, x, h, w: layer(x, h, w), **_NVLABS)
+NVLABS_HEAD = replace(NVLABS, num_heads="attn.head")  # as sithu31296's copy has them
 # segmentation_models_pytorch: NVlabs' names, and layers that map maps to maps.
 SMP = LayerNames(call=lambda layer, x, h, w: tokens_of(layer(_map_of(x, h, w)))[0], **_NVLABS)
 # open-mmlab mmseg 1.x, whose attention and feed-forward add the residual themselves
