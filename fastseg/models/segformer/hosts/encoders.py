@@ -20,6 +20,7 @@ from .names import (
     NVLABS,
     NVLABS_EMBED,
     NVLABS_HEAD,
+    PVT_V2,
     SMP,
     SMP_EMBED,
     TRANSFORMERS_EMBED,
@@ -93,13 +94,29 @@ def _transformers_encoder(
     if output_attentions:
         return HOST
     maps = tuple(run(pixel_values))
-    if not encoder.config.reshape_last_stage:
+    if not getattr(encoder.config, "reshape_last_stage", True):  # GLPN and PVT v2 always do
         maps = (*maps[:-1], maps[-1].flatten(2).transpose(1, 2))
     hidden_states = maps if output_hidden_states else None
     if not return_dict:
         return (maps[-1],) if hidden_states is None else (maps[-1], hidden_states)
     output_class = sys.modules[type(encoder).__module__].BaseModelOutput
     return output_class(last_hidden_state=maps[-1], hidden_states=hidden_states, attentions=None)
+
+
+# -- transformers' PVT v2: another order of the same parts -----------------------------------------
+
+
+def _is_pvt_v2(module: nn.Module) -> bool:
+    return has(module, "config") and _is_layers(
+        find(module, "layers"), "patch_embedding.proj", "layer_norm", "blocks.0.attention.query"
+    )
+
+
+def _pvt_v2_stages(encoder: Any) -> list[Stage]:
+    return [
+        Stage(stage.patch_embedding, stage.blocks, stage.layer_norm, (stage,))
+        for stage in encoder.layers
+    ]
 
 
 # -- NVlabs, and segmentation_models_pytorch, whose layers work on maps ----------------------------
@@ -209,6 +226,15 @@ ENCODERS: Sequence[EncoderHost] = (
         stages=lists_of_stages,
         forward=_transformers_encoder,
         matches=_is_transformers_encoder,
+    ),
+    EncoderHost(
+        name="transformers, PVT v2",
+        method="forward",
+        layer=PVT_V2,
+        embed=TRANSFORMERS_EMBED,
+        stages=_pvt_v2_stages,
+        forward=_transformers_encoder,
+        matches=_is_pvt_v2,
     ),
     EncoderHost(
         name="segmentation_models_pytorch",

@@ -115,6 +115,27 @@ TRANSFORMERS_NEW = LayerNames(
     call_attention=lambda layer, x, h, w: x + layer.attention(layer.layernorm_before(x), h, w)[0],
     call_ffn=lambda layer, x, h, w: x + layer.mlp(layer.layernorm_after(x), h, w),
 )
+# transformers' PVT v2, whose layers are a SegFormer's
+PVT_V2 = LayerNames(
+    attention_norm="layer_norm_1",
+    attention="attention",
+    query="attention.query",
+    key="attention.key",
+    value="attention.value",
+    output="attention.proj",
+    reduction="attention.spatial_reduction",
+    reduction_norm="attention.layer_norm",
+    num_heads="attention.num_attention_heads",
+    ffn_norm="layer_norm_2",
+    ffn="mlp",
+    fc1="mlp.dense1",
+    dwconv="mlp.dwconv.dwconv",
+    activation="mlp.intermediate_act_fn",
+    fc2="mlp.dense2",
+    call=lambda layer, x, h, w: layer(x, h, w)[0],
+    call_attention=lambda layer, x, h, w: x + layer.attention(layer.layer_norm_1(x), h, w)[0],
+    call_ffn=lambda layer, x, h, w: x + layer.mlp(layer.layer_norm_2(x), h, w),
+)
 _NVLABS: dict[str, Any] = {
     "attention_norm": "norm1",
     "attention": "attn",
