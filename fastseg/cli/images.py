@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+from tqdm import tqdm
+
+from fastseg.images.modes import upright
 
 from .options import first_line
 
@@ -19,27 +22,22 @@ _Result = TypeVar("_Result")
 def open_image(path: Path) -> Image.Image:
     """The picture in a file, turned as its EXIF orientation says; the first frame of many.
 
-    16-bit grey is scaled to 8 bits; other modes, alpha included, stay for the image processor.
+    Grey of more than 8 bits becomes 8 bits, and what that loses is told on stderr; other modes,
+    alpha included, stay for the image processor.
 
     Raises:
         ValueError: the file cannot be decoded, or its pixels have no known range.
     """
+
+    def tell(message: str) -> None:
+        tqdm.write(f"{path}: {message}", file=sys.stderr)  # which leaves a progress bar whole
+
     try:
-        with Image.open(path) as file:
-            return _to_8_bits(ImageOps.exif_transpose(file))
+        # Where PIL has a path it maps the file, and mixes up grey TIFFs that are to be turned.
+        with open(path, "rb") as stream, Image.open(stream) as file:
+            return upright(file, "", tell)
     except Exception as error:  # decoders meet broken files with errors of any class
         raise ValueError(first_line(error)) from error
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale grey of 16 bits to 8: PIL's conversion would cut values over 255 down to white."""
-    if not image.mode.startswith(("I", "F")):
-        image.load()
-        return image
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"expected 8- or 16-bit pixels, got mode {image.mode}")
-    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
 
 
 def read_ahead(

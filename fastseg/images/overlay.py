@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .modes import to_8_bits, to_rgb
+
 MAX_INDEXED = 256  # colours that an indexed image holds
 _MAX_LABEL = (1 << 16) - 1
 
@@ -140,7 +142,8 @@ def overlay(
     """The picture with its classes blended over it, their borders drawn, and a legend.
 
     Args:
-        image: PIL image, or uint8 (H, W), (H, W, 3) or (H, W, 4) array; alpha is dropped.
+        image: PIL image, or uint8 (H, W), (H, W, 3) or (H, W, 4) array; alpha is dropped, and
+            more than 8 bits become 8, as the image processor takes them.
         labels: (H, W) integers; numbers beyond the palette are left untinted.
         palette: (K, 3) uint8, RGB.
         id2label: class names by number.
@@ -153,7 +156,8 @@ def overlay(
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha: expected a number from 0 to 1, got {alpha}")
     colours = _check_palette(palette, "palette")
-    picture = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture = to_rgb(to_8_bits(picture))
     numbers = _check_labels(labels)
     if numbers.shape != (picture.height, picture.width):
         raise ValueError(

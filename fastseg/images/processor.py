@@ -24,9 +24,9 @@ from .inputs import (
     CHANNELS_FIRST,
     CHANNELS_LAST,
     flatten_images,
-    looks_rescaled,
     read_image,
     read_label_map,
+    why_out_of_range,
 )
 from .label_maps import post_process_semantic_segmentation
 from .options import ImageOptions, Size, resized_size
@@ -43,11 +43,18 @@ class SegformerImageProcessor:
     Results equal those of transformers' PIL processor bit for bit, but for these:
     - Images of another number of channels than the three that `image_mean` and `image_std` are
       for, where transformers fails, become RGB before they are normalized: PIL images of any
-      mode, grey (H, W) and RGBA arrays. Alpha is dropped, as PIL's `convert("RGB")` drops it;
-      16 bits are scaled to 8. PIL's YCbCr, LAB and HSV become RGB as well, where transformers
-      takes their bands for red, green and blue.
+      mode, grey (H, W) and RGBA arrays. Alpha is dropped, as PIL's `convert("RGB")` drops it.
+      PIL's YCbCr, LAB and HSV become RGB as well, where transformers takes their bands for red,
+      green and blue. Where they are for one channel, PIL's modes 1, P, PA and LA become grey.
+    - PIL images of more than 8 bits (modes I;16, I, F) become 8 bits: values up to 255 as they
+      are, larger whole numbers as 16 bits, floats in [0, 1] times 255. A warning says where 12
+      bits lie in 16. Mode F stays with `do_rescale=False`. Arrays of bools are 0 and 255.
     - An array whose channels may stand first or last is an error; transformers takes the first.
-    - Labels may lie outside [0, 255]. A side never shrinks to less than one pixel.
+    - More than 4 channels, or 2, need no `input_data_format` where `image_mean` has as many
+      values. More than 4 are resized one by one; 2 and 4, as in transformers, like PIL's LA and
+      RGBA, whose last channel weighs the others: resize bands that are no alpha yourself.
+    - Label maps may have equal bands, and labels may lie outside [0, 255]; `do_reduce_labels`
+      makes negative ones 255. A side never shrinks to less than one pixel.
     - The older option `reduce_labels` is obeyed in files, as `do_reduce_labels`.
     - `data_format` is obeyed, as in transformers 4.
 
@@ -124,12 +131,13 @@ class SegformerImageProcessor:
             images: PIL images, NumPy arrays or torch tensors: one, a (nested) list, or a batch
                 (B, ...). Arrays are (H, W), (H, W, C) or (C, H, W), of bytes or other whole
                 numbers in [0, 255]; or floats in [0, 1], which need `do_rescale=False`.
-            segmentation_maps: as many label maps: PIL images of one band, or arrays (H, W).
+            segmentation_maps: as many label maps: PIL images or arrays (H, W), of one band or of
+                equal ones; a palette's indices are the labels.
             return_tensors: "pt" or "np" for one batch, a torch tensor or NumPy array, of
                 images that come out equal in size; None for a list of arrays.
             data_format: "channels_first" (by default) or "channels_last", of what is returned.
-            input_data_format: the same of arrays given; None finds the end that is 1, 3 or 4
-                long.
+            input_data_format: the same of arrays given; None finds the end that is as long as
+                `image_mean`, or 1, 3 or 4 long.
             options: any option of the class, for this call; None keeps the processor's.
 
         Returns:
@@ -172,13 +180,13 @@ class SegformerImageProcessor:
         return features
 
     def bytes_and_scale(
-        self, image: Any, **options: Any
+        self, image: Any, *, input_data_format: str | None = None, **options: Any
     ) -> tuple[np.ndarray, list[float], list[float]] | None:
         """One image as uint8 (H, W, C), resized, and by channel what it is to be multiplied with
         and what is to be added to give `preprocess`'s values; None for an image of no bytes.
         """
         resolved = self._resolve(options)
-        pixels = _load(image, "images[0]", resolved, None)
+        pixels = _load(image, "images[0]", resolved, input_data_format)
         if pixels.unit or pixels.values.dtype != np.uint8:
             return None
         return pixels.values, *resolved.value_scale.by_channel(pixels.values.shape[-1])
@@ -341,13 +349,12 @@ def _load(image: Any, name: str, options: ImageOptions, input_data_format: str |
         channels=options.channels,
         convert_rgb=options.do_convert_rgb,
         input_data_format=input_data_format,
+        floats=not options.do_rescale,
     )
-    if options.do_rescale and looks_rescaled(loaded):
-        warnings.warn(
-            f"{name}: the values are in [0, 1] already and will be rescaled again; "
-            "pass do_rescale=False",
-            stacklevel=4,
-        )
+    if options.do_rescale:
+        reason = why_out_of_range(loaded, options.rescale_factor, options.do_resize)
+        if reason is not None:
+            warnings.warn(f"{name}: {reason}", stacklevel=4)
     if not options.do_resize:
         return Pixels(np.asarray(loaded))
     height, width = loaded.shape[:2] if isinstance(loaded, np.ndarray) else loaded.size[::-1]
@@ -356,6 +363,13 @@ def _load(image: Any, name: str, options: ImageOptions, input_data_format: str |
 
 def _load_labels(label_map: Any, name: str, options: ImageOptions) -> np.ndarray:
     labels = read_label_map(label_map, name)
+    ignored = labels == 255
+    if ignored.any() and (ignored | (labels == 0)).all() and not ignored.all():
+        warnings.warn(
+            f"{name}: holds 0 and 255 alone, and training leaves out 255; where it is the second "
+            "class, give labels of 0 and 1",
+            stacklevel=4,
+        )
     if options.do_resize:
         labels = resize_label_map(labels, resized_size(options.size, *labels.shape), name)
     labels = labels.astype(np.int64)

@@ -27,13 +27,18 @@ def resize_image(
     """Resample to size (height, width), as bytes.
 
     Arrays of other types than uint8 must hold whole numbers in [0, 255] or any in [0, 1], as in
-    transformers, or ValueError is raised; so it is for more than 4 channels.
+    transformers, or ValueError is raised. More than 4 channels are resized one by one.
     """
     unit = False
     if isinstance(image, np.ndarray):
-        if image.shape[-1] > 4:
-            raise ValueError(f"{name}: expected 1 to 4 channels to resize, got {image.shape[-1]}")
         array, unit = _to_bytes(image, name)
+        if array.shape[-1] > 4:
+            bands = [
+                Image.fromarray(np.ascontiguousarray(array[..., band]))
+                for band in range(array.shape[-1])
+            ]
+            resized = [np.asarray(band.resize((size[1], size[0]), resample)) for band in bands]
+            return Pixels(np.stack(resized, axis=-1), unit)
         array = array[..., 0] if array.shape[-1] == 1 else array
         image = Image.fromarray(np.ascontiguousarray(array))
     values = np.asarray(image.resize((size[1], size[0]), resample))
@@ -102,8 +107,10 @@ def resize_label_map(label_map: np.ndarray, size: tuple[int, int], name: str) ->
 
 
 def reduce_labels(label_map: np.ndarray) -> np.ndarray:
-    """Reduce int64 labels by one; 0, the background, and 255, ignored already, become 255."""
-    return np.where((label_map == 0) | (label_map == 255), 255, label_map - 1)
+    """Reduce int64 labels by one; 0, the background, becomes 255, as do those ignored already: 255
+    and negative ones, such as -1 and -100.
+    """
+    return np.where((label_map <= 0) | (label_map == 255), 255, label_map - 1)
 
 
 def _to_bytes(array: np.ndarray, name: str) -> tuple[np.ndarray, bool]:
@@ -116,9 +123,10 @@ def _to_bytes(array: np.ndarray, name: str) -> tuple[np.ndarray, bool]:
         return array.astype(np.uint8), False
     if low >= 0 and high <= 1:
         return _times(array, 255).astype(np.uint8), True
+    advice = "; of 16 bits divide by 257, of 12 bits by 16" if array.dtype == np.uint16 else ""
     raise ValueError(
         f"{name}: expected whole numbers in [0, 255] or values in [0, 1] to resize, "
-        f"got values in [{low}, {high}] of dtype {array.dtype}"
+        f"got values in [{low}, {high}] of dtype {array.dtype}{advice}"
     )
 
 

@@ -10,7 +10,6 @@ from transformers.models.segformer.image_processing_pil_segformer import (
     SegformerImageProcessorPil,
 )
 
-from fastseg.images.inputs import flatten_images, image_size
 from fastseg.images.processor import SegformerImageProcessor
 from tests.images.image_cases import assert_same, both, noise, photograph
 
@@ -19,7 +18,9 @@ def rgb_reference(image: Image.Image) -> np.ndarray:
     return SegformerImageProcessorPil(size=30)(image.convert("RGB"))["pixel_values"][0]
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "PA", "CMYK", "YCbCr", "RGBX"])
+@pytest.mark.parametrize(
+    "mode", [*"L1P", "RGBA", "LA", "PA", "CMYK", "YCbCr", "RGBX", "LAB", "HSV"]
+)
 def test_pil_modes(mode):
     source = Image.fromarray(photograph("chelsea")).resize((40, 50))
     image = source.convert("RGBA" if mode == "RGBA" else "LA" if mode in ("LA", "PA") else mode)
@@ -46,18 +47,6 @@ def test_sixteen_bits_are_scaled():
     assert image.mode.startswith("I;16")
     ours = SegformerImageProcessor(size=30)(image).pixel_values[0]
     np.testing.assert_array_equal(ours, rgb_reference(Image.fromarray(grey.astype(np.uint8))))
-
-
-def test_wide_pil_modes():
-    """Modes I and F are taken as the arrays they hold: nothing is cut off at 255."""
-    grey = noise((50, 40))
-    processor = SegformerImageProcessor(size=30)
-    for mode in ("I", "F"):
-        image = Image.fromarray(grey).convert(mode)
-        ours = processor(image).pixel_values[0]
-        np.testing.assert_array_equal(ours, rgb_reference(Image.fromarray(grey)))
-        with pytest.raises(ValueError, match=r"images\[0\]: expected whole numbers in \[0, 255\]"):
-            processor(Image.fromarray(np.asarray(image) * 100))
 
 
 def test_torch_types():
@@ -96,6 +85,32 @@ def test_convert_rgb_lays_alpha_over_white():
     assert_same(*both(scaled, do_convert_rgb=True, do_rescale=False, size=20))
     with pytest.raises(ValueError, match=r"images\[0\]: expected 3 channels.*got 4"):
         SegformerImageProcessor(do_convert_rgb=False)(rgba)
+
+
+@pytest.mark.parametrize("bands", [2, 5, 6, 10])
+def test_bands_are_found_by_image_mean(bands):
+    options = {"image_mean": [0.4] * bands, "image_std": [0.2] * bands, "do_resize": False}
+    array = noise((30, 40, bands))
+    for image in (array, array.transpose(2, 0, 1), torch.from_numpy(array), array[None]):
+        ours = SegformerImageProcessor(**options)(image).pixel_values[0]
+        expected = (array.astype(np.float64).transpose(2, 0, 1) / 255 - 0.4) / 0.2
+        np.testing.assert_allclose(ours, expected, atol=1e-6)
+    processor = SegformerImageProcessor(**options)
+    with pytest.raises(ValueError, match=f"expected {bands} channels in.*neither.*30, 40, 3"):
+        processor(noise((30, 40, 3)))
+    with pytest.raises(ValueError, match=f"expected {bands} channels in.*both ends"):
+        processor(noise((bands, 40, bands)))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_more_than_four_bands_are_resized_one_by_one(dtype):
+    options = {"image_mean": [0.4] * 6, "image_std": [0.2] * 6, "size": (17, 23)}
+    array = noise((30, 40, 6))
+    ours = SegformerImageProcessor(**options)(array.astype(dtype)).pixel_values[0]
+    for band in range(6):
+        grey = Image.fromarray(array[..., band]).resize((23, 17), Image.Resampling.BILINEAR)
+        expected = (np.asarray(grey, np.float64) / 255 - 0.4) / 0.2
+        np.testing.assert_allclose(ours[band], expected, atol=1e-6)
 
 
 def test_other_channel_counts():
@@ -146,10 +161,10 @@ def test_wrong_images(images, error, match):
         ([noise((8, 9))] * 2, ValueError, "segmentation_maps: expected one for each of 1.*got 2"),
         ("map.png", TypeError, "segmentation_maps.*str"),
         ([], ValueError, "segmentation_maps: expected at least one"),
-        (Image.new("RGB", (9, 8)), ValueError, r"segmentation_maps\[0\].*\(8, 9, 3\)"),
+        (Image.fromarray(noise((8, 9, 3))), ValueError, r"maps\[0\].*\(8, 9, 3\).*colours"),
         (np.full((8, 9), 0.5), ValueError, r"segmentation_maps\[0\]: expected whole numbers"),
         (np.full((8, 9), 2**40), ValueError, r"segmentation_maps\[0\].*32 bits"),
-        (noise((9,)), ValueError, r"segmentation_maps: expected 2 to 3 dimensions"),
+        (noise((9,)), ValueError, r"segmentation_maps: expected 2 to 4 dimensions"),
     ],
 )
 def test_wrong_maps(maps, error, match):
@@ -192,19 +207,3 @@ def test_wrong_formats():
     processor.size = None
     with pytest.raises(ValueError, match=r"size: expected.*got None"):
         processor(noise((8, 9, 3)))
-
-
-def test_image_size_and_flatten():
-    array = noise((20, 30, 3))
-    for image in (
-        array,
-        array.transpose(2, 0, 1),
-        array[..., 0],
-        torch.from_numpy(array),
-        Image.fromarray(array),
-    ):
-        assert image_size(image) == (20, 30)
-        assert len(flatten_images([image, [image]])) == 2
-    assert image_size(array, "channels_first") == (30, 3)
-    with pytest.raises(TypeError, match="image: expected"):
-        image_size("photo.jpg")
