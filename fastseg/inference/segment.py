@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
-from fastseg.images.inputs import flatten_images, image_size
+from fastseg.images.inputs import (
+    CHANNELS_FIRST,
+    CHANNELS_LAST,
+    channels_last,
+    flatten_images,
+    is_unit,
+)
 from fastseg.images.label_maps import logits_of
 from fastseg.images.processor import SegformerImageProcessor
 from fastseg.kernels import upsample_argmax
@@ -26,6 +34,7 @@ def segment(
     processor: SegformerImageProcessor | None = None,
     batch_size: int = 8,
     slide: Sequence[int | Sequence[int]] | None = None,
+    input_data_format: str | None = None,
 ) -> list[torch.Tensor]:
     """The class of every pixel of `images`.
 
@@ -33,13 +42,19 @@ def segment(
         model: a segmentation model in eval mode whose output is logits or has them: fastseg's,
             transformers', or another library's.
         images: an image, a batch or a list of images of any sizes: PIL, NumPy or torch, as
-            SegformerImageProcessor takes them.
+            SegformerImageProcessor takes them. Floats in [0, 1] are taken for 255 times that where
+            `processor` rescales.
         processor: prepares the images; where None, the one saved beside the model's checkpoint,
             else one with the default options (512x512, ImageNet statistics).
         batch_size: images, or sliding windows, in one forward.
         slide: (crop, stride) in pixels, each a number or (height, width): the image is not resized
             but cut into overlapping windows, whose logits are averaged, as in mmseg. None to see
             the whole image at once, resized as `processor` says.
+        input_data_format: "channels_first" or "channels_last", of arrays; None finds the end that
+            is as long as the processor's `image_mean`, or 1, 3 or 4 long.
+
+    A side that is too short for the model is padded to the least it takes, after normalizing, with
+    zeros, below or to the right, as mmseg's data preprocessor pads; the padding is cut off again.
 
     Returns:
         a list with one (H, W) int64 label map for each image, on the model's device, H and W the
@@ -47,30 +62,48 @@ def segment(
         positive, else 0.
 
     Raises:
-        TypeError, ValueError: as SegformerImageProcessor raises them, or `batch_size` or `slide` is
-            wrong, or `model` is in training mode.
+        TypeError, ValueError: as SegformerImageProcessor raises them, or `batch_size`, `slide` or
+            `input_data_format` is wrong, or `model` is in training mode, or the model takes other
+            channels than `processor` gives.
     """
     if model.training:
         raise ValueError("model: expected eval mode, got training mode; call model.eval() first")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size: expected an integer of at least 1, got {batch_size!r}")
+    if input_data_format not in (None, CHANNELS_FIRST, CHANNELS_LAST):
+        raise ValueError(
+            f"input_data_format: expected None, {CHANNELS_FIRST!r} or {CHANNELS_LAST!r}, "
+            f"got {input_data_format!r}"
+        )
+    least = least_side(model)
     windows = None
     if slide is not None:
         if not isinstance(slide, Sequence) or len(slide) != 2:
             raise ValueError(f"slide: expected (crop, stride), got {slide!r}")
         windows = window_pair("crop", slide[0]), window_pair("stride", slide[1])
+        if min(windows[0]) < least:
+            raise ValueError(
+                f"slide: expected a crop of at least {least} pixels for this model, "
+                f"got {slide[0]!r}"
+            )
     if processor is None:
         processor = saved_processor(model)
+    channels = _channels(model, processor)
+    prepare = functools.partial(_prepare, model, processor, input_data_format, channels, least)
+    singles = flatten_images(images)
     labels: list[torch.Tensor] = []
     with torch.no_grad():
-        for image_batch in _batches(flatten_images(images), batch_size):
+        for start in range(0, len(singles), batch_size):
+            indices = range(start, min(start + batch_size, len(singles)))
             if windows is None:
-                labels += _segment_batch(model, image_batch, processor)
+                inputs = [prepare(singles[i], i) for i in indices]
+                labels += _segment_batch(model, inputs)
                 continue
-            for image in image_batch:
-                pixels, scale = _input(model, image, processor, do_resize=False)
-                forward = functools.partial(model, **scale)
-                labels.append(sliding_labels(forward, pixels, *windows, batch_size))
+            for i in indices:
+                one = prepare(singles[i], i, do_resize=False)
+                forward = functools.partial(model, **one.scale)
+                found = sliding_labels(forward, one.pixel_values, *windows, batch_size)
+                labels.append(found[: one.size[0], : one.size[1]])
     return labels
 
 
@@ -95,60 +128,119 @@ def saved_processor(model: Any) -> SegformerImageProcessor:
     return processor_class()
 
 
-def _batches(images: Sequence[Any], batch_size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(images), batch_size):
-        yield images[start : start + batch_size]
+def least_side(model: Any) -> int:
+    """The least height and width that give every stage a grid as large as its spatial reduction.
+
+    1 for models whose configuration does not tell.
+    """
+    config = getattr(getattr(model, "module", model), "config", None)
+    names = ("patch_sizes", "strides", "sr_ratios")
+    stages = [getattr(config, name, None) for name in names]
+    if not all(isinstance(values, Sequence) for values in stages):
+        return 1
+
+    def fits(side: int) -> bool:
+        for patch_size, stride, reduction in zip(*stages, strict=True):
+            side = (side + 2 * (patch_size // 2) - patch_size) // stride + 1
+            if side < reduction:
+                return False
+        return True
+
+    return next(side for side in itertools.count(1) if fits(side))
+
+
+def _channels(model: Any, processor: Any) -> int | None:
+    """How many channels an image has for the processor, or else for the model, where they tell."""
+    mean = getattr(processor, "image_mean", None) if processor.do_normalize else None
+    given = len(mean) if isinstance(mean, Sequence) else None
+    config = getattr(getattr(model, "module", model), "config", None)
+    taken = getattr(config, "num_channels", None)
+    if given is not None and isinstance(taken, int) and given != taken:
+        raise ValueError(
+            f"processor: expected an image_mean and an image_std of {taken} values each, as many "
+            f"as the model takes channels, got {given}"
+        )
+    return taken if given is None else given
 
 
 class _Input(NamedTuple):
-    """What a model is called with: pixels, and keyword arguments."""
+    """What a model is called with, pixels and keyword arguments, and the sizes of its image."""
 
-    pixel_values: torch.Tensor
+    pixel_values: torch.Tensor  # (1, C, H, W), padded
     scale: dict[str, torch.Tensor]
+    unpadded: tuple[int, int]
+    size: tuple[int, int]  # as it was given
 
 
-def _input(model: Any, image: Any, processor: Any, **options: Any) -> _Input:
-    """The input that `processor` makes of `image`, on the model's device.
+def _prepare(
+    model: Any,
+    processor: Any,
+    input_data_format: str | None,
+    channels: int | None,
+    least: int,
+    image: Any,
+    index: int,
+    **options: Any,
+) -> _Input:
+    """The input that `processor` makes of one image, on the model's device.
 
     A model that takes bytes gets them as they are after resizing, in a quarter of the memory, and
     rescales and normalizes them in its first op.
     """
+    name = f"images[{index}]"
+    image = channels_last(image, name, input_data_format, channels)
+    size = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
+    if processor.do_rescale and is_unit(image):
+        image = image.astype(np.float32) * 255
+        if options.get("do_resize", processor.do_resize):
+            image = np.rint(image).astype(np.uint8)
+    if not isinstance(image, Image.Image):
+        options["input_data_format"] = CHANNELS_LAST
     parameter = next(model.parameters())
     device = parameter.device
-    found = None
-    if getattr(model, "takes_bytes", False) and hasattr(processor, "bytes_and_scale"):
-        found = processor.bytes_and_scale(image, **options)
-    if found is not None:
-        pixels = torch.from_numpy(np.array(found[0]))[None].to(device).permute(0, 3, 1, 2)
-        dtype = torch.promote_types(parameter.dtype, torch.float32)
-        scale, offset = (torch.tensor(one, dtype=dtype, device=device) for one in found[1:])
-        return _Input(pixels, {"pixel_scale": scale, "pixel_offset": offset})
-    pixels = processor(image, return_tensors="pt", **options)["pixel_values"]
-    return _Input(pixels.to(device=device, dtype=parameter.dtype), {})
+    try:
+        found = None
+        if getattr(model, "takes_bytes", False) and hasattr(processor, "bytes_and_scale"):
+            found = processor.bytes_and_scale(image, **options)
+        # Padding is 0 after normalizing, which no byte needs to be.
+        if found is not None and min(found[0].shape[:2]) >= least:
+            pixels = torch.from_numpy(np.array(found[0]))[None].to(device).permute(0, 3, 1, 2)
+            dtype = torch.promote_types(parameter.dtype, torch.float32)
+            scale, offset = (torch.tensor(one, dtype=dtype, device=device) for one in found[1:])
+            height, width = pixels.shape[2:]
+            keywords = {"pixel_scale": scale, "pixel_offset": offset}
+            return _Input(pixels, keywords, (height, width), size)
+        pixels = processor(image, return_tensors="pt", **options)["pixel_values"]
+    except (TypeError, ValueError) as error:
+        error.args = (str(error).replace("images[0]", name), *error.args[1:])
+        raise
+    height, width = pixels.shape[2:]
+    pixels = F.pad(pixels, (0, max(least - width, 0), 0, max(least - height, 0)))
+    return _Input(pixels.to(device=device, dtype=parameter.dtype), {}, (height, width), size)
 
 
-def _segment_batch(
-    model: Any, images: Sequence[Any], processor: SegformerImageProcessor
-) -> list[torch.Tensor]:
-    """Label maps of `images`: one forward where the processor makes them all one size."""
-    prepared = [_input(model, image, processor) for image in images]
+def _segment_batch(model: Any, inputs: Sequence[_Input]) -> list[torch.Tensor]:
+    """Label maps of whole images: one forward where the processor makes them all one size."""
     by_shape: dict[Any, list[int]] = {}
-    for index, one in enumerate(prepared):
+    for index, one in enumerate(inputs):
         key = (one.pixel_values.shape, one.pixel_values.dtype)
         by_shape.setdefault(key, []).append(index)
     labels: dict[int, torch.Tensor] = {}
     for indices in by_shape.values():
-        batch = torch.cat([prepared[index].pixel_values for index in indices])
-        logits = logits_of(model(batch, **prepared[indices[0]].scale))
+        batch = torch.cat([inputs[index].pixel_values for index in indices])
+        logits = logits_of(model(batch, **inputs[indices[0]].scale))
         for position, index in enumerate(indices):
-            size = image_size(images[index])
-            labels[index] = _label_map(logits[position : position + 1], size)
-    return [labels[index] for index in range(len(images))]
+            labels[index] = _label_map(logits[position : position + 1], inputs[index])
+    return [labels[index] for index in range(len(inputs))]
 
 
-def _label_map(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def _label_map(logits: torch.Tensor, one: _Input) -> torch.Tensor:
+    padded, (height, width) = one.pixel_values.shape[2:], one.unpadded
+    if padded != (height, width):
+        logits = F.interpolate(logits, size=padded, mode="bilinear", align_corners=False)
+        logits = logits[:, :, :height, :width]
     if logits.shape[1] > 1:
-        return upsample_argmax(logits, size)[0]
+        return upsample_argmax(logits, one.size)[0]
     # One class: is it, or is it not.
-    resized = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    resized = F.interpolate(logits, size=one.size, mode="bilinear", align_corners=False)
     return (resized[0, 0] > 0).long()
