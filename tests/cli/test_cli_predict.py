@@ -105,7 +105,7 @@ def test_unreadable_pictures_are_reported_and_the_others_go_on(predict, photos, 
     (photos / "broken.jpg").write_bytes(b"no jpeg at all")
     whole = (photos / "below" / "astronaut.png").read_bytes()
     (photos / "cut.png").write_bytes(whole[: len(whole) // 2])
-    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(photos / "float.tif")
+    Image.fromarray(np.full((4, 4), 255.5, np.float32)).save(photos / "float.tif")
     assert predict(photos, photos / "notes.txt", "--batch-size", 2) == 1
     printed = capsys.readouterr()
     assert "2 of 6 images segmented" in printed.out
@@ -120,17 +120,38 @@ def test_unreadable_pictures_are_reported_and_the_others_go_on(predict, photos, 
 
 
 def test_a_picture_that_fails_in_a_batch_is_reported_and_the_others_go_on(
-    predict, tmp_path, capsys
+    predict, tmp_path, capsys, monkeypatch
 ):
+    segment = fastseg.segment
+
+    def fail_on_few_rows(model, images, **options):
+        if any(image.height == 20 for image in images):
+            raise ValueError("pixel_values: expected more rows")
+        return segment(model, images, **options)
+
+    monkeypatch.setattr(fastseg, "segment", fail_on_few_rows)
     folder = tmp_path / "in"
     folder.mkdir()
     for name, size in (("a", (90, 80)), ("flat", (300, 20)), ("z", (70, 70))):
-        photo("coffee", size).save(folder / f"{name}.png")  # 20 rows are too few for the model
+        photo("coffee", size).save(folder / f"{name}.png")
     assert predict(folder, "--slide", 64, 32, "--batch-size", 3, "--no-overlay") == 1
     printed = capsys.readouterr()
     assert "2 of 3 images segmented" in printed.out
     assert f"{folder / 'flat.png'}: pixel_values: expected" in printed.err
     assert tree(tmp_path / "out") == {"a_labels.png", "z_labels.png"}
+
+
+def test_a_picture_narrower_than_the_model_takes_is_padded(predict, tmp_path):
+    photo("coffee", (300, 20)).save(tmp_path / "strip.png")
+    assert predict(tmp_path / "strip.png", "--slide", 64, 64, "--no-overlay") == 0
+    assert read_labels(tmp_path / "out" / "strip_labels.png").shape == (20, 300)
+
+
+def test_12_bits_in_16_are_told(predict, tmp_path, capsys):
+    values = np.linspace(0, 4095, 60 * 80).reshape(60, 80).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "camera.tif")
+    assert predict(tmp_path / "camera.tif", "--no-overlay") == 0
+    assert f"{tmp_path / 'camera.tif'}: 16-bit pixels of at most 4095" in capsys.readouterr().err
 
 
 def test_a_path_that_is_not_there_is_reported_and_the_others_go_on(predict, photos, capsys):
