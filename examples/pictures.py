@@ -6,18 +6,25 @@ Your own dataset goes here: a class with the four members of `Pictures`.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
+import fastseg
 from fastseg.demo.scenes import CLASSES, draw_scene
 
 IGNORE = 255
+# Pictures and masks are read as the image processor takes them, at their own size.
+PROCESSOR = fastseg.SegformerImageProcessor(do_resize=False)
+# `Folder` looks at masks of 0 and 255 by itself.
+warnings.filterwarnings("ignore", message=".*holds 0 and 255 alone")
 # The image processor's own.
 MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 STD = np.array((0.229, 0.224, 0.225), np.float32)
@@ -70,30 +77,67 @@ class DrawnScenes:
 
 
 class Folder:
-    """images/, masks/ and classes.txt in a folder; every tenth picture is held out."""
+    """images/, masks/ and classes.txt in a folder; every tenth picture is held out.
+
+    Masks hold class numbers, and 255 where a pixel is left out. Where there are two classes and
+    all masks hold 0 and 255 alone, 255 is the second class.
+    """
 
     def __init__(self, root: Path, seed: int) -> None:
         self.classes = (root / "classes.txt").read_text().split("\n")
         self.classes = [name.strip() for name in self.classes if name.strip()]
-        endings = {".jpg", ".jpeg", ".png", ".webp"}
+        endings = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
         found = sorted(p for p in (root / "images").iterdir() if p.suffix.lower() in endings)
         pairs = [(path, root / "masks" / f"{path.stem}.png") for path in found]
         missing = [str(mask) for _, mask in pairs if not mask.exists()]
         if missing or len(pairs) < 2:
             raise FileNotFoundError(f"{root}: {len(pairs)} images; masks missing: {missing[:5]}")
+        if not 1 < len(self.classes) <= IGNORE:
+            raise ValueError(
+                f"{root}/classes.txt: expected 2 to {IGNORE} names, the background's among them, "
+                f"got {len(self.classes)}"
+            )
         self.root, self.seed = root, seed
+        self._check_masks([mask for _, mask in pairs])
         self.test = pairs[:: min(10, len(pairs))]
         self.pairs = [pair for pair in pairs if pair not in self.test]
 
-    @staticmethod
-    def _read(pair: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray]:
-        with Image.open(pair[0]) as image, Image.open(pair[1]) as mask:
-            # Palette masks hold the class numbers themselves: convert would look up colours.
-            if image.size != mask.size:
-                raise ValueError(
-                    f"{pair[1]}: expected the image's size {image.size}, got {mask.size}"
-                )
-            return np.asarray(image.convert("RGB")), np.asarray(mask, dtype=np.uint8)
+    def _check_masks(self, masks: list[Path]) -> None:
+        """Read all masks once: a wrong one is named now, and not after hours."""
+        numbers: set[int] = set()
+        with ThreadPoolExecutor() as threads:
+            for path, labels in zip(masks, threads.map(_read_mask, masks), strict=True):
+                held = set(np.flatnonzero(np.bincount(labels.ravel())).tolist())
+                numbers |= held
+                wrong = sorted(held - {*range(len(self.classes)), IGNORE})
+                if wrong:
+                    raise ValueError(
+                        f"{path}: expected the numbers of {len(self.classes)} classes, 0 to "
+                        f"{len(self.classes) - 1}, or {IGNORE} to leave a pixel out, got "
+                        f"{wrong[:5]}; put class numbers in the place of grey values or colours, "
+                        "and count from 0"
+                    )
+        self.binary = len(self.classes) == 2 and numbers == {0, IGNORE}
+        if self.binary:
+            print(f"{self.root}/masks: 0 and 255 alone, so 255 is taken for {self.classes[1]}")
+        absent = [name for i, name in enumerate(self.classes) if i not in numbers]
+        if absent and not self.binary:
+            print(f"{self.root}/masks: none has {', '.join(absent)}, which cannot be learned")
+
+    def _read(self, pair: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray]:
+        # The image processor reads pictures here as it does for `fastseg predict`.
+        # Opened as a stream, as PIL mixes up grey TIFFs that it maps and turns.
+        with open(pair[0], "rb") as stream, Image.open(stream) as file:
+            image = PROCESSOR.bytes_and_scale(ImageOps.exif_transpose(file))[0]
+        labels = _read_mask(pair[1])
+        if labels.shape != image.shape[:2]:
+            raise ValueError(
+                f"{pair[1]}: expected the height and width of the picture, turned as its EXIF "
+                f"orientation says, {image.shape[:2]}, got {labels.shape}"
+            )
+        if self.binary:
+            labels = np.where(labels == IGNORE, 1, labels)
+        return image, labels.astype(np.uint8)
 
     def train(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         epoch, place = divmod(index, len(self.pairs))
@@ -105,6 +149,15 @@ class Folder:
 
     def describe(self) -> dict[str, Any]:
         return {"pictures": self.root.name, "train": len(self.pairs), "held_out": len(self.test)}
+
+
+def _read_mask(path: Path) -> np.ndarray:
+    """Labels (H, W) of a mask, as the image processor takes them: a palette's are its indices."""
+    with Image.open(path) as file:
+        try:
+            return PROCESSOR(Image.new("RGB", (1, 1)), file)["labels"][0]
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:

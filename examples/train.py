@@ -3,8 +3,8 @@
 Without --data it learns procedurally drawn scenes: the command that made the embedded model is in
 fastseg/demo/assets/scenes-b0/metrics.json. With --data it learns your pictures:
 
-    DIR/images/*.jpg|png    DIR/masks/<same name>.png (class numbers, 255 = ignore)
-    DIR/classes.txt (one name a line)
+    DIR/images/*.jpg|png|tif    DIR/masks/<same name>.png (class numbers, 255 = ignore; or, for two
+    classes, 0 and 255)    DIR/classes.txt (one name a line, from class 0)
 
     python examples/train.py --data DIR --init nvidia/mit-b0 --lr 6e-5 --output my-model
 
