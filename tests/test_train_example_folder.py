@@ -22,14 +22,16 @@ def pictures() -> Iterator[ModuleType]:
         yield importlib.import_module("pictures")
 
 
-def make_folder(root: Path, mask: Image.Image, classes: str = CLASSES, image=None, **save) -> Path:
+def make_folder(
+    root: Path, mask: Image.Image, classes: str = CLASSES, image=None, ending="png", **save
+) -> Path:
     """Two pictures of (20, 30) with the same mask."""
     for name in ("images", "masks"):
         (root / name).mkdir()
     (root / "classes.txt").write_text(classes)
     for number in range(2):
         picture = Image.new("RGB", (30, 20), (9, 99, 199)) if image is None else image
-        picture.save(root / "images" / f"{number}.tif", **save)
+        picture.save(root / "images" / f"{number}.{ending}", **save)
         mask.save(root / "masks" / f"{number}.png")
     return root
 
@@ -105,8 +107,9 @@ def test_wrong_masks_are_named(
 
 @pytest.mark.parametrize(("tag", "turn"), [(3, 2), (6, 1), (8, 3)])
 @pytest.mark.parametrize("kind", ["RGB", "L", "I;16"])
+@pytest.mark.parametrize("ending", ["png", "tif"])
 def test_pictures_are_turned_as_their_exif_says(
-    pictures: ModuleType, tmp_path: Path, tag: int, turn: int, kind: str
+    pictures: ModuleType, tmp_path: Path, tag: int, turn: int, kind: str, ending: str
 ) -> None:
     shown = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     shown = shown if kind == "RGB" else np.repeat(shown[..., :1], 3, axis=2)
@@ -116,7 +119,7 @@ def test_pictures_are_turned_as_their_exif_says(
     exif = Image.Exif()
     exif[0x112] = tag
     mask = Image.fromarray(labels(0, 1, 2))
-    root = make_folder(tmp_path, mask, image=Image.fromarray(stored), exif=exif)
+    root = make_folder(tmp_path, mask, image=Image.fromarray(stored), ending=ending, exif=exif)
     image, found = pictures.Folder(root, seed=0).train(0)
     np.testing.assert_array_equal(image, shown)
     np.testing.assert_array_equal(found, labels(0, 1, 2))
