@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _LISTED = 20
@@ -49,28 +50,20 @@ def resolve_file(
     repo_id = os.fspath(repo_or_dir)
     if not _HUB_ID.fullmatch(repo_id) or repo_id.startswith("."):
         raise FileNotFoundError(f"{repo_id}: there is no such directory, and it is no hub id")
-    return _hub_file(repo_id, filename, revision, cache_dir, token, local_files_only)
+    return _hub_file(
+        repo_id,
+        filename,
+        revision,
+        cache_dir=None if cache_dir is None else Path(cache_dir),
+        token=token,
+        local_files_only=local_files_only,
+    )
 
 
-def find_file(
-    repo_or_dir: str | os.PathLike[str],
-    filename: str,
-    *,
-    revision: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    token: str | bool | None = None,
-    local_files_only: bool = False,
-) -> Path | None:
+def find_file(repo_or_dir: str | os.PathLike[str], filename: str, **where: Any) -> Path | None:
     """Return what `resolve_file` gives; None where a file is not there or cannot be reached."""
     try:
-        return resolve_file(
-            repo_or_dir,
-            filename,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-        )
+        return resolve_file(repo_or_dir, filename, **where)
     except FileNotFoundError:
         return None
 
@@ -86,14 +79,7 @@ def _local_file(directory: Path, filename: str) -> Path:
     raise FileNotFoundError(f"{directory}: expected a file {filename}, found {shown}")
 
 
-def _hub_file(
-    repo_id: str,
-    filename: str,
-    revision: str | None,
-    cache_dir: str | os.PathLike[str] | None,
-    token: str | bool | None,
-    local_files_only: bool,
-) -> Path:
+def _hub_file(repo_id: str, filename: str, revision: str | None, **where: Any) -> Path:
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import (
@@ -109,16 +95,9 @@ def _hub_file(
             f"{repo_id}: there is no such directory, and to load it from the Hugging Face hub "
             'huggingface_hub is needed: pip install "fastseg-segformer[hub]"'
         ) from error
-    where = f"{repo_id} on the Hugging Face hub" + (f", revision {revision}" if revision else "")
+    place = f"{repo_id} on the Hugging Face hub" + (f", revision {revision}" if revision else "")
     try:
-        path = hf_hub_download(
-            repo_id,
-            filename,
-            revision=revision,
-            cache_dir=None if cache_dir is None else Path(cache_dir),
-            token=token,
-            local_files_only=local_files_only,
-        )
+        return Path(hf_hub_download(repo_id, filename, revision=revision, **where))
     # Subclasses first: a gated repository is a RepositoryNotFoundError, a file missing from the
     # cache an EntryNotFoundError.
     except HFValidationError as error:
@@ -127,7 +106,7 @@ def _hub_file(
         ) from error
     except GatedRepoError as error:
         raise FileNotFoundError(
-            f"{where}: access is restricted; ask for it on the hub and log in or pass token"
+            f"{place}: access is restricted; ask for it on the hub and log in or pass token"
         ) from error
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
@@ -135,12 +114,11 @@ def _hub_file(
             "Face hub (a private one needs a login or token)"
         ) from error
     except RevisionNotFoundError as error:
-        raise FileNotFoundError(f"{where}: there is no such revision") from error
+        raise FileNotFoundError(f"{place}: there is no such revision") from error
     except LocalEntryNotFoundError as error:
         raise FileNotFoundError(
             f"{repo_id}: there is no such directory, {filename} of this hub id is not in the "
             f"cache, and it could not be downloaded: {error}"
         ) from error
     except EntryNotFoundError as error:
-        raise FileNotFoundError(f"{where}: there is no file {filename}") from error
-    return Path(path)
+        raise FileNotFoundError(f"{place}: there is no file {filename}") from error
