@@ -7,7 +7,7 @@ from fastseg.cuda_graphs.default import graphs
 from fastseg.cuda_graphs.runner import graphed
 from fastseg.exporting.export import ExportError, ExportResult, ExportWarning, export
 from fastseg.folding.conditions import plain_path
-from fastseg.folding.swap import refold, repack
+from fastseg.folding.swap import refold
 from fastseg.folding.warmup import warmup
 from fastseg.images.processor import SegformerImageProcessor
 from fastseg.inference.segment import segment
@@ -44,7 +44,6 @@ __all__ = [
     "graphs",
     "plain_path",
     "refold",
-    "repack",
     "report",
     "restore",
     "segment",

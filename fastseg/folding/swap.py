@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copyreg
 import functools
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
@@ -304,9 +303,3 @@ def refold(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Accelerated):
             module._drop()
-
-
-def repack(model: nn.Module) -> None:
-    """Call `refold`: its deprecated name, to be removed with the release after the first."""
-    warnings.warn("repack: the name is refold now", DeprecationWarning, stacklevel=2)
-    refold(model)

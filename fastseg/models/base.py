@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -80,11 +79,6 @@ class PreTrainedModel(Graphed, nn.Module):
 
     def refold(self) -> None:
         """Forget the folded weights; see `fastseg.refold`."""
-        refold(self)
-
-    def repack(self) -> None:
-        """Call `refold`: its deprecated name, to be removed with the release after the first."""
-        warnings.warn("repack: the name is refold now", DeprecationWarning, stacklevel=2)
         refold(self)
 
     @property

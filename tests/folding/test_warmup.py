@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 
@@ -47,14 +45,9 @@ def test_training_mode_is_refused(model):
         fastseg.warmup(model.train(), [(1, 3, 64, 64)])
 
 
-def test_repack_is_the_old_name_of_refold():
-    model = fastseg.SegformerModel(fastseg.SegformerConfig()).eval()
-    for call in (model.repack, lambda: fastseg.repack(model), model.refold):
+def test_refold_drops_what_is_folded(model):
+    for call in (model.refold, lambda: fastseg.refold(model)):
         fastseg.warmup(model, [(1, 3, 64, 64)])
         assert all(map(is_folded, parts_of(model)))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            call()
+        call()
         assert not any(map(is_folded, parts_of(model)))
-        told = [str(warning.message) for warning in caught]
-        assert told == ([] if call == model.refold else ["repack: the name is refold now"])
