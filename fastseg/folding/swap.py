@@ -22,13 +22,7 @@ from fastseg.kernels.core.tracing import is_exporting
 from .conditions import counts_edits, mode_reason, onnx_reason
 from .state import Plan, State
 
-
-class _HostAnswers:
-    def __repr__(self) -> str:
-        return "HOST"
-
-
-HOST = _HostAnswers()  # "let the host's own forward answer"
+HOST = object()  # "let the host's own forward answer"
 
 
 class Swap(Protocol):
@@ -245,17 +239,6 @@ def _rebuild(host_class: type[nn.Module], host: tuple[str, str], *arguments: Any
     return swapped.__new__(swapped, *arguments)
 
 
-def swapped_class(host_class: Any, host: Swap) -> Any:
-    """The subclass of `host_class`, made once for a process."""
-    key = (host_class, _key(host))
-    if key not in _classes:
-        _classes[key] = _make_class(host_class, host)
-    return _classes[key]
-
-
-_classes: dict[tuple[type, tuple[str, str]], Any] = {}
-
-
 def with_plan(method: Callable[..., Any]) -> Callable[..., Any]:
     """`method` of an `Accelerated` class, a forward: by the module's plan where that may run."""
 
@@ -287,6 +270,10 @@ def _make_class(host_class: Any, host: Swap) -> Any:
         names[method] = with_plan(getattr(host_class, method))
     bases = getattr(host, "mixin", Accelerated), host_class
     return type(host_class)(host_class.__name__, bases, names)
+
+
+# (host's class, host) -> the subclass, made once for a process.
+swapped_class: Callable[[Any, Any], Any] = functools.cache(_make_class)
 
 
 def refold(model: nn.Module) -> None:
