@@ -74,13 +74,10 @@ def mode_reason(module: nn.Module, *inputs: Any) -> str | None:
         return "it is traced by torch.fx"
     if torch._C._functorch.maybe_current_level() is not None:
         return "it is inside a transform of torch.func"
-    if torch.is_grad_enabled():
-        if any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs):
-            return "the input requires gradients"
-        # The weights of a replica in DataParallel are no parameters, and want gradients all the
-        # same.
-        if getattr(module, "_is_replica", False):
-            return "gradients are on in a replica of DataParallel"
+    if torch.is_grad_enabled() and any(
+        isinstance(value, torch.Tensor) and value.requires_grad for value in inputs
+    ):
+        return "the input requires gradients"
     return None
 
 

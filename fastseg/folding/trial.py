@@ -59,8 +59,9 @@ def trial_copy(
         for name, tensor in (*part._parameters.items(), *part._buffers.items()):
             if tensor is None or id(tensor) in memo:
                 continue
-            made = torch.zeros(tensor.shape, dtype=None if _is_float(tensor) else tensor.dtype)
-            if _is_float(tensor):
+            is_float = tensor.is_floating_point()
+            made = torch.zeros(tensor.shape, dtype=None if is_float else tensor.dtype)
+            if is_float:
                 _randomize(made, name)
             is_parameter = isinstance(tensor, nn.Parameter)
             memo[id(tensor)] = nn.Parameter(made, requires_grad=False) if is_parameter else made
@@ -73,10 +74,6 @@ def trial_copy(
         for hooks in (part._forward_hooks, part._forward_pre_hooks):
             hooks.clear()
     return twin.eval()
-
-
-def _is_float(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point()
 
 
 def _randomize(tensor: torch.Tensor, name: str) -> None:
