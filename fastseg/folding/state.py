@@ -157,7 +157,7 @@ class State(Derived):
 
     def trace(self) -> None:
         """Make `traced` what a graph is to be traced with, after `settle`."""
-        if self.traced is None or not self.traced.is_of(self.settled):
+        if self.traced is None or not self.traced.is_current():
             self.traced = Traced(self)
 
     def drop(self, free: bool = False) -> None:
@@ -192,18 +192,9 @@ class Traced:
     def _sources_of(part: Part) -> list[torch.Tensor]:
         return [tensor for module in part.known_modules() for tensor in tensors_of(module)]
 
-    def is_of(self, plan: Plan) -> bool:
+    def is_current(self) -> bool:
         """Return whether a graph would be traced with the same now."""
-        return (
-            plan is self._plan
-            and plan.modes() == self._modes
-            and self._has_tensors()
-            and self.has_sources()
-        )
-
-    def _has_tensors(self) -> bool:
-        tensors = [tensor for part in self._parts for tensor in part.for_graphs()]
-        return len(tensors) == len(self.tensors) and all(map(operator.is_, tensors, self.tensors))
+        return self._difference() is None and self.has_sources()
 
     def has_sources(self) -> bool:
         """Return whether modules hold what was folded; a graph asks it while it is traced.
@@ -243,7 +234,10 @@ class Traced:
         for then, now in zip(self._modes, plan.modes(), strict=True):
             if then != now:
                 return f"a part of it changed: {now}" if now else "other parts of it can be folded"
-        return None if self._has_tensors() else "its weights have other shapes, dtypes or devices"
+        tensors = [tensor for part in self._parts for tensor in part.for_graphs()]
+        if len(tensors) == len(self.tensors) and all(map(operator.is_, tensors, self.tensors)):
+            return None
+        return "its weights have other shapes, dtypes or devices"
 
 
 _graphs: weakref.WeakValueDictionary[int, Traced] = weakref.WeakValueDictionary()
