@@ -96,22 +96,28 @@ class Known:
 
     Args:
         owner: the module that names are relative to.
-        own: it is fastseg's own.
+        roots: the modules.
+        own: they are fastseg's own.
+        inside: whether the modules in them count too.
 
     Attributes:
         kind: of the modules, as they were when they were tried out.
         was_tried: whether a trial was of this kind.
     """
 
-    def __init__(self, owner: nn.Module, own: bool) -> None:
+    def __init__(
+        self, owner: nn.Module, roots: list[nn.Module], own: bool, inside: bool = False
+    ) -> None:
+        self.roots = roots
         self._owner = owner
         self._own = own
+        self._inside = inside
         self.kind = None if own else self._kind_now()
         self.was_tried = True
 
     def known_modules(self) -> list[nn.Module]:
         """The modules, all of them."""
-        raise NotImplementedError
+        return all_parts(*self.roots) if self._inside else self.roots
 
     def _kind_now(self) -> Hashable:
         # Of what a LayerNorm computes, `eps` is all that is no tensor, and folds read it.
@@ -135,20 +141,6 @@ class Known:
         return "changed since it was tried out; call accelerate again"
 
 
-class KnownModules(Known):
-    """Modules around the parts: containers that a host calls, the LayerNorm that ends a stage.
-
-    Of subclasses too, where those were tried out.
-    """
-
-    def __init__(self, owner: nn.Module, modules: list[nn.Module], own: bool) -> None:
-        self._modules = modules
-        super().__init__(owner, own)
-
-    def known_modules(self) -> list[nn.Module]:
-        return self._modules
-
-
 class Part(Known):
     """One op of a module: either folded, or left to the module's own code for a reason.
 
@@ -160,28 +152,20 @@ class Part(Known):
 
     Attributes:
         reason: why it runs by the module's own code, as settled; None where it runs folded.
+        watch: the roots as they were when they were folded; None where that does not last.
     """
 
     def __init__(
         self, owner: nn.Module, roots: list[nn.Module], fold: Callable[[], Folded], own: bool
     ) -> None:
-        self.roots = roots
         self.reason: str | None = None
         self._fold = fold
         self._declined: str | None = None  # what the last fold said
         self._folded: Folded | None = None
         self._in_graph = False  # then its memory stays, and is refreshed in place
         self._at_each_use = False
-        self._watch: ModelWatch | None = None  # the roots as they were when they were folded
-        super().__init__(owner, own)
-
-    def known_modules(self) -> list[nn.Module]:
-        """All modules whose work the op does."""
-        return all_parts(*self.roots)
-
-    def is_settled(self) -> bool:
-        """Return whether `settle` has come to something that holds until a module changes."""
-        return self.reason is not None or self._watch is not None
+        self.watch: ModelWatch | None = None
+        super().__init__(owner, roots, own, inside=True)
 
     def settle(self, any_mode: bool = False, fold: bool = True) -> None:
         """Fold it where a module has changed since, or find the reason why not.
@@ -190,10 +174,10 @@ class Part(Known):
             any_mode: leave aside that modules may be in training mode.
             fold: where False, as for an export, `folded` folds at each call.
         """
-        watch = self._watch
+        watch = self.watch
         if fold and watch is not None and watch.is_same():
             return
-        self._watch = None
+        self.watch = None
         self._at_each_use = not fold
         reason = self.problem(any_mode)
         if reason is None and fold:
@@ -201,12 +185,17 @@ class Part(Known):
             watch = ModelWatch(*self.roots, derived=False) if watch is None else watch.renewed()
             is_kept = self._fold_and_keep()
             if is_kept and (not any_mode or self.problem() is None):
-                self._watch = watch
+                self.watch = watch
         # Set once, at the end: other threads may be reading it.
         self.reason = reason or self._declined
         if self.reason is not None:
             # A LoRA adapter may go the way it came, and leave its trace in `parameter.data`.
             self.drop()
+
+    def decline(self, reason: str) -> None:
+        """Leave it to the module's own code."""
+        self.reason = reason
+        self.drop()
 
     def folded(self) -> Folded:
         """The op's weights, as settled."""
@@ -229,7 +218,7 @@ class Part(Known):
         Args:
             free: also the memory that compiled graphs read.
         """
-        self._watch = None
+        self.watch = None
         if free or not self._in_graph:
             self._folded = None
             self._in_graph = False

@@ -146,7 +146,7 @@ class State(Derived):
             # Before any fold: others may edit meanwhile.
             watch = ModelWatch(self._module, derived=False) if watch is None else watch.renewed()
             self._reason = reason = plan.settle()
-            if all(part.is_settled() for part in plan.folded_parts()):
+            if all(part.watch is not None for part in plan.folded_parts()):
                 self._watch = watch
             return reason
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from fastseg import kernels
 from fastseg.exporting.folded import ExportedPlan, FoldedLayer, FoldedStage
-from fastseg.folding.fold import Known, KnownModules, Part
+from fastseg.folding.fold import Known, Part
 from fastseg.kernels.blocks.tokens import tokens_to_map
 from fastseg.kernels.core.weights import Weights
 
@@ -68,7 +68,10 @@ class EncoderHost:
 
 
 class LayerPlan(Known):
-    """One Transformer layer: whole the host's, or half by half."""
+    """One Transformer layer: whole the host's, or half by half.
+
+    Known are the layer itself, dropouts and stochastic depth between the halves.
+    """
 
     def __init__(
         self, layer: nn.Module, names: LayerNames, refused: str | None, own: bool = False
@@ -80,21 +83,19 @@ class LayerPlan(Known):
         self.attention = attention_part(layer, names, own)
         self.ffn = ffn_part(layer, names, own)
         inside = {id(root) for part in self.parts() for root in part.roots}
-        self._around = [layer, *(c for c in layer.children() if id(c) not in inside)]
-        super().__init__(layer, own)
-
-    def known_modules(self) -> list[nn.Module]:
-        """Dropouts and stochastic depth between the halves, and the layer itself."""
-        return self._around
+        around = [layer, *(c for c in layer.children() if id(c) not in inside)]
+        super().__init__(layer, around, own)
 
     def parts(self) -> tuple[Part, Part]:
         return self.attention, self.ffn
 
     def settle(self, any_mode: bool = False, fold: bool = True) -> None:
         reason = self.refused or self.problem(any_mode)
-        if reason is None:
-            for half in self.parts():
+        for half in self.parts():
+            if reason is None:
                 half.settle(any_mode, fold)
+            else:
+                half.decline(reason)
         self.reason = reason  # at the end: other threads may be reading it
 
     def run(self, x: torch.Tensor, height: int, width: int, norm: Any) -> torch.Tensor:
@@ -128,9 +129,9 @@ class StagePlan:
         self.layers = [
             LayerPlan(one, host.layer, refused.get(id(one)), host.own) for one in stage.layers
         ]
-        self.norm = KnownModules(stage.norm, [stage.norm], host.own)
+        self.norm = Known(stage.norm, [stage.norm], host.own)
         called = list(stage.called)
-        self.called = KnownModules(stage.embed if not called else called[0], called, host.own)
+        self.called = Known(stage.embed if not called else called[0], called, host.own)
         self.norm_reason: str | None = None
 
     def parts(self) -> Iterator[Part]:
@@ -197,7 +198,6 @@ class EncoderPlan(ExportedPlan):
         self.stages = [StagePlan(stage, host, refused) for stage in host.stages(encoder)]
 
     def is_current(self) -> bool:
-        """Return whether the encoder still holds the modules that this was made for."""
         stages = self.host.stages(self.encoder)
         return len(stages) == len(self.stages) and all(
             now.embed is plan.stage.embed
@@ -209,12 +209,6 @@ class EncoderPlan(ExportedPlan):
         )
 
     def settle(self, any_mode: bool = False, fold: bool = True) -> str | None:
-        """Fold what can be folded; a reason where the encoder as a whole stays the host's.
-
-        Args:
-            any_mode: leave aside that parts may be in training mode.
-            fold: where False, find reasons alone; parts fold at each use then.
-        """
         for stage in self.stages:
             if reason := stage.called.problem(any_mode):
                 return f"a container of layers {reason}"
@@ -232,25 +226,10 @@ class EncoderPlan(ExportedPlan):
         around = [one for stage in stages for one in (stage.norm, stage.called, *stage.layers)]
         return [*self.parts(), *around]
 
-    def folded_parts(self) -> list[Part]:
-        return [
-            part
-            for stage in self.stages
-            for part in (stage.embed, *_halves(stage))
-            if part.reason is None
-        ]
-
     def modes(self) -> list[str | None]:
-        """Reasons why parts stay the host's, None for those that do not: graphs depend on them."""
-        modes: list[str | None] = []
-        for stage in self.stages:
-            modes += [stage.embed.reason, stage.norm_reason]
-            for layer in stage.layers:
-                modes += [layer.reason, layer.attention.reason, layer.ffn.reason]
-        return modes
+        return [*super().modes(), *(stage.norm_reason for stage in self.stages)]
 
     def reasons(self) -> Iterator[tuple[str, str]]:
-        """Pairs (module's name, reason) of what stays the host's."""
         names = {id(module): name for name, module in self.encoder.named_modules()}
         for stage in self.stages:
             if stage.embed.reason is not None:
@@ -267,14 +246,13 @@ class EncoderPlan(ExportedPlan):
                 yield names.get(id(stage.stage.norm), "?"), stage.norm_reason
 
     def weights(self) -> Iterator[tuple[str, Weights]]:
-        """Each op that runs folded, by name, with its weights."""
         for stage in self.stages:
             if stage.embed.reason is None:
                 yield "patch_embed", stage.embed.folded()
             for layer in stage.layers:
-                if layer.reason is None and layer.attention.reason is None:
+                if layer.attention.reason is None:
                     yield "sr_attention", layer.attention.folded()
-                if layer.reason is None and layer.ffn.reason is None:
+                if layer.ffn.reason is None:
                     yield "mix_ffn", layer.ffn.folded()
 
     def folded_stages(self) -> tuple[FoldedStage, ...]:
@@ -307,9 +285,3 @@ class EncoderPlan(ExportedPlan):
             feature_map = stage.run(feature_map, *(() if maps else scale))
             maps.append(feature_map)
         return maps
-
-
-def _halves(stage: StagePlan) -> Iterator[Part]:
-    for layer in stage.layers:
-        if layer.reason is None:
-            yield from layer.parts()

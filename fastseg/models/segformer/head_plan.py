@@ -13,7 +13,7 @@ from torch import nn
 from fastseg import kernels
 from fastseg.exporting.folded import ExportedPlan
 from fastseg.folding.find import find, find_pointwise
-from fastseg.folding.fold import Known, KnownModules, Part
+from fastseg.folding.fold import Known, Part
 from fastseg.kernels import DecodeHeadWeights
 from fastseg.kernels.core.weights import Weights
 
@@ -74,7 +74,7 @@ class HeadPlan(ExportedPlan):
         roots = [] if classifier is None else [classifier]
         self._weights: DecodeHeadWeights | None = None
         self.classifier = Part(head, roots, self._fold_classifier, host.own)
-        self.called = KnownModules(head, host.called(head), host.own)
+        self.called = Known(head, host.called(head), host.own)
 
     def _fold_neck(self) -> Any:
         projections = self.host.projections
@@ -87,20 +87,13 @@ class HeadPlan(ExportedPlan):
         return fold_classifier(find_pointwise(self.head, self.host.classifier))
 
     def is_current(self) -> bool:
-        """Return whether the head still holds the modules that this was made for."""
         classifier = find(self.head, self.host.classifier)
         now = [*self.host.roots(self.head), *([] if classifier is None else [classifier])]
         now += self.host.called(self.head)
-        then = [*self.neck.roots, *self.classifier.roots, *self.called.known_modules()]
+        then = [*self.neck.roots, *self.classifier.roots, *self.called.roots]
         return len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
 
     def settle(self, any_mode: bool = False, fold: bool = True) -> str | None:
-        """Fold what can be folded; a reason where the head as a whole stays the host's.
-
-        Args:
-            any_mode: leave aside that parts may be in training mode.
-            fold: where False, find reasons alone; parts fold at each use then.
-        """
         if reason := self.called.problem(any_mode):
             return f"the container of the classifier {reason}"
         self.neck.settle(any_mode, fold)
@@ -116,12 +109,10 @@ class HeadPlan(ExportedPlan):
         return [*self.parts(), self.called]
 
     def reasons(self) -> Iterator[tuple[str, str]]:
-        """Pairs (module's name, reason) of what stays the host's."""
         if self.classifier.reason is not None:
             yield self.host.classifier, self.classifier.reason
 
     def weights(self) -> Iterator[tuple[str, Weights]]:
-        """The op that runs folded, by name, with its weights."""
         yield "decode_head", self._weights or self._all_weights()
 
     def _all_weights(self) -> DecodeHeadWeights:
