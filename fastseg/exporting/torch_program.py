@@ -83,20 +83,16 @@ class _Weights(nn.Module):
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
-        self._kind = type(weights)
-        self._rest: dict[str, Any] = {}
-        self._tuples: dict[str, int] = {}
-        for name, value in weights.arguments().items():
-            if name in weights.derived:
-                continue  # for kernels in half precision
+        arguments = weights.arguments()
+        for name in weights.derived:  # for kernels in half precision
+            del arguments[name]
+        self._weights = weights.of(**arguments)
+        for name, value in arguments.items():
             if isinstance(value, torch.Tensor):
                 self._add(name, value)
             elif isinstance(value, tuple):
-                self._tuples[name] = len(value)
                 for index, tensor in enumerate(value):
                     self._add(f"{name}_{index}", tensor)
-            else:
-                self._rest[name] = value
 
     def _add(self, name: str, tensor: torch.Tensor) -> None:
         # A copy: tensors of the model that are taken as they are must not be shared with it. And
@@ -105,11 +101,8 @@ class _Weights(nn.Module):
         self.register_buffer(name, own)
 
     def forward(self) -> Any:
-        tuples = {
-            name: tuple(self._buffers[f"{name}_{index}"] for index in range(count))
-            for name, count in self._tuples.items()
-        }
-        return self._kind.of(**{**self._buffers, **self._rest, **tuples})
+        buffers = iter(self._buffers.values())  # in the order of the weights' tensors
+        return self._weights.map(lambda _: next(buffers))
 
 
 def trace(
