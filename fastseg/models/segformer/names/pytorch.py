@@ -152,35 +152,29 @@ def _encoder_names(name: str) -> list[str] | None:
         stage, block, part, rest = match.groups()
         if part is not None:
             return [f"{part}.{stage}.{rest}"]
-        return _in_block(_NEW_BLOCK, stage, block, rest)
+        return _inside(f"block.{stage}.{block}", _NEW_BLOCK, rest)
     if match := _NVLABS_STAGE.fullmatch(short):
         part, number, rest = match.groups()
         stage = str(int(number) - 1)
         if part == "norm":
             return [f"layer_norm.{stage}.{rest}"]
         if part == "patch_embed":
-            return _in_embedding(_NVLABS_EMBEDDING, stage, rest)
+            return _inside(f"patch_embeddings.{stage}", _NVLABS_EMBEDDING, rest)
         block, _, rest = rest.partition(".")
-        return _in_block(_NVLABS_BLOCK, stage, block, rest)
+        return _inside(f"block.{stage}.{block}", _NVLABS_BLOCK, rest)
     if match := _MMSEG_STAGE.fullmatch(short):
         stage, part, block, rest = match.groups()
         if part == "2":
             return [f"layer_norm.{stage}.{rest}"]
         if part == "0":
-            return _in_embedding(_MMSEG_EMBEDDING, stage, rest)
-        return _in_block(_MMSEG_BLOCK, stage, block, rest)
+            return _inside(f"patch_embeddings.{stage}", _MMSEG_EMBEDDING, rest)
+        return _inside(f"block.{stage}.{block}", _MMSEG_BLOCK, rest)
     if short.startswith("encoder."):
         return [short.removeprefix("encoder.")]
     return None
 
 
-def _in_block(table: Table, stage: str, block: str, rest: str) -> list[str]:
+def _inside(place: str, table: Table, rest: str) -> list[str]:
     targets = translate_name(table, rest)
     targets = [rest] if targets is None else targets
-    return [f"block.{stage}.{block}.{target}" for target in targets]
-
-
-def _in_embedding(table: Table, stage: str, rest: str) -> list[str]:
-    targets = translate_name(table, rest)
-    targets = [rest] if targets is None else targets
-    return [f"patch_embeddings.{stage}.{target}" for target in targets]
+    return [f"{place}.{target}" for target in targets]
