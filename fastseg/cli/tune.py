@@ -14,7 +14,7 @@ import torch
 
 import fastseg
 from fastseg.kernels import select_backend, upsample_argmax
-from fastseg.kernels.core.configurations import device_family
+from fastseg.kernels.core.configurations import device_family, read_kernels
 
 from . import options
 from .options import CommandError
@@ -84,9 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
             calls[call.key()] = (call, counted)
     if arguments.output.exists():
         try:
-            tuner.read_kernels(arguments.output)
-        except (OSError, ValueError) as error:
-            raise CommandError(f"--output {arguments.output}: {error}", status=2) from error
+            read_kernels(arguments.output)
+        except ValueError as error:
+            raise CommandError(f"--output {error}", status=2) from error
     family = device_family(device)
     done: list[tuner.Tuned] = []
 

@@ -65,9 +65,8 @@ def device_family(device: torch.device) -> str:
     return family if family in FAMILIES else "default"
 
 
-@functools.cache
-def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """The entries of a file by kernel.
+def read_kernels(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The entries of a file by kernel, as it is now.
 
     Raises:
         ValueError: it is not such a file.
@@ -80,6 +79,9 @@ def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
         ) from error
 
 
+_entries = functools.cache(read_kernels)  # for launches, which look up all the time
+
+
 def configs_source(device: torch.device) -> str:
     """Name the files that give the configurations for `device`, in a line for people."""
     family = device_family(device)
@@ -90,7 +92,7 @@ def configs_source(device: torch.device) -> str:
 
 def family_entries(family: str) -> dict[str, list[dict[str, Any]]]:
     """The committed entries of a family, by kernel."""
-    return _read(FOLDER / f"{family}.json")
+    return _entries(FOLDER / f"{family}.json")
 
 
 def look_up(
@@ -145,7 +147,7 @@ def _nearest(query: Query, family: str, user_file: str | None) -> Config:
     for path in paths:
         fitting = [
             entry
-            for entry in _read(path).get(query.kernel, [])
+            for entry in _entries(path).get(query.kernel, [])
             if entry["dtype"] in (query.dtype, "any") and fits(entry["config"], query)
         ]
         if fitting:

@@ -29,6 +29,7 @@ from ..core.configurations import (
     family_entries,
     fits,
     overrides,
+    read_kernels,
     record_queries,
 )
 from ..core.launch import Launch, record_launches
@@ -161,12 +162,8 @@ def _measured(microseconds: Callable[[], float]) -> float:
         return float("inf")
 
 
-def _kernels(call: OpCall) -> list[torch.Tensor]:
-    return _results(call.bind(registry.launcher(call.op))())
-
-
-def _results(result: Any) -> list[torch.Tensor]:
-    return list(result) if isinstance(result, (tuple, list)) else [result]
+def _kernels(call: OpCall) -> torch.Tensor:
+    return call.bind(registry.launcher(call.op))()
 
 
 def _chosen(results: dict[Query, Tuned]) -> dict[Query, Config]:
@@ -182,22 +179,21 @@ def _tune_query(
 ) -> Tuned:
     """The best of the present configuration and of the candidates that there is time for."""
     eager = registry.eager_twin(call.op)
-    twin = _results(call.bind(eager)())
-    exact = _results(_wide(call).bind(eager)())
+    twin = call.bind(eager)()
+    exact = _wide(call).bind(eager)()
 
     def microseconds(config: Config) -> float:
         """Time of the call, infinite where it is wrong or asks for more than the GPU has."""
 
         def checked() -> float:
-            right = all(map(_agree, _poisoned(call), twin, exact))
-            return measure(lambda: _kernels(call)) if right else float("inf")
+            is_right = _agree(_poisoned(call), twin, exact)
+            return measure(lambda: _kernels(call)) if is_right else float("inf")
 
         with overrides({**chosen, query: config}):
             return _measured(checked)
 
-    device = twin[0].device
     with overrides(chosen):
-        present = answer(query, device)
+        present = answer(query, twin.device)
     options = [option for option in _options(query) if option != present]
     times = [microseconds(present)]
     for option in options:
@@ -226,8 +222,8 @@ def _wide(call: OpCall) -> OpCall:
     return OpCall(call.op, {name: widen(value) for name, value in call.arguments.items()})
 
 
-def _poisoned(call: OpCall) -> list[torch.Tensor]:
-    """The kernels' results, where memory that they leave unwritten is NaN or a large integer."""
+def _poisoned(call: OpCall) -> torch.Tensor:
+    """The kernels' result, where memory that they leave unwritten is NaN or a large integer."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)  # fills what torch.empty gives
     try:
@@ -265,18 +261,6 @@ def entries(tuned: Sequence[Tuned]) -> dict[str, list[dict[str, Any]]]:
             }
         )
     return by_kernel
-
-
-def read_kernels(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """The entries of a configuration file, by kernel.
-
-    Raises:
-        ValueError: it is not such a file.
-    """
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["kernels"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"expected a file that `fastseg tune` wrote, got {error!r}") from error
 
 
 def write_configs(path: Path, family: str, source: str, tuned: Sequence[Tuned]) -> None:
