@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from ..blocks.linear import linear
 from ..blocks.onednn import add_residual, dense, dense_residual
-from ..core.checks import check_matrix, check_parameter, check_sums, common_reason
+from ..core.checks import check_matrix, check_parameter, check_wide, common_reason
 from ..core.configurations import look_up
 from ..core.registry import Op, register
 from ..core.weights import Weights, check_tokens, check_weights
@@ -144,9 +144,9 @@ class SrAttentionWeights(Weights):
             shapes["sr_weight"], shapes["sr_bias"] = (channels, taps * channels), (channels,)
         for name, shape in shapes.items():
             check_parameter(name, getattr(self, name), shape, like)
-        check_sums("query_weight_sum", self.query_weight_sum, (channels,), like)
-        check_sums("key_value_weight_sum", self.key_value_weight_sum, (2 * channels,), like)
-        check_sums("sr_weight_sum", self.sr_weight_sum, (taps, channels), like)
+        check_wide("query_weight_sum", self.query_weight_sum, (channels,), like)
+        check_wide("key_value_weight_sum", self.key_value_weight_sum, (2 * channels,), like)
+        check_wide("sr_weight_sum", self.sr_weight_sum, (taps, channels), like)
 
 
 def eager(x: torch.Tensor, height: int, width: int, weights: SrAttentionWeights) -> torch.Tensor:

@@ -52,20 +52,20 @@ def check_parameter(
         raise TypeError(f"{name}: expected {like.dtype} as the others, got {parameter.dtype}")
 
 
-def check_sums(
-    name: str, sums: torch.Tensor | None, shape: tuple[int, ...], like: torch.Tensor
+def check_wide(
+    name: str, tensor: torch.Tensor | None, shape: tuple[int, ...], like: torch.Tensor
 ) -> None:
-    """Raise unless `sums`, of a weight of `like`'s dtype, fit. None is for kernels to make them."""
-    if sums is None:
+    """Raise unless `tensor` is None, or has `shape`, beside `like`, and at least float32."""
+    if tensor is None:
         return
-    if tuple(sums.shape) != shape or sums.device != like.device:
+    if tuple(tensor.shape) != shape or tensor.device != like.device:
         raise ValueError(
             f"{name}: expected shape {shape} on {like.device}, "
-            f"got {tuple(sums.shape)} on {sums.device}"
+            f"got {tuple(tensor.shape)} on {tensor.device}"
         )
-    sum_dtype = torch.promote_types(like.dtype, torch.float32)
-    if sums.dtype != sum_dtype:
-        raise TypeError(f"{name}: expected {sum_dtype}, got {sums.dtype}")
+    wide = torch.promote_types(like.dtype, torch.float32)
+    if tensor.dtype != wide:
+        raise TypeError(f"{name}: expected {wide}, got {tensor.dtype}")
 
 
 def common_reason(*tensors: torch.Tensor | None) -> str | None:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from ..blocks.primitives import matmul_precision
-from ..core.checks import KERNEL_DTYPES, check_parameter, common_reason
+from ..core.checks import KERNEL_DTYPES, check_parameter, check_wide, common_reason
 from ..core.configurations import Config, look_up, product
 from ..core.launch import ceil_div, launch
 from ..core.optional_triton import triton
@@ -339,19 +339,8 @@ def _check_input(
 ) -> None:
     weight = weights.weight
     _, in_channels, kernel, _ = weight.shape
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    for name, parameter in (("pixel_scale", pixel_scale), ("pixel_offset", pixel_offset)):
-        if parameter is not None:
-            if tuple(parameter.shape) != (in_channels,):
-                raise ValueError(
-                    f"{name}: expected shape ({in_channels},), got {tuple(parameter.shape)}"
-                )
-            if parameter.dtype != wide:
-                raise TypeError(f"{name}: expected {wide}, got {parameter.dtype}")
-            if parameter.device != weight.device:
-                raise ValueError(
-                    f"{name}: expected a tensor on {weight.device}, got {parameter.device}"
-                )
+    check_wide("pixel_scale", pixel_scale, (in_channels,), weight)
+    check_wide("pixel_offset", pixel_offset, (in_channels,), weight)
     if not isinstance(feature_map, torch.Tensor):
         raise TypeError(f"feature_map: expected a tensor, got {type(feature_map).__name__}")
     if feature_map.dtype == torch.uint8:

@@ -27,7 +27,7 @@ from ..blocks.bilinear import image_stripes
 from ..blocks.linear import linear
 from ..blocks.onednn import dense, dense_residual
 from ..blocks.primitives import matmul_precision
-from ..core.checks import autocasts, check_matrix, check_parameter, check_sums, common_reason
+from ..core.checks import autocasts, check_matrix, check_parameter, check_wide, common_reason
 from ..core.configurations import Config, look_up, product
 from ..core.launch import ceil_div, launch
 from ..core.registry import Op, register
@@ -95,7 +95,7 @@ class MixFfnWeights(Weights):
         check_parameter("dwconv_bias", self.dwconv_bias, (hidden,), like)
         check_parameter("fc2_weight", self.fc2_weight, (channels, hidden), like)
         check_parameter("fc2_bias", self.fc2_bias, (channels,), like)
-        check_sums("fc1_weight_sum", self.fc1_weight_sum, (hidden,), like)
+        check_wide("fc1_weight_sum", self.fc1_weight_sum, (hidden,), like)
         if self.activation not in ACTIVATIONS:
             names = ", ".join(sorted(ACTIVATIONS))
             raise ValueError(f"activation: expected one of {names}, got {self.activation!r}")

@@ -235,9 +235,9 @@ def test_wrong_input(device):
         patch_embed(pixels.cpu().numpy(), *weights, **keywords)
     with pytest.raises(TypeError, match="pixel_scale: expected torch.float32, got"):
         patch_embed(pixels, *weights, **keywords, pixel_scale=scale.half())
-    with pytest.raises(ValueError, match=r"pixel_offset: expected shape \(3,\), got \(4,\)"):
+    with pytest.raises(ValueError, match=r"pixel_offset: expected shape \(3,\) .* got \(4,\)"):
         patch_embed(pixels, *weights, **keywords, pixel_offset=torch.ones(4, device=device))
-    with pytest.raises(ValueError, match="pixel_offset: expected a tensor on .*, got meta"):
+    with pytest.raises(ValueError, match=r"pixel_offset: .* on .*, got \(3,\) on meta"):
         patch_embed(pixels, *weights, **keywords, pixel_offset=scale.to("meta"))
     with pytest.raises(ValueError, match=r"feature_map: expected shape \(batch, 3, height, width"):
         patch_embed(pixels[:, :2], *weights, **keywords)
