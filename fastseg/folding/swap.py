@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 
-from fastseg.kernels.core.tracing import is_exporting
+from fastseg.kernels.core.checks import is_exporting
 
 from .conditions import counts_edits, mode_reason, onnx_reason
 from .state import Plan, State

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ..core.tracing import is_exporting
+from ..core.checks import is_exporting
 
 # On a CPU a stripe stays in the cache, and small enough for the allocator to keep its pages: larger
 # ones are mapped and zeroed anew at every call. Forward of B0 / B2 at 512x512 with stripes of

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 
 from .optional_triton import interpreting
-from .tracing import is_exporting
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -66,6 +65,15 @@ def check_wide(
     wide = torch.promote_types(like.dtype, torch.float32)
     if tensor.dtype != wide:
         raise TypeError(f"{name}: expected {wide}, got {tensor.dtype}")
+
+
+@torch.compiler.assume_constant_result
+def is_exporting() -> bool:
+    """Return whether `torch.export` traces this, and not `torch.compile`.
+
+    torch 2.11 traces `torch.compiler.is_exporting` itself as True in every graph.
+    """
+    return torch.compiler.is_exporting()
 
 
 def common_reason(*tensors: torch.Tensor | None) -> str | None:
