@@ -27,6 +27,8 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastseg.kernels.core.semaphores import is_capturing
+
 _one_capture = threading.Lock()
 _thread = threading.local()
 
@@ -141,10 +143,7 @@ class CudaCapturer:
     def declines(self, device: torch.device) -> str | None:
         if device.type != "cuda":
             return f"CUDA graphs need a CUDA device, its input is on the {device.type}"
-        with _current(device):
-            if torch.cuda.is_current_stream_capturing():
-                return "the current stream is capturing a graph"
-        return None
+        return "the current stream is capturing a graph" if is_capturing(device) else None
 
     @contextlib.contextmanager
     def turn(self, device: torch.device) -> Iterator[None]:
@@ -224,12 +223,6 @@ class CudaCapture:
         self._graph.reset()
         self._forget()
         self.output, self._inputs, self._read = None, [], []
-
-
-def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    if device.index == torch.cuda.current_device():
-        return contextlib.nullcontext()
-    return torch.cuda.device(device)
 
 
 @contextlib.contextmanager

@@ -359,7 +359,8 @@ def split(
     )
     taps, splits = _shares(sr_ratio * sr_ratio, config.pop("SPLITS"))
     if config["BLOCK_K"] < channels and x.dtype != torch.float32 and sr_weight_sum is None:
-        sr_weight_sum = tap_sums(weights.sr_weight, sr_ratio)
+        by_tap = weights.sr_weight.unflatten(1, (sr_ratio * sr_ratio, -1))
+        sr_weight_sum = by_tap.sum(2, dtype=torch.float32).t().contiguous()
     partials = x.new_empty(splits, rows, channels, dtype=torch.float32)
     launch(
         sr_partials_kernel,
@@ -376,9 +377,3 @@ def split(
     matrices = (weights.key_value_weight, key_offset_weight)
     project_key_value(partials, weights.sr_bias, weights.sr_eps, *matrices, key_value, key_offset)
     return key_value, key_offset
-
-
-def tap_sums(sr_weight: torch.Tensor, sr_ratio: int) -> torch.Tensor:
-    """Sums (sr_ratio * sr_ratio, C) float32 of a weight (C, sr_ratio * sr_ratio * C)."""
-    taps = sr_weight.unflatten(1, (sr_ratio * sr_ratio, -1))
-    return taps.sum(2, dtype=torch.float32).t().contiguous()

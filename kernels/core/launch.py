@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
@@ -33,16 +33,6 @@ class Launch(NamedTuple):
         """The arguments of all the kernel's parameters, constexprs too, in their order."""
         by_name = dict(zip(self.kernel.arg_names, self.arguments, strict=False)) | self.options
         return [by_name[name] for name in self.kernel.arg_names]
-
-
-class Notes(Protocol):
-    """What wants to know of the launches of one thread."""
-
-    def launched(self, compiled: Any, launch: Launch) -> None:
-        """`launch` has run; `compiled` is what Triton's JIT returned of it."""
-
-    def took(self, semaphores: torch.Tensor) -> None:
-        """`semaphores` were taken for a launch to come."""
 
 
 _records: list[list[Launch]] = []
@@ -82,14 +72,14 @@ def current_stream(device: torch.device) -> int:
     return int(triton.runtime.driver.active.get_current_stream(device.index or 0))
 
 
-def notes_of_thread() -> Notes | None:
-    """What `noted_by` was given, inside its block."""
+def notes_of_thread() -> Any:
+    """What `noted_by` was given, inside its block; None outside."""
     return getattr(_thread, "notes", None)
 
 
 @contextlib.contextmanager
-def noted_by(notes: Notes) -> Iterator[None]:
-    """Tell `notes` of this thread's launches inside the block."""
+def noted_by(notes: Any) -> Iterator[None]:
+    """Tell `notes`, a `Recorder` of plans.py, of this thread's launches inside the block."""
     _thread.notes = notes
     try:
         yield

@@ -61,7 +61,8 @@ def _lasting_zeros(count: int, device: torch.device) -> torch.Tensor:
     return made[0]
 
 
-def _capturing(device: torch.device) -> bool:
+def is_capturing(device: torch.device) -> bool:
+    """Return whether the current stream of a CUDA device captures a graph."""
     if device.index == torch.cuda.current_device():
         return torch.cuda.is_current_stream_capturing()
     with torch.cuda.device(device):
@@ -84,7 +85,7 @@ def semaphores(count: int, device: torch.device) -> torch.Tensor:
 def _taken(count: int, device: torch.device) -> torch.Tensor:
     stream = 0
     if device.type == "cuda":
-        if _capturing(device):
+        if is_capturing(device):
             return _captured(count, device)
         stream = torch.cuda.current_stream(device).cuda_stream
     buffer = _buffers.get((device, stream))
