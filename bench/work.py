@@ -27,8 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fastseg
 from fastseg.kernels.core import configurations, dispatch, registry
+from fastseg.kernels.core.launch import Launch, record_launches
 from fastseg.kernels.tune.calls import OpCall, OpRecorder
-from fastseg.kernels.tune.launches import Trace, trace
 
 from .setting import CLASSES, DTYPES
 
@@ -124,6 +124,25 @@ def meta_model(
     with torch.device("meta"):
         model = fastseg.from_preset(f"segformer_{variant}", num_classes=CLASSES)
     return model.eval().to(dtype), torch.empty(batch, 3, *size, device="meta", dtype=dtype)
+
+
+class Trace(NamedTuple):
+    """Of a forward: its kernels in order, and the compute operators of torch beside them."""
+
+    launches: list[Launch]
+    torch_operators: list[str]
+
+
+def trace(function: Callable[..., Any], *arguments: Any) -> Trace:
+    """Call `function` on meta tensors that are dispatched to kernels, and tell what it launches.
+
+    It is called twice, and the second call counts: the first folds weights and makes buffers.
+    """
+    with record_launches(dry=True), registry.RunsLaunchers():
+        function(*arguments)
+    with record_launches(dry=True) as launches, registry.RunsLaunchers() as mode:
+        function(*arguments)
+    return Trace(launches, mode.torch_operators)
 
 
 def trace_model(

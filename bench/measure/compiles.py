@@ -20,8 +20,9 @@ import triton
 from tqdm import tqdm
 
 from fastseg.kernels.core.launch import Launch
-from fastseg.kernels.tune.ahead_of_time import SHARED_LIMIT, Compiled, compile_launch, key
+from fastseg.kernels.tune.precompile import key
 
+from ..ahead_of_time import SHARED_LIMIT, Compiled, compile_launch
 from ..machine import ROOT, commit
 from ..options import integer, list_of, some_of
 from ..report.documents import rewrite

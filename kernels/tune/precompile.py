@@ -21,13 +21,55 @@ from typing import Any, NamedTuple
 
 import torch
 from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 from triton.runtime import driver
 
 from ..core.launch import Launch
-from .ahead_of_time import gpu_target, key
 
+_TYPES = {
+    **{torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"},
+    **{torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64"},
+}
 _FROM_CACHE = 0.2  # seconds that Triton takes at most for a kernel in its cache
 _FEWEST_FOR_A_POOL = 4  # kernels: its processes take five seconds to import torch
+
+
+def gpu_target(name: str) -> GPUTarget:
+    """What Triton calls a target: "sm_90", "gfx942" and their like."""
+    if name.startswith("gfx"):
+        return GPUTarget("hip", name, 64)
+    return GPUTarget("cuda", int(name.removeprefix("sm_")), 32)
+
+
+def source_of(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
+    """The launch as Triton would specialise it, and its compile options."""
+    kernel = launch.kernel
+    values = dict(zip(kernel.arg_names, launch.arguments, strict=False)) | launch.options
+    options = {name: values.pop(name) for name in list(values) if name not in kernel.arg_names}
+    signature, constants, attributes = {}, {}, {}
+    for index, (name, parameter) in enumerate(zip(kernel.arg_names, kernel.params, strict=True)):
+        value = values[name]
+        specialized = not parameter.do_not_specialize
+        is_one = specialized and type(value) is int and value == 1
+        if parameter.is_constexpr or value is None or is_one:
+            signature[name], constants[name] = "constexpr", value
+            continue
+        if isinstance(value, torch.Tensor):  # torch's allocator aligns to 512 bytes
+            signature[name], divisible = _TYPES[value.dtype], True
+        elif isinstance(value, int):
+            signature[name] = "i32" if abs(value) < 2**31 else "i64"
+            divisible = specialized and value % 16 == 0
+        else:
+            signature[name], divisible = "fp32", False
+        if divisible:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes), options
+
+
+def key(launch: Launch) -> str:
+    """Equal for launches that compile to the same kernel."""
+    source, options = source_of(launch)
+    return f"{source.hash()}{sorted(options.items())}"
 
 
 class Precompiled(NamedTuple):

@@ -18,12 +18,10 @@ from fastseg.kernels.core import optional_triton
 if not optional_triton.HAS_TRITON or optional_triton.interpreting():
     pytest.skip("compiling needs Triton, not its interpreter", allow_module_level=True)
 
+from bench.ahead_of_time import SHARED_LIMIT, Compiled, compile_launch, text_of
 from bench.measure import compiles
-from bench.work import pretend_gpu
+from bench.work import pretend_gpu, trace
 from fastseg.kernels import upsample_argmax
-from fastseg.kernels.tune import ahead_of_time
-from fastseg.kernels.tune.ahead_of_time import SHARED_LIMIT, Compiled, compile_launch
-from fastseg.kernels.tune.launches import trace
 from tests.kernels.triton.embed.embed_cases import parameters, patch_embed
 
 # Bytes a thread may spill. Elsewhere a spill is a matter of speed that nothing has measured.
@@ -259,7 +257,7 @@ def test_offsets_pass_32_bits(variant):
         found.setdefault(launch.name, launch)
     assert len(found) > 10
     for launch in found.values():
-        text = ahead_of_time.text_of(launch, "sm_90", "ttir")
+        text = text_of(launch, "sm_90", "ttir")
         assert not overflows(text, launch_ranges(launch, text)), launch.name
 
 
@@ -274,7 +272,7 @@ def test_strides_of_pixels_pass_32_bits(wide):
         traced = trace(lambda: patch_embed(pixels, *layer, stride=4, padding=3, eps=1e-6))
     (launch,) = traced.launches
     assert any(type(one) is int and one == far for one in launch.arguments)
-    text = ahead_of_time.text_of(launch, "sm_90", "ttir")
+    text = text_of(launch, "sm_90", "ttir")
     assert not overflows(text, launch_ranges(launch, text))
 
 

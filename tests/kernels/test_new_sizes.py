@@ -13,8 +13,9 @@ from fastseg.kernels.core import optional_triton
 if not optional_triton.HAS_TRITON or optional_triton.interpreting():
     pytest.skip("compiling needs Triton, not its interpreter", allow_module_level=True)
 
+from bench.ahead_of_time import text_of
 from bench.work import trace_model
-from fastseg.kernels.tune.ahead_of_time import key, text_of
+from fastseg.kernels.tune.precompile import key
 
 
 def kernels(size: tuple[int, int]) -> dict[str, object]:

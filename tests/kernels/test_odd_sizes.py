@@ -14,11 +14,11 @@ from fastseg.kernels.core import optional_triton
 if not optional_triton.HAS_TRITON or optional_triton.interpreting():
     pytest.skip("compiling needs Triton, not its interpreter", allow_module_level=True)
 
-from bench.work import pretend_gpu, trace_model
+from bench.ahead_of_time import SHARED_LIMIT, compile_launch
+from bench.work import pretend_gpu, trace, trace_model
 from fastseg.kernels import layer_norm, upsample_argmax
 from fastseg.kernels.core.launch import Launch
-from fastseg.kernels.tune.ahead_of_time import SHARED_LIMIT, compile_launch, key
-from fastseg.kernels.tune.launches import trace
+from fastseg.kernels.tune.precompile import key
 from tests.kernels.triton.attention.attention_cases import sr_attention
 from tests.kernels.triton.attention.attention_cases import weights as attention_weights
 from tests.kernels.triton.embed.embed_cases import parameters, patch_embed

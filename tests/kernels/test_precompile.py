@@ -22,8 +22,7 @@ if not optional_triton.HAS_TRITON or optional_triton.interpreting():
 import triton
 
 from bench.work import trace_model
-from fastseg.kernels.tune.ahead_of_time import key
-from fastseg.kernels.tune.precompile import Precompiler
+from fastseg.kernels.tune.precompile import Precompiler, key
 
 # In a fresh process a forward goes through Triton's own JIT, up to a launcher that does nothing.
 FORWARD = """

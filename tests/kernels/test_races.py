@@ -22,8 +22,8 @@ if not optional_triton.HAS_TRITON or optional_triton.interpreting():
 
 ptx_native = pytest.importorskip("sentryward.frontend.ptx_native", reason="no sentryward")
 
+from bench.ahead_of_time import text_of  # noqa: E402
 from bench.work import trace_model  # noqa: E402
-from fastseg.kernels.tune.ahead_of_time import text_of  # noqa: E402
 
 pytestmark = pytest.mark.slow
 _SECONDS = 400.0  # per_head's pairs take 145

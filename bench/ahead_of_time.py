@@ -12,17 +12,11 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-from ..core.launch import Launch
+from fastseg.kernels.core.launch import Launch
+from fastseg.kernels.tune.precompile import gpu_target, source_of
 
-_TYPES = {
-    **{torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"},
-    **{torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64"},
-}
 _KIB = 1024
 # Shared memory that one CTA can have, bytes. sm_80 counts as the smaller chips of its generation
 # (sm_86, sm_89), which use its configurations. Of a multiprocessor it is 1 KiB more.
@@ -47,47 +41,9 @@ class Compiled(NamedTuple):
     ctas_per_sm: int = 0  # that registers and shared memory allow; 0 on AMD
 
 
-def gpu_target(name: str) -> GPUTarget:
-    """What Triton calls a target: "sm_90", "gfx942" and their like."""
-    if name.startswith("gfx"):
-        return GPUTarget("hip", name, 64)
-    return GPUTarget("cuda", int(name.removeprefix("sm_")), 32)
-
-
-def _source(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
-    """The launch as Triton would specialise it, and its compile options."""
-    kernel = launch.kernel
-    values = dict(zip(kernel.arg_names, launch.arguments, strict=False)) | launch.options
-    options = {name: values.pop(name) for name in list(values) if name not in kernel.arg_names}
-    signature, constants, attributes = {}, {}, {}
-    for index, (name, parameter) in enumerate(zip(kernel.arg_names, kernel.params, strict=True)):
-        value = values[name]
-        specialized = not parameter.do_not_specialize
-        is_one = specialized and type(value) is int and value == 1
-        if parameter.is_constexpr or value is None or is_one:
-            signature[name], constants[name] = "constexpr", value
-            continue
-        if isinstance(value, torch.Tensor):  # torch's allocator aligns to 512 bytes
-            signature[name], divisible = _TYPES[value.dtype], True
-        elif isinstance(value, int):
-            signature[name] = "i32" if abs(value) < 2**31 else "i64"
-            divisible = specialized and value % 16 == 0
-        else:
-            signature[name], divisible = "fp32", False
-        if divisible:
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    return ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes), options
-
-
-def key(launch: Launch) -> str:
-    """Equal for launches that compile to the same kernel."""
-    source, options = _source(launch)
-    return f"{source.hash()}{sorted(options.items())}"
-
-
 def text_of(launch: Launch, target: str, language: str) -> str:
     """The launch in "ttir", Triton's own language, in which offsets can be followed, or "ptx"."""
-    source, options = _source(launch)
+    source, options = source_of(launch)
     return str(triton.compile(source, target=gpu_target(target), options=options).asm[language])
 
 
@@ -96,7 +52,7 @@ def compile_launch(launch: Launch, target: str, count: bool = True) -> Compiled:
 
     `count`: the instructions too, which takes the disassembler 0.4 s.
     """
-    source, options = _source(launch)
+    source, options = source_of(launch)
     compiled = triton.compile(source, target=gpu_target(target), options=options)
     known, shared = (launch.name, target, launch.options), compiled.metadata.shared
     if target.startswith("gfx"):
