@@ -27,7 +27,7 @@ RunStages = Callable[..., Maps]  # (pixels, number of stages or None) -> their m
 class Stage(NamedTuple):
     """The host's modules of one stage, as it holds them."""
 
-    embed: nn.Module
+    embed: nn.Module | None  # None where the host embeds outside, and gives (B, H, W, C)
     layers: nn.ModuleList | nn.Sequential
     norm: nn.Module
     # Containers that the host calls, and whose hooks would be left out.
@@ -125,22 +125,26 @@ class StagePlan:
     def __init__(self, stage: Stage, host: EncoderHost, refused: dict[int, str]) -> None:
         self.stage = stage
         self._embed_names = host.embed
-        self.embed = embed_part(stage.embed, host.embed, host.own)
+        self.embed = None
+        if stage.embed is not None:
+            self.embed = embed_part(stage.embed, host.embed, host.own)
         self.layers = [
             LayerPlan(one, host.layer, refused.get(id(one)), host.own) for one in stage.layers
         ]
         self.norm = Known(stage.norm, [stage.norm], host.own)
         called = list(stage.called)
-        self.called = Known(stage.embed if not called else called[0], called, host.own)
+        self.called = Known(stage.norm if not called else called[0], called, host.own)
         self.norm_reason: str | None = None
 
     def parts(self) -> Iterator[Part]:
-        yield self.embed
+        if self.embed is not None:
+            yield self.embed
         for layer in self.layers:
             yield from layer.parts()
 
     def settle(self, any_mode: bool = False, fold: bool = True) -> None:
-        self.embed.settle(any_mode, fold)
+        if self.embed is not None:
+            self.embed.settle(any_mode, fold)
         for layer in self.layers:
             layer.settle(any_mode, fold)
         norm: Any = self.stage.norm
@@ -159,7 +163,10 @@ class StagePlan:
         pixel_scale: torch.Tensor | None = None,
         pixel_offset: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        if self.embed.reason is None:
+        if self.embed is None or self.stage.embed is None:
+            height, width = feature_map.shape[1:3]
+            tokens = feature_map.flatten(1, 2)
+        elif self.embed.reason is None:
             tokens, height, width = kernels.patch_embed(
                 *(feature_map, self.embed.folded()),
                 pixel_scale=pixel_scale,
@@ -232,7 +239,7 @@ class EncoderPlan(ExportedPlan):
     def reasons(self) -> Iterator[tuple[str, str]]:
         names = {id(module): name for name, module in self.encoder.named_modules()}
         for stage in self.stages:
-            if stage.embed.reason is not None:
+            if stage.embed is not None and stage.embed.reason is not None:
                 yield names.get(id(stage.stage.embed), "?"), stage.embed.reason
             for layer in stage.layers:
                 name = names.get(id(layer.layer), "?")
@@ -247,7 +254,7 @@ class EncoderPlan(ExportedPlan):
 
     def weights(self) -> Iterator[tuple[str, Weights]]:
         for stage in self.stages:
-            if stage.embed.reason is None:
+            if stage.embed is not None and stage.embed.reason is None:
                 yield "patch_embed", stage.embed.folded()
             for layer in stage.layers:
                 if layer.attention.reason is None:
@@ -259,6 +266,8 @@ class EncoderPlan(ExportedPlan):
         """The stages, all of them folded, as exporters take them."""
         stages = []
         for plan in self.stages:
+            if plan.embed is None:
+                raise ValueError("model: expected patch embeddings in all stages, to be exported")
             layers = (FoldedLayer(x.attention.folded(), x.ffn.folded()) for x in plan.layers)
             norm: Any = plan.stage.norm
             stages.append(FoldedStage(plan.embed.folded(), tuple(layers), norm))

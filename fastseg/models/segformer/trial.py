@@ -82,18 +82,25 @@ def encoder_refusal(encoder: Any, host: EncoderHost, refused: dict[str, str]) ->
         plan = host.plan(twin, refused)
         if plan.settle() is not None:
             return None  # nothing of it would be replaced
-        embed = plan.stages[0].stage.embed
-        conv = next(m for m in embed.modules() if isinstance(m, nn.Conv2d))
-        size = _PIXELS
-        if len(plan.stages) == 1:  # as transformers has them, wide ones too
-            height, width = _grid(twin)
-            size = (height * conv.stride[0], width * conv.stride[1])
-        x = torch.randn(1, conv.in_channels, *size, generator=seeded())
+        x = _example(twin, plan)
         output = host.forward(twin, plan.run, x)
         expected = getattr(type(twin), host.method)(twin, x)
         return None if output is HOST else difference(expected, output, _FAMILY)
     except Exception as error:  # of the host's code, which may be anything
         return failed(error)
+
+
+def _example(encoder: nn.Module, plan: Any) -> torch.Tensor:
+    """Pixels; of one stage alone a small map, or its tokens in a grid where it embeds nothing."""
+    first = plan.stages[0].stage
+    height, width = _grid(encoder)
+    if first.embed is None:
+        return torch.randn(1, height, width, len(first.norm.weight), generator=seeded())
+    conv = next(m for m in first.embed.modules() if isinstance(m, nn.Conv2d))
+    size = _PIXELS
+    if len(plan.stages) == 1:  # as transformers has them, wide ones too
+        size = (height * conv.stride[0], width * conv.stride[1])
+    return torch.randn(1, conv.in_channels, *size, generator=seeded())
 
 
 @apart()

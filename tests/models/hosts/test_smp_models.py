@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import segmentation_models_pytorch as smp
+import timm
 import torch
 
 import fastseg
@@ -117,3 +118,36 @@ def test_the_authors_structure_is_smps(pixels):
     with torch.no_grad():
         logits = last(decoder(theirs.encoder(pixels)))
         assert max(errors([head(maps)], [logits])) <= 1e-6
+
+
+@pytest.mark.parametrize("features_only", [True, False])
+def test_pvt_v2_of_timm(features_only):
+    """By the stage; the patch embedding before the first stays timm's."""
+    model = timm.create_model("pvt_v2_b0", features_only=features_only).eval()
+    randomize(model)
+    wide = copy.deepcopy(model).double()
+    fastseg.accelerate(model, strict=True)
+    pixels = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        assert fastseg.report(model).count("(timm, PVT v2): folded") == 4
+        expected, results = wide(pixels.double()), model(pixels)
+    if not features_only:
+        expected, results = [expected], [results]
+    assert max(errors(results, expected)) < 1e-5
+
+
+def test_pvt_v2_of_timm_as_an_encoder_of_smp(pixels):
+    model = smp.FPN("tu-pvt_v2_b0", encoder_weights=None, classes=2).eval()
+    randomize(model)
+    wide = copy.deepcopy(model).double()
+    fastseg.accelerate(model, strict=True)
+    with torch.no_grad():
+        assert max(errors([model(pixels)], [wide(pixels.double())])) < 1e-5
+
+
+def test_linear_pvt_v2_of_timm_is_another_network():
+    model = timm.create_model("pvt_v2_b2_li").eval()
+    randomize(model)
+    fastseg.accelerate(model)
+    with torch.no_grad():
+        assert "computes something else than a SegFormer's" in fastseg.report(model)

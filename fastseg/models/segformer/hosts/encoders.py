@@ -23,6 +23,8 @@ from .names import (
     PVT_V2,
     SMP,
     SMP_EMBED,
+    TIMM,
+    TIMM_EMBED,
     TRANSFORMERS_EMBED,
     TRANSFORMERS_NEW,
     TRANSFORMERS_OLD,
@@ -184,6 +186,17 @@ def _smp(encoder: Any, run: RunStages, x: torch.Tensor) -> Any:
     return features + run(x, max(encoder._depth - 1, 0))
 
 
+# -- timm's PVT v2, by the stage, which is what its features_only models and smp call -------------
+
+
+def _is_timm_stage(module: nn.Module) -> bool:
+    return (
+        hasattr(module, "downsample")
+        and has(module, "norm")
+        and _is_layers(find(module, "blocks"), "norm1", "attn.q", "attn.kv", "mlp.dwconv")
+    )
+
+
 # -- open-mmlab's mmseg ----------------------------------------------------------------------------
 
 
@@ -248,6 +261,15 @@ ENCODERS: Sequence[EncoderHost] = (
     *(
         _nvlabs_host(*kind)
         for kind in product(("forward_features", "forward"), (NVLABS, NVLABS_HEAD), (list, tuple))
+    ),
+    EncoderHost(
+        name="timm, PVT v2",
+        method="forward",
+        layer=TIMM,
+        embed=TIMM_EMBED,
+        stages=lambda stage: [Stage(stage.downsample, stage.blocks, stage.norm)],
+        forward=lambda stage, run, x: run(x)[0],
+        matches=_is_timm_stage,
     ),
     EncoderHost(
         name="mmseg",

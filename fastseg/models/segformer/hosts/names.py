@@ -158,6 +158,16 @@ NVLABS = LayerNames(call=lambda layer, x, h, w: layer(x, h, w), **_NVLABS)
 NVLABS_HEAD = replace(NVLABS, num_heads="attn.head")  # as sithu31296's copy has them
 # segmentation_models_pytorch: NVlabs' names, and layers that map maps to maps.
 SMP = LayerNames(call=lambda layer, x, h, w: tokens_of(layer(_map_of(x, h, w)))[0], **_NVLABS)
+# timm's PVT v2
+TIMM = LayerNames(
+    call=lambda layer, x, h, w: layer(x, (h, w)),
+    **{
+        **_NVLABS,
+        "dwconv": "mlp.dwconv",
+        "call_attention": lambda layer, x, h, w: x + layer.attn(layer.norm1(x), (h, w)),
+        "call_ffn": lambda layer, x, h, w: x + layer.mlp(layer.norm2(x), (h, w)),
+    },
+)
 # open-mmlab mmseg 1.x, whose attention and feed-forward add the residual themselves
 MMSEG = LayerNames(
     attention_norm="norm1",
@@ -181,7 +191,12 @@ MMSEG = LayerNames(
 TRANSFORMERS_EMBED = EmbedNames("proj", "layer_norm", lambda embed, x: embed(x))
 NVLABS_EMBED = EmbedNames("proj", "norm", lambda embed, x: embed(x))
 SMP_EMBED = EmbedNames("proj", "norm", lambda embed, x: tokens_of(embed(x)))
+TIMM_EMBED = EmbedNames("proj", "norm", lambda embed, x: _of_grid(embed(x)))
 MMSEG_EMBED = EmbedNames("projection", "norm", lambda embed, x: _flat(embed(x)))
+
+
+def _of_grid(grid: torch.Tensor) -> tuple[Tokens, int, int]:
+    return grid.flatten(1, 2), *grid.shape[1:3]
 
 
 def _flat(output: Any) -> tuple[Tokens, int, int]:
