@@ -219,6 +219,20 @@ def parametrize(model):
         linear.bias.mul_(2)
 
 
+def test_a_layer_of_its_own_code_holds_nothing_folded(model, pixel_values, monkeypatch):
+    folded(model, pixel_values)
+    handle = model.segformer.encoder.block[1][0].register_forward_hook(lambda *_: None)
+    assert_fresh(model, pixel_values)
+    assert sum(map(is_folded, parts_of(model))) == 14 - 2
+    folds = count_folds(monkeypatch)
+    folded(model, pixel_values)
+    assert folds == []
+    handle.remove()
+    assert_fresh(model, pixel_values)
+    assert len(folds) == 2
+    assert all(map(is_folded, parts_of(model)))
+
+
 @pytest.mark.parametrize("change", [hook, replace, own_forward, parametrize])
 def test_changed_parts_are_not_left_out(model, pixel_values, change):
     before = folded(model, pixel_values)
