@@ -1,11 +1,14 @@
 """The command line: `fastseg predict`, `convert`, `export`, `info`, `demo`, `tune` and `bench`.
 
-Exit status: 0 where all went well, 1 where some or all of the work failed, 2 for wrong usage.
+Exit status: 0 where all went well, 1 where some or all of the work failed, 2 for wrong usage, 141
+where all went well but whoever read the output left early (`fastseg info | head -1`).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -13,12 +16,24 @@ import fastseg
 
 from . import bench, convert, demo, export, info, predict, tune
 from .options import CommandError
-
-INTERRUPTED = 130  # as shells report a process ended by Ctrl-C
+from .streams import INTERRUPTED, run_lasting
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (default: the process's own) and return the exit status."""
+    """Run the command line `argv` and return the exit status.
+
+    Where `argv` is None it is the process's own; Ctrl-C then ends the process by its signal, which
+    ends a loop in a shell too.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    status = run_lasting(lambda: _run(arguments))
+    if status == INTERRUPTED and argv is None and os.name == "posix":
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    return status
+
+
+def _run(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="fastseg", description="SegFormer semantic segmentation, fast."
     )
@@ -26,13 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in (predict, convert, export, info, demo, tune, bench):
         command.add_parser(commands)
-    argv = list(sys.argv[1:] if argv is None else argv)
     # argparse would take the options of the benchmarks for its own.
     passed_on = argv[1:] if argv[:1] == [bench.NAME] else []
-    try:
-        arguments = parser.parse_args(argv[:1] if passed_on else argv)
-    except SystemExit as stop:  # argparse has said why
-        return stop.code if isinstance(stop.code, int) else 2
+    arguments = parser.parse_args(argv[:1] if passed_on else argv)
     if arguments.command == bench.NAME:
         arguments.arguments = passed_on
     try:

@@ -37,12 +37,18 @@ def run(arguments: argparse.Namespace) -> int:
     # A process of its own, so that nothing in the package imports the benchmarks. Not `-m bench`:
     # that would take a folder of this name in the working directory.
     start = f"import runpy, sys; sys.path[:1] = [{str(root)!r}]; sys.argv[0] = 'bench'; "
-    start += "runpy.run_module('bench', run_name='__main__', alter_sys=False)"
+    start += "from fastseg.cli.streams import run_lasting; "
+    start += "bench = lambda: runpy.run_module('bench', run_name='__main__', alter_sys=False); "
+    start += "sys.exit(run_lasting(bench))"
     known = os.environ.get("PYTHONPATH", "")
     path = os.pathsep.join(part for part in (str(root), known) if part)
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, "-c", start, *arguments.arguments],
         env={**os.environ, "PYTHONPATH": path},
-        check=False,
     )
-    return done.returncode
+    while True:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # they got it too, and end in their own way
+            continue
+        return code if code >= 0 else 128 - code  # by a signal
