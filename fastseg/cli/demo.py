@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import fastseg
 from fastseg.demo.scenes import draw_scene
 from fastseg.images.overlay import class_shares, format_share
 
-from .files import plan_outputs
+from .files import Source, plan_outputs
 from .images import open_image
 from .options import EMBEDDED_NAME, CommandError, add_device_options, first_line, load_model
 from .results import ResultWriter
@@ -56,15 +57,16 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     path, image, truth = _picture(arguments)
-    if arguments.output.exists() and not arguments.output.is_dir():
+    if os.path.exists(arguments.output) and not os.path.isdir(arguments.output):
         raise CommandError(f"--output {arguments.output}: not a folder", 2)
     model, processor = load_model(None, arguments.device, arguments.dtype)
     labels = fastseg.segment(model, [image], processor=processor)[0].cpu().numpy()
 
     writer = ResultWriter(model.config, EMBEDDED_NAME)
-    target = plan_outputs([path], path.parent, arguments.output, writer.endings)[0]
+    source = Source(path)
+    target = plan_outputs([source], path.parent, arguments.output, writer.endings)[0]
     try:
-        writer.write(target, path, image, labels)
+        writer.write(target, source, image, labels)
     except OSError as error:
         raise CommandError(f"cannot write to {arguments.output}: {first_line(error)}") from error
     print(f"{path.name}, {image.width}x{image.height}, model {EMBEDDED_NAME}")
@@ -82,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _picture(arguments: argparse.Namespace) -> tuple[Path, Image.Image, np.ndarray | None]:
-    """The picture to show, the name its outputs take, and its true labels where it is drawn."""
+    """The name that the outputs take, the picture, and its true labels where it is drawn."""
     if arguments.seed is not None:
         try:
             scene = draw_scene(arguments.seed, (512, 512))
@@ -91,9 +93,11 @@ def _picture(arguments: argparse.Namespace) -> tuple[Path, Image.Image, np.ndarr
         return Path(f"scene-{arguments.seed}.png"), Image.fromarray(scene.image), scene.labels
     path = arguments.image or SCENE
     try:
-        return path, open_image(path), None
+        image = open_image(path)
     except ValueError as error:
         raise CommandError(f"{path}: {error}") from error
+    # The embedded scene is the same one wherever fastseg is installed.
+    return Path(os.path.abspath(path) if arguments.image else path.name), image, None
 
 
 def _compare(labels: np.ndarray, truth: np.ndarray) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Pictures to read, and files to write: never over one that fastseg did not write.
+"""Files to write: never over one that fastseg did not write, nor over another picture's results.
 
 Outputs carry a mark, so that a later run neither takes them for inputs nor replaces anything else.
 """
@@ -6,13 +6,14 @@ Outputs carry a mark, so that a later run neither takes them for inputs nor repl
 from __future__ import annotations
 
 import contextlib
-import glob
+import hashlib
 import json
 import os
+import re
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,114 +25,75 @@ import fastseg
 SOFTWARE = "fastseg"
 LABELS, OVERLAY, JSON = "_labels.png", "_overlay.png", ".json"
 
-# Formats that hold photographs and that Pillow reads. Folders are searched for these.
-IMAGE_SUFFIXES = {".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg"}
-IMAGE_SUFFIXES |= {".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+_SOURCE_KEYWORD = "fastseg-source"
 
 
-@dataclass
-class ImageFiles:
-    """Pictures in the order of the arguments; `root` is the folder that contains all of them.
+@dataclass(frozen=True)
+class Source:
+    """A page of a picture: its number from 1, and the greatest number in the file."""
 
-    `missing` lists arguments that led to nothing, with the reason; `skipped` counts files in
-    folders by a suffix that is no image's; `own` counts outputs of earlier runs, left out.
-    """
+    path: Path
+    page: int = 1
+    pages: int = 1
 
-    paths: list[Path] = field(default_factory=list)
-    root: Path = field(default_factory=Path)
-    missing: list[tuple[str, str]] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)
-    own: int = 0
+    def __str__(self) -> str:
+        return str(self.path) if self.pages == 1 else f"{self.path}, page {self.page}"
+
+    @property
+    def mark(self) -> str:
+        """What tells the picture from others: a hash of its path, which outputs may go without."""
+        return hashlib.sha256(os.fsencode(self.path)).hexdigest()
 
 
 @dataclass(frozen=True)
 class Target:
-    """Place of the outputs of one picture: `stem` and an ending each."""
+    """Place of the outputs of one picture: `stem` and an ending each.
+
+    `numbered` is True where the name was taken, and got a number.
+    """
 
     stem: Path
+    numbered: bool = False
 
     def path(self, ending: str) -> Path:
         return self.stem.with_name(self.stem.name + ending)
 
 
-def find_images(arguments: Sequence[str], output: Path) -> ImageFiles:
-    """Files as named, whatever their suffix; images in folders and below them; matches of globs.
-
-    Folders are searched without hidden files and folders, without following links to folders, and
-    without `output` where it lies inside. A picture reached twice is listed once.
-    """
-    images = ImageFiles()
-    bases: dict[Path, Path] = {}  # picture: the folder its output path is relative to
-    for argument in arguments:
-        if os.path.lexists(argument):
-            matches, named = [Path(argument)], True
-        else:
-            matches = [Path(match) for match in sorted(glob.glob(argument, recursive=True))]
-            named = False
-        reached = 0
-        for match in matches:
-            if match.is_dir():
-                candidates, base, filtered = _files_below(match, output), match, True
-            else:
-                candidates, base, filtered = iter([match]), match.parent, not named
-            for path in candidates:
-                if filtered and path.suffix.lower() not in IMAGE_SUFFIXES:
-                    images.skipped[path.suffix.lower() or "no suffix"] += 1
-                    continue
-                reached += 1
-                if path.name.endswith((LABELS, OVERLAY)) and is_own(path):
-                    images.own += 1
-                else:
-                    bases.setdefault(Path(os.path.abspath(path)), Path(os.path.abspath(base)))
-        if not matches:
-            images.missing.append((argument, "no such file or folder, and no match as a glob"))
-        elif not reached:
-            images.missing.append((argument, "no images there"))
-    images.paths = list(bases)
-    if bases:
-        images.root = Path(os.path.commonpath([str(base) for base in bases.values()]))
-    return images
-
-
-def _files_below(folder: Path, output: Path) -> Iterator[Path]:
-    """Visible files below a folder, sorted, leaving out an output folder that lies inside it."""
-    apart = os.path.realpath(output)
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(place, name)) != apart
-        )
-        for name in sorted(files):
-            if not name.startswith("."):
-                yield Path(place, name)
-
-
 def plan_outputs(
-    images: Sequence[Path], root: Path, output: Path, endings: Sequence[str]
+    sources: Sequence[Source], root: Path, output: Path, endings: Sequence[str]
 ) -> list[Target]:
-    """One target for each picture, all different, none on a file that is not fastseg's own.
+    """One target for each source, all different, none on a file but those of the same picture.
 
     Pictures keep their place below `root` and their name without suffix: `root/x/a.jpg` becomes
     `output/x/a_labels.png`. Where that serves several pictures (`a.jpg`, `a.png`), all of them keep
-    their suffix: `a.jpg_labels.png`. What is taken still gets a number: `a-2_labels.png`.
+    their suffix: `a.jpg_labels.png`. Of several pages each has its number: `a-page0002_labels.png`.
+    What is taken still gets another: `a-2_labels.png`.
     """
-    relative = [Path(os.path.relpath(image, root)) for image in images]
-    sharing = Counter(_key(path.with_suffix("")) for path in relative)
+    relative = {source.path: Path(os.path.relpath(source.path, root)) for source in sources}
+    sharing = Counter(_key(_short(path)) for path in relative.values())
     taken: set[str] = set()
     targets = []
-    for path in relative:
-        short = path.with_suffix("")
+    for source in sources:
+        path = relative[source.path]
+        short = _short(path)
         name = output / (path if sharing[_key(short)] > 1 else short)
+        if source.pages > 1:
+            digits = max(4, len(str(source.pages)))
+            name = name.with_name(f"{name.name}-page{source.page:0{digits}d}")
         target, number = Target(name), 1
         while _key(target.stem) in taken or not all(
-            _is_free(target.path(ending)) for ending in endings
+            _is_free(target.path(ending), source) for ending in endings
         ):
             number += 1
-            target = Target(name.with_name(f"{name.name}-{number}"))
+            target = Target(name.with_name(f"{name.name}-{number}"), numbered=True)
         taken.add(_key(target.stem))
         targets.append(target)
     return targets
+
+
+def _short(path: Path) -> Path:
+    """`path` without suffix, but for names that are hardly anything else, such as "..png"."""
+    return path.with_suffix("") if path.stem.strip(".") else path
 
 
 def _key(path: Path) -> str:
@@ -139,36 +101,55 @@ def _key(path: Path) -> str:
     return str(path).casefold()
 
 
-def _is_free(path: Path) -> bool:
-    return not os.path.lexists(path) or is_own(path)
+def _is_free(path: Path, source: Source) -> bool:
+    return not os.path.lexists(path) or read_mark(path) == source.mark
 
 
 def is_own(path: Path) -> bool:
-    """Return whether fastseg wrote a file: PNGs say so in a text chunk, JSON files in a field."""
-    if path.suffix == JSON:
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        return isinstance(content, dict) and content.get("software") == SOFTWARE
+    """Return whether fastseg wrote a file."""
+    return read_mark(path) is not None
+
+
+def read_mark(path: Path) -> str | None:
+    """The mark of the source of an output, "" where an older version wrote none.
+
+    None where fastseg did not write the file. PNGs have their marks in text chunks, JSON files in
+    fields.
+    """
+    if not os.path.isfile(path):  # opening a named pipe would wait for ever
+        return None
     try:
-        with Image.open(path) as image:
-            return str(image.info.get("Software", "")).split(" ")[0] == SOFTWARE
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return False
+        if path.suffix == JSON:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            software, mark = content.get("software"), content.get("source", "")
+        else:
+            with Image.open(path) as image:
+                software = str(image.info.get("Software", "")).split(" ")[0]
+                mark = str(image.info.get(_SOURCE_KEYWORD, ""))
+    except Exception:  # decoders meet files of others with errors of any class
+        return None
+    return mark if software == SOFTWARE else None
 
 
-def write_png(path: Path, image: Image.Image) -> None:
+def write_png(path: Path, image: Image.Image, source: Source) -> None:
     """Write a marked PNG, whole or not at all."""
     mark = PngInfo()
     mark.add_text("Software", f"{SOFTWARE} {fastseg.__version__}")
+    mark.add_text(_SOURCE_KEYWORD, source.mark)
     _write(path, lambda file: image.save(file, format="PNG", pnginfo=mark))
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any], source: Source) -> None:
     """Write a marked JSON file, whole or not at all."""
-    marked = {"software": SOFTWARE, "version": fastseg.__version__, **content}
+    marked = {
+        "software": SOFTWARE,
+        "version": fastseg.__version__,
+        "source": source.mark,
+        **content,
+    }
     text = json.dumps(marked, indent=2, ensure_ascii=False) + "\n"
+    # Bytes of names that are not UTF-8: escapes of them are valid JSON that many readers refuse.
+    text = re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
     _write(path, lambda file: file.write(text.encode("utf-8")))
 
 
@@ -180,5 +161,5 @@ def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             write(file)
         os.replace(temporary, path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             temporary.unlink()

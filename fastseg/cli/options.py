@@ -123,9 +123,13 @@ def load_model(source: str | None, device: torch.device, dtype: str) -> tuple[An
 
 
 def first_line(error: BaseException) -> str:
-    """The reason an error gives, in one line, or its class where it gives none."""
+    """The reason an error gives, in one line; its class where that says more."""
     reason = getattr(error, "strerror", None) or str(error)  # without the number and the path
-    return reason.strip().split("\n")[0] or type(error).__name__
+    reason = reason.strip().split("\n")[0]
+    telling = (OSError, ValueError, TypeError, RuntimeError, SyntaxError)
+    if reason and isinstance(error, telling):
+        return reason
+    return ": ".join(filter(None, [type(error).__name__, reason]))
 
 
 def say(message: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from PIL import Image
 
 from fastseg.images.overlay import class_shares, config_palette, label_image, overlay
 
-from .files import JSON, LABELS, OVERLAY, Target, write_json, write_png
+from .files import JSON, LABELS, OVERLAY, Source, Target, write_json, write_png
 from .options import CommandError
 
 
@@ -31,7 +30,7 @@ class ResultWriter:
         except ValueError as error:
             raise CommandError(f"--model {self.model}: {error}") from error
 
-    def write(self, target: Target, source: Path, image: Image.Image, labels: np.ndarray) -> None:
+    def write(self, target: Target, source: Source, image: Image.Image, labels: np.ndarray) -> None:
         """Write the files of one picture: `labels` (H, W), of the size of `image`, from `source`.
 
         Raises:
@@ -39,10 +38,10 @@ class ResultWriter:
         """
         names = self.config.id2label
         if LABELS in self.endings:
-            write_png(target.path(LABELS), label_image(labels, self.colours))
+            write_png(target.path(LABELS), label_image(labels, self.colours), source)
         if OVERLAY in self.endings:
             picture = overlay(image, labels, self.colours, names, alpha=self.alpha)
-            write_png(target.path(OVERLAY), picture)
+            write_png(target.path(OVERLAY), picture, source)
         if JSON in self.endings:
             classes = [
                 {"id": item.id, "name": item.name, "pixels": item.pixels, "share": item.share}
@@ -50,9 +49,10 @@ class ResultWriter:
             ]
             content = {
                 "model": self.model,
-                "image": str(source),
+                "image": str(source.path),
+                "page": source.page,
                 "width": image.width,
                 "height": image.height,
                 "classes": classes,
             }
-            write_json(target.path(JSON), content)
+            write_json(target.path(JSON), content, source)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,17 +11,7 @@ import torch
 
 import fastseg
 from fastseg.cli import demo, main, options
-from tests.cli.cli_cases import make_photos, photo, read_labels, save_model, tree
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def photos(tmp_path) -> Path:
-    return make_photos(tmp_path / "photos")
+from tests.cli.cli_cases import photo, read_labels, save_model, tree
 
 
 def test_a_model_without_image_processor_file_gets_the_default_one(photos, tmp_path, capsys):

@@ -12,12 +12,7 @@ import torch
 import fastseg
 from fastseg.cli import main
 from fastseg.cli.options import EMBEDDED_MODEL
-from tests.cli.cli_cases import save_model, tree
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("models") / "tiny")
+from tests.cli.cli_cases import tree
 
 
 def test_the_embedded_model(tmp_path, monkeypatch, capsys):

@@ -95,7 +95,7 @@ class LayerPlan(Known):
             if reason is None:
                 half.settle(any_mode, fold)
             else:
-                half.decline(reason)
+                half.decline(f"its layer: {reason}")
         self.reason = reason  # at the end: other threads may be reading it
 
     def run(self, x: torch.Tensor, height: int, width: int, norm: Any) -> torch.Tensor:
