@@ -48,7 +48,7 @@ def interleave(
     while time.monotonic() < stop:
         for function in functions.values():
             clock(function)
-    for number in tqdm(range(-WARM_UP_ROUNDS, repeats), label, leave=False):
+    for number in tqdm(range(-WARM_UP_ROUNDS, repeats), label, leave=False, disable=None):
         for name, function in functions.items():
             taken = clock(function)
             if number >= 0:
@@ -71,7 +71,7 @@ def interleave_steps(
     samples: dict[str, dict[str, list[float]]] = {
         part: {name: [] for name in pipelines} for part in (WHOLE, *STEPS)
     }
-    for number in tqdm(range(-WARM_UP_ROUNDS, repeats), label, leave=False):
+    for number in tqdm(range(-WARM_UP_ROUNDS, repeats), label, leave=False, disable=None):
         for name, functions in pipelines.items():
             time.sleep(_PAUSE_SECONDS)
             value, taken = source, []

@@ -57,7 +57,8 @@ def peaks(
         with torch.inference_mode():
             reference = where.transformers(torch.float64)(where.pixel_values.double()).logits
         gate = logits_gate(reference)
-        for _ in tqdm(range(min(repeats, MAX_REPEATS)), desc="peak memory", leave=False):
+        rounds = range(min(repeats, MAX_REPEATS))
+        for _ in tqdm(rounds, "peak memory", leave=False, disable=None):
             for provider in NAMES:
                 with ProcessPoolExecutor(1, spawn) as process:
                     arguments = (provider, where.folder, setting.size, threads)
