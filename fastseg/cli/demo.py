@@ -43,7 +43,9 @@ def add_parser(commands: Any) -> None:
         help="folder to write to, made where absent (default: output)",
     )
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--image", type=Path, metavar="FILE", help="a picture of your own")
+    source.add_argument(
+        "--image", type=Path, metavar="FILE", help="a picture of your own, its first page"
+    )
     source.add_argument(
         "--seed",
         type=int,

@@ -49,8 +49,8 @@ Of a file of several pages or frames (TIFF, animated GIF, PNG or WebP) the first
 the number of the others told; --all-pages segments all: a-page0001_labels.png and so on. Smaller
 versions of a page in a TIFF, and what phones put behind a photograph, are no pages.
 
-A picture that cannot be read is reported and the others go on; the exit status is then 1. So are a
-folder without permission, and pictures of formats such as HEIF and cameras' raw files.
+A picture that cannot be read is reported and the others go on; so are formats such as HEIF and
+cameras' raw files, folders without permission, named pipes and devices. The exit status is then 1.
 """
 
 
@@ -196,8 +196,8 @@ def _report_numbered(jobs: list[_Job]) -> None:
         say(
             f"note: {first.source} goes to {first.target.path(LABELS)}"
             + (f", and {others} more get a number likewise" if others else "")
-            + ": the name is taken by a file that is not known to be an earlier result of the "
-            "same picture"
+            + ": the name is taken, by another picture or by a file that is not known to be an "
+            "earlier result"
         )
 
 

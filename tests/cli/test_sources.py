@@ -67,7 +67,7 @@ def test_results_of_an_older_version_are_kept(predict, cameras, capsys):
     before = {name: (out / name).read_bytes() for name in tree(out)}
     for _ in range(2):
         assert predict(cameras / "left", "--json") == 0
-        assert "is not known to be an earlier result of the same picture" in capsys.readouterr().err
+        assert "a file that is not known to be an earlier result" in capsys.readouterr().err
         assert {name: (out / name).read_bytes() for name in before} == before
         assert tree(out) - set(before) == {
             "frame-2_labels.png",

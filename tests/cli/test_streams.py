@@ -85,6 +85,23 @@ def test_work_goes_on_where_streams_are_closed(predict_command, tmp_path, closed
     assert ("nowhere.png" in done.stderr) == (closed == ">&-")
 
 
+def test_no_file_takes_the_place_of_a_closed_stream(tmp_path):
+    """Messages of libraries in C would be written into it."""
+    code = (
+        "import os; from fastseg.cli.streams import run_lasting\n"
+        f"file = lambda: open({str(tmp_path / 'result')!r}, 'w')\n"
+        "def work():\n"
+        "    with file() as result:\n"
+        "        os.write(2, b'a message')\n"
+        "        result.write(str(result.fileno()))\n"
+        "    return 0\n"
+        "raise SystemExit(run_lasting(work))"
+    )
+    closing = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code]
+    subprocess.run(closing, cwd=ROOT, check=True)
+    assert int((tmp_path / "result").read_text()) > 2
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_full_disk_is_an_error():
