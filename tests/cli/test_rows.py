@@ -44,14 +44,14 @@ def three(tmp_path) -> Path:
 def break_(monkeypatch, step: str, error: Exception) -> None:
     """`step` raises `error` where it meets the picture that is to fail."""
     if step == "reading":
-        read = images._to_8_bits
+        read = images.upright
 
-        def fail_reading(image):
+        def fail_reading(image, *options):
             if image.size == BROKEN_SIZE:
                 raise error
-            return read(image)
+            return read(image, *options)
 
-        monkeypatch.setattr(images, "_to_8_bits", fail_reading)
+        monkeypatch.setattr(images, "upright", fail_reading)
     elif step == "segmenting":
         segment = fastseg.segment
 
