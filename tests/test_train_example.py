@@ -74,7 +74,7 @@ def test_a_run_is_not_resumed_with_other_arguments(script: ModuleType, tmp_path:
 
 
 def test_the_export_is_a_whole_checkpoint(trained: Path) -> None:
-    model = fastseg.from_pretrained(trained)
+    model = fastseg.from_pretrained(trained, dtype="auto")
     assert model.dtype == torch.float16
     assert model.config.id2label == dict(enumerate(CLASSES))
     fastseg.SegformerImageProcessor.from_pretrained(trained)

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .hdf5 import read_h5
+from .hdf5 import read_h5, read_keras
+from .kinds import HDF5, KERAS, SAFETENSORS, kind_of, text_kind
 from .pickles import read_pickled
 from .report import CheckpointError
 from .tensorflow import is_tensorflow
@@ -51,12 +52,16 @@ class Weights:
 
     tensors: by name.
     class_names: of the classes, if they are there.
+    notes: remarks for the user, such as what was left out.
     groups: the paths of an HDF5 file's groups; None for files of other kinds.
+    keras_config: the config.json in an archive of Keras.
     """
 
     tensors: Tensors
     class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     groups: tuple[str, ...] | None = None
+    keras_config: dict[str, Any] | None = None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -65,9 +70,13 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file cannot be read or holds something else.
     """
+    content = b""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        fields = json.loads(content.decode())
     except (OSError, ValueError) as error:
+        if (found := text_kind(content)) is not None:
+            raise CheckpointError(f"{path}: expected JSON, got {found[0]}: {found[1]}") from error
         raise CheckpointError(f"{path}: expected JSON, got a file that fails: {error}") from error
     if not isinstance(fields, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(fields).__name__}")
@@ -82,7 +91,8 @@ def read_weights(resolve: Callable[[str], Path]) -> tuple[Path, Weights]:
             FileNotFoundError.
 
     Raises:
-        CheckpointError: a file is truncated, corrupt, unsafe to open, or a shard is missing.
+        CheckpointError: a file is of another kind, truncated, corrupt or unsafe to open, or a
+            shard is missing.
         FileNotFoundError: there is no file of weights.
         ImportError: h5py is needed and not installed.
     """
@@ -112,12 +122,22 @@ def read_preset_weights(resolve: Callable[[str], Path]) -> tuple[Path, Weights]:
 
 
 def read_file(path: Path) -> Weights:
-    """Read all tensors of one file: safetensors, HDF5, or else pickled by PyTorch."""
-    if path.suffix == ".safetensors":
+    """Read all tensors of one file, by what it is and not by its name.
+
+    Raises:
+        CheckpointError: it is neither safetensors nor HDF5, an archive of Keras or a pickle of
+            PyTorch; or truncated, corrupt or unsafe to open.
+        ImportError: h5py is needed and not installed.
+    """
+    kind = kind_of(path)
+    if kind == SAFETENSORS:
         return Weights(_read_safetensors(path))
-    if path.suffix in (".h5", ".hdf5"):
+    if kind == HDF5:
         tensors, groups = read_h5(path)
         return Weights(tensors, groups=groups)
+    if kind == KERAS:
+        tensors, groups, config = read_keras(path)
+        return Weights(tensors, groups=groups, keras_config=config)
     return Weights(*read_pickled(path))
 
 

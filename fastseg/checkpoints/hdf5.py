@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,38 @@ import torch
 
 from .report import CheckpointError
 
+_ARCHIVED_CONFIG, _ARCHIVED_WEIGHTS = "config.json", "model.weights.h5"
 
-def read_h5(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+
+def read_keras(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...], dict[str, Any]]:
+    """Read a `.keras` archive: what `read_h5` gives of the weights in it, and its config.json.
+
+    Raises:
+        CheckpointError, ImportError: as `read_h5`.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            config = json.loads(archive.read(_ARCHIVED_CONFIG))
+            weights = archive.read(_ARCHIVED_WEIGHTS)
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError, RuntimeError, EOFError) as error:
+        raise CheckpointError(
+            f"{path}: expected an archive of Keras with {_ARCHIVED_CONFIG} and "
+            f"{_ARCHIVED_WEIGHTS}, got one that is truncated or corrupt: {error}"
+        ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(
+            f"{path}: expected a JSON object in {_ARCHIVED_CONFIG}, got {type(config).__name__}"
+        )
+    return (*read_h5(path, io.BytesIO(weights)), config)
+
+
+def read_h5(
+    path: Path, content: io.BytesIO | None = None
+) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     """Read all arrays of a file by their paths in it, and the paths of its groups.
+
+    Args:
+        content: of the file, where `path` is an archive that it lies in.
 
     Raises:
         CheckpointError: the file is corrupt, or holds something else than numbers.
@@ -36,7 +68,7 @@ def read_h5(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
             groups.append(name)
 
     try:
-        with h5py.File(path) as file:
+        with h5py.File(content or path) as file:
             file.visititems(take)
     # Also what torch says of strings and other types, and h5py of broken links.
     except (OSError, TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:

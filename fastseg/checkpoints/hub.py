@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from .kinds import folder_kind
+
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _LISTED = 20
 
@@ -72,11 +74,19 @@ def _local_file(directory: Path, filename: str) -> Path:
     path = directory / filename
     if path.is_file():
         return path
+    if path.is_symlink():
+        raise FileNotFoundError(
+            f"{path}: a link to {os.readlink(path)}, which is not there; copy the folder with what "
+            "its links lead to, as `cp -rL` does"
+        )
     names = sorted(entry.name for entry in directory.iterdir())
     shown = ", ".join(names[:_LISTED]) or "nothing"
     if len(names) > _LISTED:
         shown += f" and {len(names) - _LISTED} more"
-    raise FileNotFoundError(f"{directory}: expected a file {filename}, found {shown}")
+    kind = folder_kind(names)
+    raise FileNotFoundError(
+        f"{directory}: expected a file {filename}, found {shown}{f' ({kind})' if kind else ''}"
+    )
 
 
 def _hub_file(repo_id: str, filename: str, revision: str | None, **where: Any) -> Path:

@@ -8,11 +8,12 @@ before anything is copied, so an error lists all that does not fit.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from .configuration import check_overrides, make_config, settle_labels
 from .files import PREPROCESSOR_NAME, Tensors
 from .hub import resolve_file
 from .match import FLOATS, fill, match_tensors
 from .report import CheckpointError, CheckpointWarning, LoadReport, Mismatch
 from .save import save_pretrained
-from .source import Source, beside, local_file, read_source
+from .source import beside, local_file, read_source
 
 __all__ = [
     "CheckpointError",
@@ -62,12 +64,15 @@ class _NoRandomNumbers(TorchFunctionMode):
 
 
 def load_pretrained(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None,
     model_class: type[Any] | Sequence[type[Any]],
     *,
+    config: Any = None,
+    state_dict: Mapping[str, Any] | None = None,
     num_labels: int | None = None,
-    id2label: Mapping[Any, str] | None = None,
+    id2label: Mapping[Any, str] | Sequence[str] | None = None,
     ignore_mismatched_sizes: bool = False,
+    output_loading_info: bool = False,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     revision: str | None = None,
@@ -79,7 +84,8 @@ def load_pretrained(
     """A model in eval mode, from a checkpoint of transformers or of another library.
 
     Reads model.safetensors and pytorch_model.bin, whole or in shards, tf_model.h5, KerasHub's
-    presets, and single files (safetensors, HDF5, PyTorch's pickles, of which no code is run). Whose
+    presets, and single files (safetensors, HDF5, `.keras`, PyTorch's pickles, of which no code is
+    run), also what training programs store. Whose
     tensors they are is told by their names: those of transformers 4 or 5, in PyTorch or TensorFlow,
     NVlabs, mmseg (the encoder), segmentation_models_pytorch or KerasHub. Where there is no
     config.json of transformers, sizes come from the tensors. A head that the file does not have at
@@ -88,13 +94,21 @@ def load_pretrained(
 
     Args:
         path: a directory, a file or a Hugging Face hub id. Beside a file with the name that it has
-            in a checkpoint's directory, such as model.safetensors, config.json counts too.
+            in a checkpoint's directory, such as model.safetensors, config.json counts too. None
+            where `state_dict` is given.
         model_class: the class to load, or several to choose one from by `model_type` and
             `architectures` in config.json, else by the names in the file.
+        config: the configuration, instead of that in config.json; the model gets a copy.
+        state_dict: the weights, instead of those in the files, or what a training program stored
+            with them inside. Without `config` and `path` sizes come from the tensors.
         num_labels, id2label: other classes than the checkpoint's; a classifier of another size in
             the file, or none in a head that has the rest, is then newly initialised.
         ignore_mismatched_sizes: newly initialise every tensor of another shape in the file.
-        dtype: of the model; None or "auto" for the one in config.json, else the file's own.
+        output_loading_info: return (model, info) with what `load_report` has under transformers'
+            keys: missing_keys, unexpected_keys, mismatched_keys, error_msgs.
+        dtype: of the model. None is the one in config.json, else the file's own, but float32 on a
+            CPU where that is float16 or bfloat16: an image processor's pixels are float32. "auto"
+            is the stored one everywhere.
         device: of the model; None for PyTorch's default device.
         revision, cache_dir, token, local_files_only: see `fastseg.checkpoints.hub.resolve_file`.
         **config_overrides: other fields of the configuration, such as `drop_path_rate=0.2`; or
@@ -112,22 +126,26 @@ def load_pretrained(
     # The name of `dtype` in transformers before 4.56.
     torch_dtype = config_overrides.pop("torch_dtype", None)
     dtype = torch_dtype if dtype is None else dtype
-    _check_overrides([one.config_class for one in classes], config_overrides)
+    config_classes = [one.config_class for one in classes]
+    check_overrides(config_classes, config_overrides, inspect.signature(load_pretrained).parameters)
+    _check_given(path, config, state_dict, config_classes)
     file = local_file(path)
-    resolve: Callable[[str], Path] = functools.partial(
-        resolve_file,
-        path,
-        revision=revision,
-        cache_dir=cache_dir,
-        token=token,
-        local_files_only=local_files_only,
-    )
+    resolve: Callable[[str], Path] = _resolve_nothing
     if file is not None:
         resolve = beside(file)
+    elif path is not None:
+        resolve = functools.partial(
+            resolve_file,
+            path,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
     try:
-        source = read_source(path, resolve, families, config_overrides)
+        source = read_source(path, resolve, families, config_overrides, config, state_dict)
     except FileNotFoundError as error:
-        if Path(path).exists():
+        if path is not None and Path(path).exists():
             raise CheckpointError(str(error)) from error
         raise
     family = families[source.model_type]
@@ -138,8 +156,14 @@ def load_pretrained(
     stored_dtype = fields.pop("dtype", None) or fields.get("torch_dtype")
     fields.pop("torch_dtype", None)
     chosen = _choose_class(classes, fields, family.class_name(names.values()))
-    target_dtype = _target_dtype(dtype, stored_dtype, tensors, source.config_path or source.path)
-    config = _make_config(config_class, source, fields, num_labels, id2label, config_overrides)
+    device = torch.get_default_device() if device is None else torch.device(device)
+    described_by = source.config_path or source.path
+    target_dtype = _target_dtype(dtype, stored_dtype, tensors, described_by, device)
+    notes = source.notes
+    if num_labels is None and id2label is None:
+        rows = _rows(names, tensors, family.classifiers)
+        notes += settle_labels(fields, rows, described_by)
+    config = make_config(config_class, described_by, fields, num_labels, id2label, config_overrides)
 
     with torch.device("meta"), _NoRandomNumbers():
         model = chosen(config)
@@ -160,8 +184,12 @@ def load_pretrained(
             f"{source.path}: the tensors do not fit {chosen.__name__} as {source.described_by} it\n"
             + "\n".join(assignment.errors)
         )
-    if device is None:
-        device = torch.get_default_device()
+    report = dataclasses.replace(
+        assignment.report,
+        unexpected=(*assignment.report.unexpected, *translation.left_out),
+        notes=notes,
+    )
+    info = _loading_info(report, model, names, tensors)
 
     def allocate(tensor: torch.Tensor) -> torch.Tensor:
         tensor_dtype = target_dtype if tensor.is_floating_point() else tensor.dtype
@@ -170,29 +198,68 @@ def load_pretrained(
     # What to() and to_empty() do one after the other, without an import of sympy by the latter.
     model._apply(allocate)
     fill(model, assignment, tensors)
-    model.load_report = assignment.report
-    model.name_or_path = os.fspath(path)
+    model.load_report = report
+    model.name_or_path = "" if path is None else os.fspath(path)
     # For `fastseg.segment`. Absolute, for the working directory may change.
     with contextlib.suppress(FileNotFoundError):
         model.preprocessor_file = resolve(PREPROCESSOR_NAME).absolute()
-    if assignment.report:
+    if report:
         warnings.warn(
-            f"{source.path}, loaded into {chosen.__name__}:\n{assignment.report}",
+            f"{source.path}, loaded into {chosen.__name__}:\n{report}",
             CheckpointWarning,
             stacklevel=3,  # the caller of from_pretrained
         )
-    return model.eval()
+    return (model.eval(), info) if output_loading_info else model.eval()
 
 
-def _check_overrides(config_classes: Sequence[type[Any]], overrides: Mapping[str, Any]) -> None:
-    known = {name for one in config_classes for name in inspect.signature(one).parameters}
-    unknown = [name for name in overrides if name not in known or name == "kwargs"]
-    if unknown:
-        names = " or ".join(dict.fromkeys(one.__name__ for one in config_classes))
-        raise TypeError(
-            f"{unknown[0]}: expected an argument of from_pretrained or a field of {names}, "
-            f"got {unknown[0]}={overrides[unknown[0]]!r}"
+def _check_given(
+    path: Any, config: Any, state_dict: Any, config_classes: Sequence[type[Any]]
+) -> None:
+    if path is None and state_dict is None:
+        raise ValueError(
+            "pretrained_model_name_or_path: expected a directory, a file or a hub id, or None with "
+            "the weights as state_dict=; a model of new weights is made from its configuration, as "
+            "SegformerModel(config)"
         )
+    if config is not None and not isinstance(config, tuple(config_classes)):
+        expected = " or ".join(dict.fromkeys(one.__name__ for one in config_classes))
+        raise TypeError(f"config: expected a {expected}, got {type(config).__name__}")
+    if state_dict is not None and not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f"state_dict: expected a dictionary of tensors, got {type(state_dict).__name__}"
+        )
+
+
+def _resolve_nothing(name: str) -> Path:
+    raise FileNotFoundError(f"{name}: there is no checkpoint that it could be in")
+
+
+def _rows(names: Mapping[str, str], tensors: Tensors, classifiers: Collection[str]) -> int | None:
+    """Classes that the classifier in a file has; None where there is none."""
+    for label, name in names.items():
+        layer, _, parameter = name.rpartition(".")
+        if layer in classifiers and parameter == "weight":
+            return tensors[label].shape[0]
+    return None
+
+
+def _loading_info(
+    report: LoadReport,
+    model: Any,
+    names: Mapping[str, str],
+    tensors: Tensors,
+) -> dict[str, list[Any]]:
+    """Build what transformers' `output_loading_info=True` returns."""
+    state = model.state_dict()
+    shapes = {names[label]: tuple(tensor.shape) for label, tensor in tensors.items()}
+    return {
+        "missing_keys": list(report.missing),
+        "unexpected_keys": list(report.unexpected),
+        "mismatched_keys": [
+            (one.name, shapes[one.name], tuple(state[one.name].shape)) for one in report.mismatched
+        ],
+        "error_msgs": [],
+    }
 
 
 def _choose_class(
@@ -205,47 +272,30 @@ def _choose_class(
     return by_name.get(by_tensors, classes[0])
 
 
-def _make_config(
-    config_class: type[Any],
-    source: Source,
-    fields: dict[str, Any],
-    num_labels: int | None,
-    id2label: Mapping[Any, str] | None,
-    overrides: Mapping[str, Any],
-) -> Any:
-    try:
-        config = config_class.from_dict(fields)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"{source.config_path or source.path}: not a valid configuration: {error}"
-        ) from error
-    fields = {**fields, **overrides}
-    if id2label is not None or (num_labels is not None and num_labels != config.num_labels):
-        for name in ("num_labels", "id2label", "label2id"):
-            if name not in overrides:
-                fields.pop(name, None)
-        if num_labels is not None:
-            fields["num_labels"] = num_labels
-        if id2label is not None:
-            fields["id2label"] = id2label
-        return config_class(**fields)
-    return config_class.from_dict(fields)
-
-
 def _target_dtype(
-    dtype: torch.dtype | str | None, stored: Any, tensors: Tensors, config_path: Path
+    dtype: torch.dtype | str | None,
+    stored: Any,
+    tensors: Tensors,
+    config_path: Path | str,
+    device: torch.device,
 ) -> torch.dtype:
     if dtype is None or dtype == "auto":
-        if stored is not None:
-            resolved = getattr(torch, str(stored).removeprefix("torch."), None)
-            if resolved not in FLOATS:
-                raise CheckpointError(f"{config_path}: expected a floating dtype, got {stored!r}")
-            return resolved
-        # Where a file mixes them, the one that loses nothing.
-        floats = [tensor.dtype for tensor in tensors.values() if tensor.dtype in FLOATS]
-        return functools.reduce(torch.promote_types, floats) if floats else torch.float32
+        found = _stored_dtype(stored, tensors, config_path)
+        on_cpu = dtype is None and device.type == "cpu"
+        return torch.promote_types(found, torch.float32) if on_cpu else found
     resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if resolved not in FLOATS:
         expected = ", ".join(str(known) for known in FLOATS)
         raise ValueError(f'dtype: expected "auto" or one of {expected}, got {dtype!r}')
     return resolved
+
+
+def _stored_dtype(stored: Any, tensors: Tensors, config_path: Path | str) -> torch.dtype:
+    if stored is not None:
+        resolved = getattr(torch, str(stored).removeprefix("torch."), None)
+        if resolved not in FLOATS:
+            raise CheckpointError(f"{config_path}: expected a floating dtype, got {stored!r}")
+        return resolved
+    # Where a file mixes them, the one that loses nothing.
+    floats = [tensor.dtype for tensor in tensors.values() if tensor.dtype in FLOATS]
+    return functools.reduce(torch.promote_types, floats) if floats else torch.float32

@@ -15,32 +15,36 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .report import CheckpointError
+from .training import weights_in
 
 # What PyTorch's restricted reader says of a function or class that it does not call, and of
 # anything else; the advice around that is left out, since it is to load without the restriction.
 _REFUSED = re.compile(r"GLOBAL (\S+)")
 _REASON = re.compile(r"WeightsUnpickler error:\s*(.+)")
 
-# Where training programs put the weights in a file that holds more.
-_NESTED = ("state_dict", "model_state_dict")
+
+class Pickled(NamedTuple):
+    """Content of a file: tensors by name, class names stored beside them, remarks for the user."""
+
+    tensors: dict[str, torch.Tensor]
+    class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def read_pickled(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    """The tensors of a file by name, and the class names stored beside them, or ().
+def read_pickled(path: Path) -> Pickled:
+    """The weights in a file.
 
     Raises:
         CheckpointError: the file is corrupt, or holds something else than tensors under their
             names, such as objects that only its own code could make.
     """
     try:
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        content = _open(path, weights_only=True)
     except pickle.UnpicklingError as error:
         try:
             content = _load_inert(path)
@@ -52,13 +56,31 @@ def read_pickled(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
         raise _corrupt(path, error) from error
     if isinstance(content, _Inert):  # a whole model
         raise _unsafe(path, _name(content))
-    if not isinstance(content, dict):
+    return take_weights(content, path)
+
+
+def _open(path: Path, **options: Any) -> Any:
+    """What PyTorch's reader gives with these options; tensors in memory-mapped files."""
+    if path.suffix == ".safetensors":  # by its path it would be taken for that
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", **options)
+    return torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), **options)
+
+
+def take_weights(content: Any, path: Path | str) -> Pickled:
+    """The weights in a dictionary that a file at `path` held, or that stands for one.
+
+    Raises:
+        CheckpointError: it holds something else than tensors under their names.
+    """
+    if not isinstance(content, Mapping):
         raise CheckpointError(
             f"{path}: expected a dictionary of tensors, got {type(content).__name__}"
         )
-    tensors = next(
-        (content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), content
-    )
+    try:
+        tensors, notes = weights_in(content)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     others = [name for name, value in tensors.items() if not isinstance(value, torch.Tensor)]
     for name in others:
         if isinstance(tensors[name], _Inert):
@@ -68,7 +90,7 @@ def read_pickled(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
         raise CheckpointError(f"{path}: expected a dictionary of tensors, got entries {shown}")
     # Without attributes that a file may have put on a tensor.
     plain = {str(name): torch.Tensor.detach(tensor) for name, tensor in tensors.items()}
-    return plain, _class_names(content)
+    return Pickled(plain, _class_names(content), notes)
 
 
 def _corrupt(path: Path, error: Exception) -> CheckpointError:
@@ -79,7 +101,7 @@ def _corrupt(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _unsafe(path: Path, refused: str) -> CheckpointError:
+def _unsafe(path: Path | str, refused: str) -> CheckpointError:
     return CheckpointError(
         f"{path}: expected tensors only, got a pickle that calls {refused}. Loading it would run "
         "code from the file, so it was not loaded (weights_only=True); where you trust it, save "
@@ -194,10 +216,4 @@ def _load_inert(path: Path) -> Any:
     used here, would open them by other means than this unpickler.
     """
     reader = types.SimpleNamespace(__name__="inert", Unpickler=_InertUnpickler, load=_load)
-    return torch.load(
-        path,
-        map_location="cpu",
-        pickle_module=reader,
-        weights_only=False,
-        mmap=zipfile.is_zipfile(path),
-    )
+    return _open(path, pickle_module=reader, weights_only=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ class CheckpointError(ValueError):
 
 
 class CheckpointWarning(UserWarning):
-    """A checkpoint was loaded, but some weights were left out or newly initialised."""
+    """A checkpoint was loaded, but not as it is: weights left out, or newly initialised."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +36,23 @@ class LoadReport:
     mismatched: tensors that are in both, with different shapes.
     reinitialized: tensors of the model that hold new values: the missing and mismatched ones, and
         what shares a layer's initialisation with them.
+    notes: what else was decided, such as which of a file's two sets of weights was taken.
     """
 
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[Mismatch, ...] = ()
     reinitialized: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """Return whether there is anything to report."""
-        return bool(self.missing or self.unexpected or self.mismatched or self.reinitialized)
+        return any(dataclasses.astuple(self))
 
     def __str__(self) -> str:
         return "\n".join(
             [
+                *(f"  {note}" for note in self.notes),
                 *section("newly initialised, to be trained before use", self.reinitialized),
                 *section("of another shape in the file", self.mismatched),
                 *section("in the file, not used", self.unexpected),

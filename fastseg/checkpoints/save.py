@@ -14,10 +14,11 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
@@ -32,7 +33,10 @@ def save_pretrained(
     model: nn.Module,
     directory: str | os.PathLike[str],
     *,
+    is_main_process: bool = True,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
     max_shard_size: int | str | None = None,
+    safe_serialization: bool = True,
 ) -> None:
     """Write config.json and model.safetensors of `model` into `directory`.
 
@@ -41,17 +45,33 @@ def save_pretrained(
     Args:
         model: one of fastseg's models; it is not changed.
         directory: made where it does not exist, with its parents.
+        is_main_process: False writes nothing, for all processes of a training but one.
+        state_dict: the weights to write instead of the model's, under its names, such as those
+            gathered from several GPUs.
         max_shard_size: split larger weights into files of at most this many bytes, such as
             500_000_000, "500MB" or "2GiB", with an index; None for one file.
+        safe_serialization: True; pickled files are not written.
 
     Raises:
-        TypeError, ValueError: `max_shard_size` is no size, or a field of the configuration cannot
-            be written as JSON.
+        TypeError, ValueError: an argument is wrong, names in `state_dict` are others, or a field of
+            the configuration cannot be written as JSON.
         OSError: writing failed, or `directory` is a file.
     """
     limit = _size_in_bytes(max_shard_size)
+    if not safe_serialization:
+        raise ValueError(
+            "safe_serialization: expected True, as fastseg writes safetensors only; "
+            "torch.save(model.state_dict(), path) makes a pickled file"
+        )
+    if not is_main_process:
+        return
+    weights = model.state_dict()
+    if state_dict is not None and (others := weights.keys() ^ state_dict.keys()):
+        raise ValueError(
+            f"state_dict: expected the model's names, got others: {', '.join(sorted(others))}"
+        )
     config_text = _config_text(model)
-    tensors = _tensors(model)
+    tensors = _tensors(weights if state_dict is None else state_dict)
 
     directory = Path(directory)
     made = not directory.exists()
@@ -77,14 +97,14 @@ def _config_text(model: Any) -> str:
         raise type(error)(f"config: expected values that JSON can hold: {error}") from error
 
 
-def _tensors(model: nn.Module) -> Tensors:
-    """The state dict on the CPU, each tensor contiguous and in memory of its own.
+def _tensors(state_dict: Mapping[str, torch.Tensor]) -> Tensors:
+    """The weights on the CPU, each tensor contiguous and in memory of its own.
 
     safetensors refuses tensors that share memory, such as tied weights or views of one buffer.
     """
     tensors: Tensors = {}
     seen: set[int] = set()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state_dict.items():
         tensor = tensor.detach().cpu().contiguous()
         storage = tensor.untyped_storage()
         if storage.nbytes() != tensor.nbytes or storage.data_ptr() in seen:

@@ -2,7 +2,7 @@
 
 A path is a directory, a hub id or a single file. Beside the weights there may be a config.json of
 transformers, of segmentation_models_pytorch or of KerasHub; what it leaves open is told by the
-tensors.
+tensors. The caller may have the weights or the configuration instead.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .files import (
     read_preset_weights,
     read_weights,
 )
+from .pickles import take_weights
 from .report import CheckpointError
 from .translation import CheckpointNames, Translation
 
@@ -33,22 +34,27 @@ _TASK_NAME = "task.json"
 class Source:
     """A checkpoint that was read.
 
-    path: the file that the weights were reached through.
-    config_path: the config.json that describes the model; None where the tensors do.
+    path: the file that the weights were reached through, or what the caller gave them as.
+    config_path: the config.json, or the argument, that describes the model; None where the tensors
+        do.
     model_type: of the family whose names it has.
     fields: of the configuration.
+    notes: remarks for the user.
     """
 
-    path: Path
+    path: Path | str
     model_type: str
-    config_path: Path | None
+    config_path: Path | str | None
     fields: dict[str, Any]
     translation: Translation
+    notes: tuple[str, ...] = ()
 
     @property
     def described_by(self) -> str:
         """Subject and verb of where the model's sizes come from, for messages."""
-        return f"{self.config_path.name} describes" if self.config_path else "their shapes describe"
+        if self.config_path is None:
+            return "their shapes describe"
+        return f"{Path(self.config_path).name} describes"
 
 
 def local_file(path: object) -> Path | None:
@@ -77,6 +83,8 @@ def read_source(
     resolve: Callable[[str], Path],
     families: Mapping[str, CheckpointNames],
     overrides: Mapping[str, Any],
+    config: Any = None,
+    state_dict: Mapping[str, Any] | None = None,
 ) -> Source:
     """Read the checkpoint at `path`.
 
@@ -86,6 +94,8 @@ def read_source(
         families: the names that checkpoints may have, by the `model_type` that a config.json of
             transformers has. Without one the first family is taken that knows the tensors.
         overrides: fields of the configuration that the caller knows.
+        config: the configuration, instead of that in config.json.
+        state_dict: the weights, instead of those in files.
 
     Raises:
         CheckpointError: a file is corrupt, unsafe or of another model, or the tensors leave a
@@ -93,18 +103,24 @@ def read_source(
         FileNotFoundError: there are no weights, or no config.json where it cannot be left out.
     """
     file = local_file(path)
-    try:
-        config_path = resolve(CONFIG_NAME)
-    except FileNotFoundError:
-        # From the hub it is always there, unless the download failed.
-        if file is None and not _has_weights(path):
-            raise
-        config_path = None
-    config = {} if config_path is None else read_json(config_path)
-    library = _library(config)
-    if config_path is not None and "model_type" in config:
-        families = _of_model_type(config, config_path, families)
-    if library == "KerasHub":
+    config_path: Path | str | None = None
+    if config is not None:
+        config_path, found = "config", config.to_dict()
+    else:
+        try:
+            config_path = resolve(CONFIG_NAME)
+        except FileNotFoundError:
+            # From the hub it is always there, unless the download failed.
+            if file is None and state_dict is None and not _has_weights(path):
+                raise
+        found = {} if config_path is None else read_json(Path(config_path))
+    library = _library(found)
+    if config_path is not None and "model_type" in found:
+        families = _of_model_type(found, config_path, families)
+    weights_path: Path | str = "state_dict"
+    if state_dict is not None:
+        weights = Weights(*take_weights(state_dict, weights_path))
+    elif library == "KerasHub":
         weights_path, weights = read_preset_weights(resolve)
     elif file is not None:
         weights_path, weights = file, read_file(file)
@@ -117,11 +133,13 @@ def read_source(
         try:
             fields: dict[str, Any] = {}
             if is_described:
-                fields = config
+                fields = found
             elif config_path is not None and library == "smp":
-                fields = _smp_fields(config, config_path, family)
+                fields = _smp_fields(found, config_path, family)
             elif config_path is not None:
-                fields = _preset_fields(config, config_path, resolve, family)
+                fields = _preset_fields(found, Path(config_path), resolve, family)
+            elif weights.keras_config is not None:
+                fields = _archived_fields(weights.keras_config, weights_path, family)
             translation, fields = _translated(
                 weights_path, weights, family, fields, overrides, is_described
             )
@@ -129,14 +147,19 @@ def read_source(
             first_error = first_error or error
             continue
         return Source(
-            weights_path, model_type, described_by, {**translation.fields, **fields}, translation
+            weights_path,
+            model_type,
+            described_by,
+            {**translation.fields, **fields},
+            translation,
+            (*weights.notes, *translation.notes),
         )
     assert first_error is not None
     raise first_error
 
 
 def _translated(
-    path: Path,
+    path: Path | str,
     weights: Weights,
     family: CheckpointNames,
     fields: dict[str, Any],
@@ -186,7 +209,7 @@ def _inferred(
 
 
 def _of_model_type(
-    config: Mapping[str, Any], path: Path, families: Mapping[str, CheckpointNames]
+    config: Mapping[str, Any], path: Path | str, families: Mapping[str, CheckpointNames]
 ) -> dict[str, CheckpointNames]:
     stated = config["model_type"]
     if stated not in families:
@@ -195,7 +218,9 @@ def _of_model_type(
     return {stated: families[stated]}
 
 
-def _smp_fields(config: Mapping[str, Any], path: Path, family: CheckpointNames) -> dict[str, Any]:
+def _smp_fields(
+    config: Mapping[str, Any], path: Path | str, family: CheckpointNames
+) -> dict[str, Any]:
     try:
         return family.read_smp(config)
     except CheckpointError as error:
@@ -216,3 +241,19 @@ def _preset_fields(
         return family.read_preset(config, task)
     except CheckpointError as error:
         raise CheckpointError(f"{path.parent / str(error)}") from error
+
+
+def _archived_fields(
+    config: Mapping[str, Any], path: Path | str, family: CheckpointNames
+) -> dict[str, Any]:
+    """Fields from the config.json in an archive of Keras, which is that of a task or of a backbone.
+
+    In presets these are two files.
+    """
+    backbone = (config.get("config") or {}).get("backbone")
+    try:
+        if isinstance(backbone, dict):
+            return family.read_preset(backbone, config)
+        return family.read_preset(config, None)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {str(error).partition(': ')[2]}") from error

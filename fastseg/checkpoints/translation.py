@@ -23,12 +23,16 @@ class Translation:
     names: from those names to those in a model with a head. What no table knows keeps its name.
     fields: of the configuration, as far as the format says them.
     foreign_head: why no model of fastseg can hold the decode head in the file; None where one can.
+    left_out: names in the file that are outside of the model, such as a loss's.
+    notes: remarks for the user.
     """
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
     foreign_head: str | None = None
+    left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, name: str, tensor: torch.Tensor, targets: Sequence[str]) -> None:
         """Take `tensor`, called `name` in the file, as the tensors `targets` of a model."""

@@ -95,7 +95,7 @@ def _load(arguments: argparse.Namespace) -> Any:
         encoders = [family.models[-1] for family in FAMILIES.values()]
         load = functools.partial(load_pretrained, model_class=encoders)
     fields = {} if arguments.heads is None else {"num_attention_heads": arguments.heads}
-    dtype = None if arguments.dtype is None else options.DTYPES[arguments.dtype]
+    dtype = "auto" if arguments.dtype is None else options.DTYPES[arguments.dtype]
     try:
         with warnings.catch_warnings():
             # What it warns of is in `load_report`, told below.
@@ -137,7 +137,7 @@ def _compare(model: Any, folder: Path) -> None:
     Raises:
         CommandError: a tensor or a field of the configuration is not what the model has.
     """
-    written = type(model).from_pretrained(folder, device="cpu")
+    written = type(model).from_pretrained(folder, device="cpu", dtype="auto")
     expected, got = model.state_dict(), written.state_dict()
     differing = [name for name in expected if not torch.equal(expected[name], got[name])]
     stored = type(model.config).from_dict(read_json(folder / CONFIG_NAME))

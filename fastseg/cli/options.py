@@ -81,13 +81,14 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
-        default="float32",
-        help="precision of the model (default: float32)",
+        help="precision of the model (default: as stored, and float32 on a CPU)",
     )
 
 
-def load_model(source: str | None, device: torch.device, dtype: str) -> tuple[Any, Any]:
+def load_model(source: str | None, device: torch.device, dtype: str | None) -> tuple[Any, Any]:
     """A segmentation model in eval mode and its image processor; `source` None is the embedded one.
+
+    `dtype` None is what is stored, and float32 on a CPU where that is half precision.
 
     Raises:
         CommandError: neither can be read, or the model does not segment.
@@ -98,7 +99,8 @@ def load_model(source: str | None, device: torch.device, dtype: str) -> tuple[An
         with warnings.catch_warnings():
             # What it warns of is in `load_report`, told below.
             warnings.simplefilter("ignore", fastseg.CheckpointWarning)
-            model = fastseg.from_pretrained(place, device=device, dtype=DTYPES[dtype])
+            chosen = None if dtype is None else DTYPES[dtype]
+            model = fastseg.from_pretrained(place, device=device, dtype=chosen)
     except (OSError, ValueError, ImportError) as error:
         raise CommandError(f"--model {name}: {error}") from error
     if not model.segments:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,18 @@ def post_process_semantic_segmentation(
 
 
 def logits_of(outputs: Any) -> torch.Tensor:
-    """The logits (B, K, h, w) that a model has given, as a field of its output or by themselves.
+    """The logits (B, K, h, w) that a model has given, in its output or by themselves.
+
+    An output has them as an attribute or, as transformers' pipelines hand it over, as an entry.
 
     Raises:
         TypeError, ValueError: there are none, or they are no maps.
     """
-    logits = outputs if isinstance(outputs, torch.Tensor) else getattr(outputs, "logits", None)
+    logits = outputs
+    if isinstance(outputs, Mapping):
+        logits = outputs.get("logits")
+    elif not isinstance(outputs, torch.Tensor):
+        logits = getattr(outputs, "logits", None)
     if not isinstance(logits, torch.Tensor):
         raise TypeError(
             "outputs: expected the output of a model, with logits, or a tensor, "

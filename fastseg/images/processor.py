@@ -297,6 +297,10 @@ class SegformerImageProcessor:
     def to_json_string(self) -> str:
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
+    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
+        """Write `to_json_string` into a file."""
+        Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
+
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
         """Write preprocessor_config.json, which transformers 4.x and 5.x load; return its path.
 

@@ -13,16 +13,18 @@ from .families import FAMILIES
 PRESETS = tuple(name for family in FAMILIES.values() for name in family.presets)
 
 
-def from_pretrained(path: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
+def from_pretrained(path: str | os.PathLike[str] | None, **kwargs: Any) -> Any:
     """The model in a directory, in a file or under a Hugging Face hub id, in eval mode.
+
+    Weights in half precision become float32 on a CPU, where an image processor's pixels fit no
+    others, and stay as they are stored elsewhere; `dtype=` says otherwise.
 
     Its family comes from `model_type` in config.json, its class from `architectures` there, else
     both from the names of the tensors. Arguments and errors are those of
     `fastseg.checkpoints.load.load_pretrained`.
     """
     classes = [model for family in FAMILIES.values() for model in family.models]
-    model: PreTrainedModel = load_pretrained(path, classes, **kwargs)
-    return model
+    return load_pretrained(path, classes, **kwargs)
 
 
 def from_preset(
@@ -44,7 +46,8 @@ def from_preset(
         **kwargs: other fields of the family's configuration.
 
     Raises:
-        ValueError: no such preset.
+        TypeError: a keyword is no such field, or one is given twice.
+        ValueError: no such preset, or a field is wrong.
     """
     for family in FAMILIES.values():
         if name in family.presets and family.from_preset is not None:

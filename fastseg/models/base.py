@@ -1,4 +1,4 @@
-"""What the models of all families share: loading, saving, folding, gradient checkpointing."""
+"""What the models of all families share: loading, saving, folding, activation checkpointing."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from fastseg.exporting.folded import FoldedModel, fold_accelerated
 from fastseg.folding.swap import refold
 from fastseg.images.processor import SegformerImageProcessor
 
+from .checkpointing import Checkpointing
+
 
 class PreTrainedModel(Graphed, nn.Module):
     """Base of all models, with the names of transformers' class.
@@ -24,6 +26,8 @@ class PreTrainedModel(Graphed, nn.Module):
         checkpoint_names: names that checkpoints of the family may have.
         base_model_prefix: the name of the encoder in models with a head.
         image_processor_class: of the images that it takes.
+        input_modalities, main_input_name, supports_gradient_checkpointing: as transformers' tools
+            look for them.
         segments: whether its logits are those of pixels.
         takes_bytes: whether its forward takes uint8 pixels with a `pixel_scale` and `pixel_offset`.
         name_or_path: where the weights were loaded from.
@@ -34,6 +38,8 @@ class PreTrainedModel(Graphed, nn.Module):
     checkpoint_names: ClassVar[CheckpointNames]
     base_model_prefix: ClassVar[str] = ""
     main_input_name: ClassVar[str] = "pixel_values"
+    input_modalities: ClassVar[tuple[str, ...]] = ("image",)
+    supports_gradient_checkpointing: ClassVar[bool] = True
     image_processor_class: ClassVar[type[Any]] = SegformerImageProcessor
     segments: ClassVar[bool] = False
     takes_bytes: ClassVar[bool] = False
@@ -56,12 +62,21 @@ class PreTrainedModel(Graphed, nn.Module):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """A model of this class from a directory or hub id; see `fastseg.from_pretrained`."""
+        """A model of this class from a directory, a file or a hub id.
+
+        Arguments and errors are those of `fastseg.from_pretrained`. Weights in half precision
+        become float32 on a CPU and stay as stored elsewhere; `dtype=` says otherwise.
+        """
         return load_pretrained(pretrained_model_name_or_path, model_class=cls, **kwargs)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Write `config.json` and `model.safetensors`, which transformers loads too."""
         save_pretrained(self, save_directory, **kwargs)
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Return False: it gives no text. transformers' pipelines ask."""
+        return False
 
     def folded_model(self) -> FoldedModel:
         """The folded arguments of all ops, as `fastseg.export` writes them.
@@ -89,42 +104,62 @@ class PreTrainedModel(Graphed, nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """Number of weights, without BatchNorm's statistics."""
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Number of weights, without BatchNorm's statistics.
+
+        `exclude_embeddings` is of tables of words, which these models do not have.
+        """
         return sum(
             parameter.numel()
             for parameter in self.parameters()
             if parameter.requires_grad or not only_trainable
         )
 
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
     ) -> None:
-        """Recompute each layer in the backward pass instead of keeping its activations.
+        """Recompute layers in the backward pass instead of keeping their activations.
 
-        The arguments are those of `torch.utils.checkpoint.checkpoint`.
+        Args:
+            activation_checkpointing_kwargs: those of `torch.utils.checkpoint.checkpoint`.
+            every_n_layers: recompute each n-th layer only.
+            offload: keep what is needed for that in the host's memory.
 
         Raises:
-            ValueError: the encoder of this model cannot.
+            ValueError: the encoder of this model cannot, or `every_n_layers` is less than 1.
         """
         if not hasattr(self._encoder, "gradient_checkpointing"):
-            raise ValueError(f"{type(self).__name__}: its encoder has no gradient checkpointing")
-        self._encoder.gradient_checkpointing = {
-            "use_reentrant": False,
-            **(gradient_checkpointing_kwargs or {}),
-        }
+            raise ValueError(f"{type(self).__name__}: its encoder has no activation checkpointing")
+        arguments = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
+        self._encoder.gradient_checkpointing = Checkpointing(arguments, every_n_layers, offload)
 
-    def gradient_checkpointing_disable(self) -> None:
-        if self.is_gradient_checkpointing:
+    def activation_checkpointing_disable(self) -> None:
+        if self.is_activation_checkpointing:
             self._encoder.gradient_checkpointing = None
 
     @property
-    def is_gradient_checkpointing(self) -> bool:
+    def is_activation_checkpointing(self) -> bool:
         return getattr(self._encoder, "gradient_checkpointing", None) is not None
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Call `activation_checkpointing_enable`: its name in transformers so far."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.activation_checkpointing_disable()
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self.is_activation_checkpointing
 
     @property
     def _encoder(self) -> Any:
-        """What gradient checkpointing is of: the encoder, of a head's model too."""
+        """What activation checkpointing is of: the encoder, of a head's model too."""
         return getattr(self, self.base_model_prefix, self).encoder
 
     def _return_dict(self, return_dict: bool | None) -> bool:

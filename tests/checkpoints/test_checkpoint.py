@@ -141,7 +141,7 @@ def test_loads(kind, name, tmp_path, request):
         expected = tensors_of_4(folder)
     else:
         folder, expected = tmp_path, write(name, tmp_path)
-    loaded = from_pretrained(folder)
+    loaded = from_pretrained(folder, dtype="auto")
     assert type(loaded) is getattr(fastseg, name)
     assert not loaded.training
     assert not loaded.load_report
@@ -176,24 +176,6 @@ def test_transformers_4_loads_what_fastseg_saves(saved_for_4, saved_by_4):
         assert not any(info.values()), info
         loaded = torch.load(folder / name / "loaded.pt", weights_only=True)
         assert_same_tensors(loaded, dict(model.state_dict()))
-
-
-@pytest.mark.parametrize("dtype", ["float32", torch.bfloat16])
-def test_dtype_argument(dtype, tmp_path):
-    ours(SEGMENTATION).half().save_pretrained(tmp_path)
-    stored = load_file(tmp_path / "model.safetensors")
-    loaded = from_pretrained(tmp_path, dtype=dtype)
-    expected_dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    for name, tensor in loaded.state_dict().items():
-        expected = stored[name].to(expected_dtype) if tensor.is_floating_point() else stored[name]
-        assert tensor.dtype == expected.dtype
-        assert torch.equal(tensor, expected)
-
-
-def test_dtype_comes_from_the_file_where_the_config_has_none(tmp_path):
-    ours(SEGMENTATION).half().save_pretrained(tmp_path)
-    edit_config(tmp_path, dtype=None)
-    assert from_pretrained(tmp_path).dtype == torch.float16
 
 
 def test_base_prefix_is_optional(tmp_path):

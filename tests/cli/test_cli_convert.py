@@ -209,7 +209,12 @@ def test_over_its_own_source(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [(None, "no such directory"), (b"nothing", "corrupt"), (b"", "corrupt")],
+    [
+        (None, "no such directory"),
+        (b"nothing", "a text that begins with 'nothing'"),
+        (b"\x80\x02nothing", "corrupt"),
+        (b"", "an empty file"),
+    ],
 )
 def test_sources_that_cannot_be_read(content, told, tmp_path, capsys):
     source = tmp_path / "a b.pth"

@@ -6,11 +6,13 @@ for are kept as attributes and written back.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastseg.checkpoints.values import class_names, flag, names_of, number, per_stage, whole
 from fastseg.kernels.blocks.activations import ACTIVATIONS
+
+from ..config import PreTrainedConfig
 
 _PER_STAGE = (
     "depths",
@@ -36,7 +38,7 @@ _PROBLEM_TYPES = (
 )
 
 
-class SegformerConfig:
+class SegformerConfig(PreTrainedConfig):
     """Sizes and options of a SegFormer; the defaults are those of MiT-B0 with a 256-wide decoder.
 
     Per-stage fields are sequences of `num_encoder_blocks` integers.
@@ -61,7 +63,7 @@ class SegformerConfig:
         semantic_loss_ignore_index: label that the segmentation loss leaves out.
         reshape_last_stage: whether the last stage gives (B, C, H, W) rather than (B, N, C).
         num_labels: number of classes; 2 where neither it nor `id2label` is given.
-        id2label: class names by number; string keys are turned into integers.
+        id2label: class names by number, or in a list; string keys are turned into integers.
         label2id: the inverse; derived from `id2label` where it is absent or does not fit.
         patch_norm_eps, block_norm_eps, reduction_norm_eps, stage_norm_eps: added to the variance in
             the LayerNorms of patch embeddings, before attention and Mix-FFN, after the spatial
@@ -70,10 +72,13 @@ class SegformerConfig:
         problem_type: None, "regression", "single_label_classification" or
             "multi_label_classification": the loss of the image classifier.
         output_attentions, output_hidden_states, return_dict: defaults of `forward`'s arguments.
-        **kwargs: anything else, kept as attributes.
+        **kwargs: what transformers writes into config.json besides these, kept as attributes.
+
+    Numbers may be NumPy's, or floats and texts of the same value, as in files edited by hand.
 
     Raises:
-        ValueError: a field is out of range, or fields contradict each other.
+        TypeError: a keyword is neither.
+        ValueError: a field is of another kind or out of range, or fields contradict each other.
     """
 
     model_type = "segformer"
@@ -101,7 +106,7 @@ class SegformerConfig:
         reshape_last_stage: bool = True,
         *,
         num_labels: int | None = None,
-        id2label: Mapping[Any, str] | None = None,
+        id2label: Mapping[Any, str] | Sequence[str] | None = None,
         label2id: Mapping[str, int] | None = None,
         patch_norm_eps: float = 1e-5,
         block_norm_eps: float = 1e-5,
@@ -113,50 +118,58 @@ class SegformerConfig:
         return_dict: bool = True,
         **kwargs: Any,
     ) -> None:
-        self.num_channels = num_channels
-        self.num_encoder_blocks = num_encoder_blocks
-        self.depths = list(depths)
-        self.sr_ratios = list(sr_ratios)
-        self.hidden_sizes = list(hidden_sizes)
-        self.patch_sizes = list(patch_sizes)
-        self.strides = list(strides)
-        self.num_attention_heads = list(num_attention_heads)
-        self.mlp_ratios = list(mlp_ratios)
+        self.num_channels = whole("num_channels", num_channels)
+        self.num_encoder_blocks = whole("num_encoder_blocks", num_encoder_blocks)
+        self.depths = per_stage("depths", depths)
+        self.sr_ratios = per_stage("sr_ratios", sr_ratios)
+        self.hidden_sizes = per_stage("hidden_sizes", hidden_sizes)
+        self.patch_sizes = per_stage("patch_sizes", patch_sizes)
+        self.strides = per_stage("strides", strides)
+        self.num_attention_heads = per_stage("num_attention_heads", num_attention_heads)
+        self.mlp_ratios = per_stage("mlp_ratios", mlp_ratios, number)
         self.hidden_act = hidden_act
-        self.hidden_dropout_prob = hidden_dropout_prob
-        self.attention_probs_dropout_prob = attention_probs_dropout_prob
-        self.classifier_dropout_prob = classifier_dropout_prob
-        self.initializer_range = initializer_range
-        self.drop_path_rate = drop_path_rate
-        self.layer_norm_eps = layer_norm_eps
-        self.decoder_hidden_size = decoder_hidden_size
-        self.semantic_loss_ignore_index = semantic_loss_ignore_index
-        self.reshape_last_stage = reshape_last_stage
-        self.patch_norm_eps = patch_norm_eps
-        self.block_norm_eps = block_norm_eps
-        self.reduction_norm_eps = reduction_norm_eps
-        self.stage_norm_eps = stage_norm_eps
+        self.hidden_dropout_prob = number("hidden_dropout_prob", hidden_dropout_prob)
+        self.attention_probs_dropout_prob = number(
+            "attention_probs_dropout_prob", attention_probs_dropout_prob
+        )
+        self.classifier_dropout_prob = number("classifier_dropout_prob", classifier_dropout_prob)
+        self.initializer_range = number("initializer_range", initializer_range)
+        self.drop_path_rate = number("drop_path_rate", drop_path_rate)
+        self.layer_norm_eps = number("layer_norm_eps", layer_norm_eps)
+        self.decoder_hidden_size = whole("decoder_hidden_size", decoder_hidden_size)
+        self.semantic_loss_ignore_index = whole(
+            "semantic_loss_ignore_index", semantic_loss_ignore_index
+        )
+        self.reshape_last_stage = flag("reshape_last_stage", reshape_last_stage)
+        self.patch_norm_eps = number("patch_norm_eps", patch_norm_eps)
+        self.block_norm_eps = number("block_norm_eps", block_norm_eps)
+        self.reduction_norm_eps = number("reduction_norm_eps", reduction_norm_eps)
+        self.stage_norm_eps = number("stage_norm_eps", stage_norm_eps)
         self.problem_type = problem_type
-        self.output_attentions = output_attentions
-        self.output_hidden_states = output_hidden_states
-        self.return_dict = return_dict
+        self.output_attentions = flag("output_attentions", output_attentions)
+        self.output_hidden_states = flag("output_hidden_states", output_hidden_states)
+        self.return_dict = flag("return_dict", return_dict)
         if id2label is None:
             self.num_labels = 2 if num_labels is None else num_labels
         else:
-            self.id2label = {int(number): name for number, name in id2label.items()}
-            if num_labels is not None and num_labels != len(self.id2label):
+            self.id2label = class_names(id2label)
+            if num_labels is not None and whole("num_labels", num_labels) != len(self.id2label):
                 raise ValueError(
                     "num_labels and id2label: expected the same number of classes, got "
                     f"{num_labels} and {len(self.id2label)}"
                 )
-            self.label2id = {name: number for number, name in self.id2label.items()}
+            self.label2id = {name: label for label, name in self.id2label.items()}
+            if not isinstance(label2id, Mapping | None):
+                raise ValueError(f"label2id: expected numbers by name, got {label2id!r}")
             if label2id is not None and {*label2id.values()} == {*self.id2label}:
                 self.label2id = dict(label2id)
-        # `num_hidden_layers` is transformers' alias of `num_encoder_blocks`.
-        kwargs.pop("num_hidden_layers", None)
-        kwargs.pop("model_type", None)
-        for name, value in kwargs.items():
-            setattr(self, name, value)
+        blocks = kwargs.get("num_hidden_layers")
+        if blocks is not None and blocks != self.num_encoder_blocks:
+            raise ValueError(
+                "num_hidden_layers: expected num_encoder_blocks, of which it is another name, "
+                f"{self.num_encoder_blocks}; got {blocks}"
+            )
+        self._keep(kwargs)
         self._validate()
 
     @property
@@ -166,11 +179,12 @@ class SegformerConfig:
 
     @num_labels.setter
     def num_labels(self, num_labels: int) -> None:
-        if not isinstance(num_labels, int) or isinstance(num_labels, bool) or num_labels < 1:
+        count = whole("num_labels", num_labels)
+        if count < 1:
             raise ValueError(f"num_labels: expected an integer of at least 1, got {num_labels!r}")
-        if len(getattr(self, "id2label", ())) != num_labels:
-            self.id2label = {number: f"LABEL_{number}" for number in range(num_labels)}
-            self.label2id = {name: number for number, name in self.id2label.items()}
+        if len(getattr(self, "id2label", ())) != count:
+            self.id2label = names_of(count, {})
+            self.label2id = {name: label for label, name in self.id2label.items()}
 
     @property
     def num_hidden_layers(self) -> int:
@@ -180,7 +194,7 @@ class SegformerConfig:
     def _validate(self) -> None:
         for name in ("num_channels", "num_encoder_blocks", "decoder_hidden_size"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if value < 1:
                 raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
         for name in _PER_STAGE:
             values = getattr(self, name)
@@ -205,8 +219,7 @@ class SegformerConfig:
                 )
         for name in _NORM_EPSILONS:
             epsilon = getattr(self, name)
-            is_number = isinstance(epsilon, int | float) and not isinstance(epsilon, bool)
-            if not is_number or not 0 < epsilon < 1:
+            if not 0 < epsilon < 1:
                 raise ValueError(f"{name}: expected a number between 0 and 1, got {epsilon!r}")
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(
@@ -218,28 +231,3 @@ class SegformerConfig:
             raise ValueError(
                 f"problem_type: expected one of {_PROBLEM_TYPES}, got {self.problem_type!r}"
             )
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, as written into `config.json` (with `model_type`)."""
-        fields = copy.deepcopy(self.__dict__)
-        return {"model_type": self.model_type, **fields}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> SegformerConfig:
-        """A configuration from the contents of a `config.json`.
-
-        Where `id2label` and `num_labels` disagree, `id2label` counts, as in transformers.
-        """
-        fields = dict(fields)
-        if fields.get("id2label") is not None:
-            fields.pop("num_labels", None)
-        return cls(**fields)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, SegformerConfig) and self.__dict__ == other.__dict__
-
-    __hash__ = None  # type: ignore[assignment]  # mutable
-
-    def __repr__(self) -> str:
-        shown = {name: value for name, value in self.to_dict().items() if name != "label2id"}
-        return f"SegformerConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"

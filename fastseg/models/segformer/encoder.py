@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from fastseg.folding.swap import Accelerated, with_plan
 from fastseg.kernels.blocks.tokens import tokens_to_map
 
+from ..checkpointing import Checkpointing
 from .config import SegformerConfig
 from .hosts.own import ENCODER
 from .layers import SegformerLayer, SegformerOverlapPatchEmbeddings, grid_side, scale_pixels
@@ -24,7 +25,7 @@ class SegformerEncoder(Accelerated, nn.Module):
     def __init__(self, config: SegformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.gradient_checkpointing: dict[str, Any] | None = None
+        self.gradient_checkpointing: Checkpointing | None = None
         channels = [config.num_channels, *config.hidden_sizes]
         self.patch_embeddings = nn.ModuleList(
             SegformerOverlapPatchEmbeddings(
@@ -76,13 +77,14 @@ class SegformerEncoder(Accelerated, nn.Module):
         feature_map = scale_pixels(pixel_values, pixel_scale, pixel_offset, proj)
         maps: list[torch.Tensor] = []
         attentions: list[torch.Tensor] = []
+        number = itertools.count()
         stages: Any = zip(self.patch_embeddings, self.block, self.layer_norm, strict=True)
         for embed, layers, norm in stages:
             tokens, height, width = embed(feature_map)
             for layer in layers:
                 if self.gradient_checkpointing is not None and self.training:
-                    tokens, attention = checkpoint(
-                        layer, tokens, height, width, **self.gradient_checkpointing
+                    tokens, attention = self.gradient_checkpointing.run(
+                        next(number), layer, tokens, height, width
                     )
                 else:
                     tokens, attention = layer(tokens, height, width)

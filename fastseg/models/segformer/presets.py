@@ -41,15 +41,20 @@ def preset_config(
         raise ValueError(f"name: expected one of {', '.join(PRESETS)}, got {name!r}")
     family, size = name.split("_")
     depths, hidden_sizes, decoder_hidden_size = _SIZES[size]
-    if num_classes is None and "id2label" not in kwargs:
-        num_classes = 1000 if family == "mit" else 150
-    return SegformerConfig(
-        depths=depths,
-        hidden_sizes=hidden_sizes,
-        decoder_hidden_size=projection_filters or decoder_hidden_size,
-        num_labels=num_classes,
-        **kwargs,
-    )
+    fields: dict[str, Any] = {
+        "depths": depths,
+        "hidden_sizes": hidden_sizes,
+        "decoder_hidden_size": decoder_hidden_size,
+    }
+    if "num_labels" not in kwargs and "id2label" not in kwargs:
+        fields["num_labels"] = 1000 if family == "mit" else 150
+    given = {"num_labels": num_classes, "decoder_hidden_size": projection_filters}
+    for field, value in given.items():
+        if value is not None and field in kwargs:
+            raise TypeError(f"{field}: given twice, as {kwargs[field]} and as {value}")
+        if value is not None:
+            fields[field] = value
+    return SegformerConfig(**fields | kwargs)
 
 
 def from_preset(

@@ -15,13 +15,23 @@ from typing import Any
 
 import torch
 
+from fastseg.checkpoints.training import is_averaged, remark
 from fastseg.checkpoints.translation import Table, Translation, translate_name
 
 from ..hosts.names import MMSEG, MMSEG_EMBED, NVLABS, NVLABS_EMBED, TRANSFORMERS_NEW
 from .tree import BASE, ENCODER, block_table, embedding_table
 
-# Before all names: DistributedDataParallel, torch.compile, Lightning.
-_WRAPPERS = ("module.", "_orig_mod.", "model.")
+# In names wherever a module was wrapped: torch.compile, FSDP, activation checkpointing.
+_WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# The first convolution, and what stands before the names of its model: module. of
+# DistributedDataParallel, model. of Lightning, whatever a training program calls it.
+_FIRST = re.compile(
+    r"((?:[^.]+\.)*?)"
+    r"(?:(?:segformer\.)?(?:encoder\.)?patch_embeddings\.0\.proj"
+    r"|(?:segformer\.)?stages\.0\.patch_embeddings\.proj"
+    r"|(?:backbone\.|encoder\.)?patch_embed1\.proj"
+    r"|(?:backbone\.)?layers\.0\.0\.projection)\.weight"
+)
 
 _NEW_STAGE = re.compile(r"stages\.(\d+)\.(?:blocks\.(\d+)|(patch_embeddings|layer_norm))\.(.+)")
 _NEW_BLOCK = block_table(TRANSFORMERS_NEW)
@@ -65,10 +75,21 @@ _OTHER_HEAD = (
 
 
 def translate(tensors: Mapping[str, torch.Tensor]) -> Translation:
-    """Bring the names of a PyTorch file to fastseg's; unknown names stay as they are."""
-    prefix = _common_prefix(tensors)
-    bare = {name: name.removeprefix(prefix) for name in tensors}
-    translation = Translation(fields=_fields(bare.values()), foreign_head=_foreign_head(bare))
+    """Bring the names of a PyTorch file to fastseg's; unknown names stay as they are.
+
+    Where the model is one module among others, such as a loss, these are left out. Of several
+    models, such as an average of the weights or a teacher, one is taken.
+    """
+    tensors = {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
+    prefix, *others = _prefixes(tensors)
+    bare = {name: name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
+    translation = Translation(
+        fields=_fields(bare.values()),
+        foreign_head=_foreign_head(bare),
+        left_out=[name for name in tensors if not name.startswith((prefix, *others))],
+    )
+    if others:
+        translation.notes.append(remark(prefix, others, "it"))
     projections = sum(
         bool(_SMP_STAGE.fullmatch(name)) and name.endswith("weight") for name in bare.values()
     )
@@ -86,19 +107,10 @@ def translate(tensors: Mapping[str, torch.Tensor]) -> Translation:
     return translation
 
 
-def _common_prefix(names: Iterable[str]) -> str:
-    names = list(names)
-    prefix = ""
-    while names:
-        longer = [
-            prefix + wrapper
-            for wrapper in _WRAPPERS
-            if all(name.startswith(prefix + wrapper) for name in names)
-        ]
-        if not longer:
-            break
-        prefix = longer[0]
-    return prefix
+def _prefixes(names: Iterable[str]) -> list[str]:
+    """What stands before the names of each model in a file, the one to take first."""
+    found = [match[1] for name in names if (match := _FIRST.fullmatch(name))]
+    return sorted(found, key=is_averaged) or [""]
 
 
 def _fields(names: Iterable[str]) -> dict[str, Any]:
