@@ -155,6 +155,8 @@ def load_pretrained(
     tensors, names = translation.tensors, translation.names
     stored_dtype = fields.pop("dtype", None) or fields.get("torch_dtype")
     fields.pop("torch_dtype", None)
+    if config is not None:  # of a model in use, it may name the class that it was loaded from
+        fields.pop("architectures", None)
     chosen = _choose_class(classes, fields, family.class_name(names.values()))
     device = torch.get_default_device() if device is None else torch.device(device)
     described_by = source.config_path or source.path

@@ -43,6 +43,7 @@ class PreTrainedConfig:
     """
 
     model_type: ClassVar[str]
+    _commit_hash: str | None = None  # pipelines of transformers 4 read it
 
     def _keep(self, others: Mapping[str, Any]) -> None:
         """Keep keywords that are no fields, as a config.json has them.
