@@ -73,7 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
     content = b""
     try:
         content = path.read_bytes()
-        fields = json.loads(content.decode())
+        fields = json.loads(content)  # in UTF-8 or UTF-16, with a byte order mark or without
     except (OSError, ValueError) as error:
         if (found := text_kind(content)) is not None:
             raise CheckpointError(f"{path}: expected JSON, got {found[0]}: {found[1]}") from error

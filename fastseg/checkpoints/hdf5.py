@@ -22,6 +22,26 @@ def read_keras(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...], di
     Raises:
         CheckpointError, ImportError: as `read_h5`.
     """
+    config, weights = _read_archive(path)
+    return (*read_h5(path, io.BytesIO(weights)), config)
+
+
+def image_converter(path: Path) -> dict[str, Any] | None:
+    """The image converter in the config.json of a `.keras` archive, as a preset has it in a file.
+
+    None where there is none.
+
+    Raises:
+        CheckpointError: the archive is corrupt.
+    """
+    found: Any = _read_archive(path)[0]
+    for name in ("config", "preprocessor", "config", "image_converter"):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else None
+
+
+def _read_archive(path: Path) -> tuple[dict[str, Any], bytes]:
+    """The content of config.json and of the weights' file."""
     try:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read(_ARCHIVED_CONFIG))
@@ -35,7 +55,7 @@ def read_keras(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...], di
         raise CheckpointError(
             f"{path}: expected a JSON object in {_ARCHIVED_CONFIG}, got {type(config).__name__}"
         )
-    return (*read_h5(path, io.BytesIO(weights)), config)
+    return config, weights
 
 
 def read_h5(

@@ -60,9 +60,10 @@ def weights_in(content: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], tuple[str
 def remark(taken: str, others: list[str], where: str) -> str:
     """What is said of several sets of weights."""
     names = " and ".join(repr(name) for name in others)
+    which = f"{taken!r} was taken" if taken else "those without a prefix were taken"
     return (
-        f"{where} has several sets of weights: {taken!r} was taken, {names} left out; to take "
-        "another, give its tensors as state_dict="
+        f"{where} has several sets of weights: {which}, {names} left out; to take another, give "
+        "its tensors as state_dict="
     )
 
 

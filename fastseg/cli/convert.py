@@ -12,7 +12,9 @@ import torch
 
 import fastseg
 from fastseg.checkpoints.files import CONFIG_NAME, CONVERTER_NAME, PREPROCESSOR_NAME, read_json
+from fastseg.checkpoints.hdf5 import image_converter
 from fastseg.checkpoints.hub import find_file
+from fastseg.checkpoints.kinds import KERAS, kind_of
 from fastseg.checkpoints.load import load_pretrained
 from fastseg.models.families import FAMILIES
 
@@ -28,9 +30,10 @@ def add_parser(commands: Any) -> None:
         "convert",
         help="write a checkpoint of another library as config.json + model.safetensors",
         description="Reads a checkpoint of transformers (PyTorch or TensorFlow), NVlabs, mmseg, "
-        "segmentation_models_pytorch or KerasHub, and writes it as config.json, model.safetensors "
-        "and, where the source has its options, preprocessor_config.json. The layout is told by "
-        "the tensors. What was written is read again and compared.",
+        "segmentation_models_pytorch or KerasHub, or what a training program has stored, and "
+        "writes it as config.json, model.safetensors and, where the source has its options, "
+        "preprocessor_config.json. The layout is told by the tensors. What was written is read "
+        "again and compared.",
     )
     parser.add_argument("source", metavar="IN", help="a file, a folder or a Hugging Face hub id")
     parser.add_argument("output", type=Path, metavar="OUT", help="folder to write")
@@ -113,22 +116,27 @@ def _load(arguments: argparse.Namespace) -> Any:
 
 def _image_processor(source: str, model: Any) -> Any:
     """Image processor with the options that the source has; None where it has none."""
-    place = source
-    if Path(source).is_file():
-        if model.preprocessor_file is None:
-            return None
-        place = str(model.preprocessor_file.parent)
+    file = Path(source)
     try:
+        if file.is_file() and kind_of(file) == KERAS:
+            return _of_converter(image_converter(file), model)
+        if file.is_file() and model.preprocessor_file is None:
+            return None
+        place = str(model.preprocessor_file.parent) if file.is_file() else source
         try:
             return model.image_processor_class.from_pretrained(place)
         except FileNotFoundError:
-            converter = find_file(place, CONVERTER_NAME)
-        if converter is None:
-            return None
-        options = model.checkpoint_names.read_converter(read_json(converter))
-        return model.image_processor_class(**options)
+            path = find_file(place, CONVERTER_NAME)
+        return _of_converter(None if path is None else read_json(path), model)
     except (OSError, ValueError, TypeError) as error:
         raise CommandError(f"IN {source}: {error}") from error
+
+
+def _of_converter(converter: dict[str, Any] | None, model: Any) -> Any:
+    """The image processor that does what an image converter of KerasHub does; None for None."""
+    if converter is None:
+        return None
+    return model.image_processor_class(**model.checkpoint_names.read_converter(converter))
 
 
 def _compare(model: Any, folder: Path) -> None:

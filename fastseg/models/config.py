@@ -20,15 +20,16 @@ from fastseg.checkpoints.hub import resolve_file
 from fastseg.checkpoints.report import CheckpointError
 from fastseg.checkpoints.values import class_names, names_of, whole
 
-# What transformers writes into config.json besides the fields of a SegFormer, now or once. They are
-# kept and written back; a constructor takes them too, so that `Config(**config.to_dict())` works.
+# What transformers writes into config.json besides the fields of a SegFormer, now or once, and the
+# palette that pictures of label maps have. They are kept and written back; a constructor takes them
+# too, so that `Config(**config.to_dict())` works.
 _OF_FILES = frozenset(
     (
         *("_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_name_or_path"),
         *("architectures", "attn_implementation", "chunk_size_feed_forward", "downsampling_rates"),
         *("dtype", "feature_strides", "finetuning_task", "image_size", "is_encoder_decoder"),
         *("model_type", "name_or_path", "num_hidden_layers", "tie_word_embeddings", "torch_dtype"),
-        *("torchscript", "transformers_version", "use_cache"),
+        *("palette", "torchscript", "transformers_version", "use_cache"),
     )
 )
 # These are told by the class and by `num_encoder_blocks`.
@@ -148,10 +149,9 @@ class PreTrainedConfig:
                 local_files_only=local_files_only,
             )
         stored = read_json(path)
-        if stored.get("model_type", cls.model_type) != cls.model_type:
-            raise CheckpointError(
-                f"{path}: expected model_type {cls.model_type!r}, got {stored['model_type']!r}"
-            )
+        stated = stored.get("model_type")
+        if stated != cls.model_type and (stated or not field_names(cls) & stored.keys()):
+            raise CheckpointError(f"{path}: expected model_type {cls.model_type!r}, got {stated!r}")
         config: Self = make_config(cls, path, stored, num_labels, id2label, fields)
         return config
 

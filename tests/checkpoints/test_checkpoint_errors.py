@@ -217,6 +217,14 @@ def test_broken_config(content, folder):
     assert str(folder / "config.json") in error_of(folder)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_config_as_editors_of_windows_save_it(encoding, folder):
+    path = folder / "config.json"
+    edit_config(folder, drop_path_rate=0.3)
+    path.write_bytes(path.read_text().encode(encoding))
+    assert from_pretrained(folder).config.drop_path_rate == 0.3
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

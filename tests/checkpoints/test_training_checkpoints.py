@@ -201,10 +201,15 @@ def modules(own, other):
             {**prefixed(own, "student."), **prefixed(other, "teacher.")},
             "'student.' was taken, 'teacher.' left out",
         ),
+        ({**own, **prefixed(other, "ema.")}, "those without a prefix were taken, 'ema.' left out"),
+        (
+            {**prefixed(other, "model.ema."), **prefixed(own, "model.")},
+            "'model.' was taken, 'model.ema.' left out",
+        ),
     ]
 
 
-@pytest.mark.parametrize("number", range(7))
+@pytest.mark.parametrize("number", range(9))
 def test_of_two_sets_the_models_own_is_taken(number, model, tmp_path):
     averaged = ours(SEGMENTATION).state_dict()
     content, told = (entries(model.state_dict(), averaged) + modules(model.state_dict(), averaged))[

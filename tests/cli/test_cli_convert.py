@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -163,11 +164,15 @@ def test_predict_takes_a_file(tmp_path, capsys):
     assert "default image processor" in capsys.readouterr().err
 
 
-def test_keras_preset(tmp_path, capsys):
+@pytest.mark.parametrize("source", ["segmenter", "segmenter.keras"])
+def test_keras(source, tmp_path, capsys):
     with tarfile.open(FIXTURES / "keras_hub.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
+    with zipfile.ZipFile(tmp_path / "segmenter.keras", "w") as archive:
+        archive.writestr("config.json", (tmp_path / "segmenter" / "task.json").read_bytes())
+        archive.writestr("model.weights.h5", (tmp_path / "segmenter.weights.h5").read_bytes())
     out = tmp_path / "out"
-    assert main(["convert", str(tmp_path / "segmenter"), str(out)]) == 0
+    assert main(["convert", str(tmp_path / source), str(out)]) == 0
     assert tree(out) == {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert fastseg.from_pretrained(out).config.hidden_act == "gelu_pytorch_tanh"
     processor = fastseg.SegformerImageProcessor.from_pretrained(out)

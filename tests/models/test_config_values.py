@@ -259,6 +259,9 @@ def test_json_files(tmp_path):
     transformers.BertConfig().save_pretrained(tmp_path / "bert")
     with pytest.raises(CheckpointError, match="expected model_type 'segformer', got 'bert'"):
         fastseg.SegformerConfig.from_pretrained(tmp_path / "bert")
+    (tmp_path / "smp.json").write_text('{"encoder_name": "mit_b0", "in_channels": 3}')
+    with pytest.raises(CheckpointError, match="expected model_type 'segformer', got None"):
+        fastseg.SegformerConfig.from_pretrained(tmp_path / "smp.json")
     processor = fastseg.SegformerImageProcessor(size=64)
     processor.to_json_file(tmp_path / "processor.json")
     assert json.loads((tmp_path / "processor.json").read_text()) == processor.to_dict()

@@ -72,7 +72,8 @@ class SegformerConfig(PreTrainedConfig):
         problem_type: None, "regression", "single_label_classification" or
             "multi_label_classification": the loss of the image classifier.
         output_attentions, output_hidden_states, return_dict: defaults of `forward`'s arguments.
-        **kwargs: what transformers writes into config.json besides these, kept as attributes.
+        **kwargs: `palette`, an RGB triple for each class, and what transformers writes into
+            config.json besides these; kept as attributes.
 
     Numbers may be NumPy's, or floats and texts of the same value, as in files edited by hand.
 

@@ -10,7 +10,7 @@ encoder load too.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,11 +82,12 @@ def translate(tensors: Mapping[str, torch.Tensor]) -> Translation:
     """
     tensors = {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
     prefix, *others = _prefixes(tensors)
-    bare = {name: name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
+    owners = {name: _owner(name, (prefix, *others)) for name in tensors}
+    bare = {name: name.removeprefix(prefix) for name in tensors if owners[name] == prefix}
     translation = Translation(
         fields=_fields(bare.values()),
         foreign_head=_foreign_head(bare),
-        left_out=[name for name in tensors if not name.startswith((prefix, *others))],
+        left_out=[name for name in tensors if owners[name] is None],
     )
     if others:
         translation.notes.append(remark(prefix, others, "it"))
@@ -111,6 +112,11 @@ def _prefixes(names: Iterable[str]) -> list[str]:
     """What stands before the names of each model in a file, the one to take first."""
     found = [match[1] for name in names if (match := _FIRST.fullmatch(name))]
     return sorted(found, key=is_averaged) or [""]
+
+
+def _owner(name: str, prefixes: Sequence[str]) -> str | None:
+    """The prefix of the model that a tensor is of; None for one of no model."""
+    return max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
 
 
 def _fields(names: Iterable[str]) -> dict[str, Any]:
