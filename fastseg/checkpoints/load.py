@@ -29,6 +29,13 @@ from .report import CheckpointError, CheckpointWarning, LoadReport, Mismatch
 from .save import save_pretrained
 from .source import beside, local_file, read_source
 
+# Where transformers' Trainer saves a model of a class that is not its own, this is beside.
+_TRAINER_NAME = "training_args.bin"
+_BY_TRAINER = (
+    "transformers' Trainer has written weights without a config.json, so names of classes are not "
+    "known: give config= or id2label=, and write models with save_pretrained after a training"
+)
+
 __all__ = [
     "CheckpointError",
     "CheckpointWarning",
@@ -85,12 +92,12 @@ def load_pretrained(
 
     Reads model.safetensors and pytorch_model.bin, whole or in shards, tf_model.h5, KerasHub's
     presets, and single files (safetensors, HDF5, `.keras`, PyTorch's pickles, of which no code is
-    run), also what training programs store. Whose
-    tensors they are is told by their names: those of transformers 4 or 5, in PyTorch or TensorFlow,
-    NVlabs, mmseg (the encoder), segmentation_models_pytorch or KerasHub. Where there is no
-    config.json of transformers, sizes come from the tensors. A head that the file does not have at
-    all is newly initialised; the head of another class in the file is left out. Both are told by a
-    CheckpointWarning and in `model.load_report`.
+    run), also those of training programs. Whose tensors they are is told by their names: those of
+    transformers 4 or 5, in PyTorch or TensorFlow, NVlabs, mmseg (the encoder),
+    segmentation_models_pytorch or KerasHub. Where there is no config.json of transformers, sizes
+    come from the tensors. A head that the file does not have at all is newly initialised; the head
+    of another class in the file is left out. Both are told by a CheckpointWarning and in
+    `model.load_report`, as is which of two sets of weights was taken.
 
     Args:
         path: a directory, a file or a Hugging Face hub id. Beside a file with the name that it has
@@ -165,6 +172,12 @@ def load_pretrained(
     if num_labels is None and id2label is None:
         rows = _rows(names, tensors, family.classifiers)
         notes += settle_labels(fields, rows, described_by)
+        if (
+            source.config_path is None
+            and path is not None
+            and (Path(path) / _TRAINER_NAME).exists()
+        ):
+            notes += (_BY_TRAINER,)
     config = make_config(config_class, described_by, fields, num_labels, id2label, config_overrides)
 
     with torch.device("meta"), _NoRandomNumbers():

@@ -28,11 +28,6 @@ from .report import CheckpointError
 from .translation import CheckpointNames, Translation
 
 _TASK_NAME = "task.json"
-_TRAINER_NAME = "training_args.bin"
-_BY_TRAINER = (
-    "transformers' Trainer has written weights without a config.json, so names of classes are not "
-    "known: give config= or id2label=, and write models with save_pretrained after a training"
-)
 
 
 @dataclass
@@ -109,7 +104,6 @@ def read_source(
     """
     file = local_file(path)
     config_path: Path | str | None = None
-    notes: tuple[str, ...] = ()
     if config is not None:
         config_path, found = "config", config.to_dict()
     else:
@@ -119,8 +113,6 @@ def read_source(
             # From the hub it is always there, unless the download failed.
             if file is None and state_dict is None and not _has_weights(path):
                 raise
-            if _is_of_trainer(path):
-                notes = (_BY_TRAINER,)
         found = {} if config_path is None else read_json(Path(config_path))
     library = _library(found)
     if config_path is not None and "model_type" in found:
@@ -160,7 +152,7 @@ def read_source(
             described_by,
             {**translation.fields, **fields},
             translation,
-            (*notes, *weights.notes, *translation.notes),
+            (*weights.notes, *translation.notes),
         )
     assert first_error is not None
     raise first_error
@@ -201,11 +193,6 @@ def _has_weights(path: object) -> bool:
     """Return whether it is a directory of weights without a config.json."""
     directory = Path(path) if isinstance(path, str | os.PathLike) else None
     return directory is not None and any((directory / name).is_file() for name in WEIGHTS_NAMES)
-
-
-def _is_of_trainer(path: object) -> bool:
-    """Return whether transformers' Trainer wrote it, which saves no configuration but its own."""
-    return isinstance(path, str | os.PathLike) and (Path(path) / _TRAINER_NAME).is_file()
 
 
 def _inferred(

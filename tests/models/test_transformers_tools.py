@@ -128,6 +128,7 @@ def test_a_trained_model_is_that_of_transformers(options, twins, data, tmp_path)
         assert metrics[1][name] == pytest.approx(metrics[0][name], abs=5e-3)
 
 
+@pytest.mark.filterwarnings("error:.*Trainer has written:fastseg.CheckpointWarning")
 def test_saved_resumed_and_loaded(twins, data, processor, tmp_path):
     _, model = twins
     options = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
@@ -142,6 +143,7 @@ def test_saved_resumed_and_loaded(twins, data, processor, tmp_path):
     assert loaded.config.id2label[1] == "LABEL_1"
     for again in (
         loaded,
+        fastseg.from_pretrained(tmp_path / "run", id2label=NAMES, num_attention_heads=TINY_HEADS),
         fastseg.from_pretrained(tmp_path / "run", config=model.config),
     ):
         for name, tensor in again.state_dict().items():
