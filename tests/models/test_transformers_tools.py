@@ -14,6 +14,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments, pipeline
 
 import fastseg
+from fastseg.models import checkpointing
 from tests.model_cases import TINY
 
 NAMES = {0: "wall", 1: "road", 2: "sky"}
@@ -218,8 +219,15 @@ def test_outputs_as_dictionaries(processor):
 
 @pytest.mark.parametrize("every", [1, 2, 3])
 @pytest.mark.parametrize("offload", [False, True])
-def test_layers_that_are_computed_again(every, offload):
+def test_layers_that_are_computed_again(every, offload, monkeypatch):
     """Each n-th layer through all stages, and the gradients are the same."""
+    moved = []
+
+    def counted(**options):
+        moved.append(options)
+        return torch.autograd.graph.save_on_cpu(**options)
+
+    monkeypatch.setattr(checkpointing, "save_on_cpu", counted)
     config = fastseg.SegformerConfig(**{**CONFIG, "depths": [2, 1, 2, 1]})
     model = fastseg.SegformerForSemanticSegmentation(config).double().train()
     pixels = torch.randn(2, 3, 64, 64, dtype=torch.float64)
@@ -244,6 +252,7 @@ def test_layers_that_are_computed_again(every, offload):
     for one, other in zip(gradients(), expected, strict=True):
         torch.testing.assert_close(one, other)
     assert list(calls.values()) == [1 if number % every else 2 for number in range(6)]
+    assert moved == [{"pin_memory": True}] * (len(range(0, 6, every)) if offload else 0)
     model.activation_checkpointing_disable()
     assert not model.is_activation_checkpointing
 
