@@ -24,7 +24,15 @@ KINDS = ("forward", "end to end", "labels", "memory")
 MEMORY_SIZE = (1024, 2048)
 OPS = tuple(registry.OPS)
 OP_PROVIDERS = ("eager", "compiled", "kernels")  # the first is the baseline
-HOSTS = ("transformers 5", "transformers 4", "smp", "NVlabs structure")
+HOSTS = (
+    "transformers 5",
+    "transformers 4",
+    "smp",
+    "NVlabs structure",
+    "transformers GLPN",
+    "transformers PVT v2",
+    "timm PVT v2",
+)
 MODES = ("eager", "compiled")
 
 # B3 to B5 make the calls of B2, only more of them; B1 is as wide, and shallow.

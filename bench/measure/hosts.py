@@ -114,9 +114,9 @@ def freshness_check(model: nn.Module) -> Callable[[], list[str | None]]:
 
 
 def logits_of(model: Callable[..., Any], pixel_values: torch.Tensor) -> torch.Tensor:
-    """Logits of a forward, whatever it answers with."""
+    """Logits of a forward, whatever it answers with; a depth or a map, of models without."""
     output = model(pixel_values)
-    return output if isinstance(output, torch.Tensor) else output.logits
+    return output if isinstance(output, torch.Tensor) else output[0]
 
 
 # Builders
@@ -157,10 +157,50 @@ def _nvlabs(variant: str) -> nn.Module:
     return model.eval()
 
 
+def _glpn(variant: str) -> nn.Module:
+    import transformers
+
+    config = transformers.GLPNConfig(**_sizes(variant))
+    model = transformers.GLPNForDepthEstimation(config)
+    draw_weights(model)
+    return model.eval()
+
+
+def _pvt_v2(variant: str) -> nn.Module:
+    """The model without a head; in the sizes of SegFormers but for its wider Mix-FFN."""
+    import transformers
+
+    ratios = [4, 4, 4, 4] if variant == "b5" else [8, 8, 4, 4]
+    config = transformers.PvtV2Config(mlp_ratios=ratios, **_sizes(variant))
+    model = transformers.PvtV2Model(config)
+    draw_weights(model)
+    return model.eval()
+
+
+def _timm_pvt_v2(variant: str) -> nn.Module:
+    import timm
+
+    model = timm.create_model(f"pvt_v2_{variant}")
+    draw_weights(model)
+    return model.eval()
+
+
+def _sizes(variant: str) -> dict[str, list[int]]:
+    known = preset(variant)
+    return {
+        "depths": list(known.depths),
+        "hidden_sizes": list(known.hidden_sizes),
+        "num_attention_heads": list(known.num_attention_heads),
+    }
+
+
 # By the names in options.HOSTS.
 HOSTS = {
     "transformers 5": Host("transformers", "", _transformers, _own),
     "transformers 4": Host("transformers", "transformers4", _transformers, _own),
     "smp": Host("segmentation-models-pytorch", "smp", _smp),
     "NVlabs structure": Host("", "", _nvlabs),
+    "transformers GLPN": Host("transformers", "", _glpn),
+    "transformers PVT v2": Host("transformers", "", _pvt_v2),
+    "timm PVT v2": Host("timm", "smp", _timm_pvt_v2),
 }

@@ -179,8 +179,16 @@ def test_memory_of_a_wrong_model_is_no_figure(path, capsys, monkeypatch):
 # Hosts and numerics
 
 
-@pytest.mark.parametrize("host", ["transformers 5", "NVlabs structure"])
-def test_a_host_computes_the_same_accelerated(host):
+@pytest.mark.parametrize(
+    ("host", "parts"),
+    [
+        ("transformers 5", 5),
+        ("NVlabs structure", 2),
+        ("transformers GLPN", 1),
+        ("transformers PVT v2", 1),
+    ],
+)
+def test_a_host_computes_the_same_accelerated(host, parts):
     plain = hosts.HOSTS[host].build("b0").requires_grad_(False)
     model = fastseg.accelerate(hosts.HOSTS[host].build("b0").requires_grad_(False))
     pixel_values = torch.randn(1, 3, 64, 64)
@@ -189,7 +197,7 @@ def test_a_host_computes_the_same_accelerated(host):
         result = hosts.logits_of(model, pixel_values)
         check = hosts.freshness_check(model)()
     torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-4)
-    assert len(check) == {"transformers 5": 5, "NVlabs structure": 2}[host]
+    assert len(check) == parts
     assert set(check) == {None}
 
 

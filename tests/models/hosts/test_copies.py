@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from torch import nn
 import fastseg
 
 from . import nvlabs
+from .checks import errors
 from .host_models import randomize
 from .nvlabs_copies import ListMiT, MiT
 
@@ -83,3 +86,14 @@ def test_nothing_known_but_something_like_it():
         fastseg.accelerate(model)
     with pytest.raises(ValueError, match="expected one with a model of fastseg"):
         fastseg.report(model)  # it is as it was
+
+
+def test_pvt_v2_under_nvlabs_names():
+    """As whai362's, for detection and segmentation: the tree of NVlabs', with a wider Mix-FFN."""
+    model = drawn(nvlabs.MixVisionTransformer(mlp_ratios=(8, 8, 4, 4), depths=(2, 1, 1, 1)))
+    wide = copy.deepcopy(model).double()
+    pixels = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = wide(pixels.double())
+        results = fastseg.accelerate(model, strict=True)(pixels)
+    assert max(errors(results, expected)) < 1e-5
