@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -12,6 +13,8 @@ from fastseg.cuda_graphs.default import MODEL_SWAP, Graphed, models_around
 from fastseg.folding.conditions import kind_of
 from fastseg.folding.swap import Accelerated, Host, Swapped, make_edits_count, swapped_class
 from fastseg.models.families import FAMILIES, Family
+
+_log = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -97,6 +100,9 @@ def accelerate(model: Model, *, strict: bool = False, graphs: bool = True) -> Mo
         for module in changed:
             _restore(module)
         raise ValueError("model: not all of it can be accelerated:\n" + "\n".join(refusals))
+    _log.info("%s: %d parts made fast", type(model).__name__, len(changed))
+    for refusal in refusals:
+        _log.info("%s", refusal)
     _set_graphs(model, graphs)
     return model
 

@@ -32,6 +32,7 @@ def modules() -> set[str]:
     files = {
         *(ROOT / "fastseg").rglob("*.py"),
         *(ROOT / "fastseg" / "demo" / "assets").rglob("*.*"),
+        *(ROOT / "fastseg" / "images").rglob("*.json"),
         *(ROOT / "kernels").rglob("*.py"),
         *(ROOT / "kernels").rglob("*.json"),
     }

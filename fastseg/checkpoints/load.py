@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import logging
 import os
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -28,6 +29,8 @@ from .match import FLOATS, fill, match_tensors
 from .report import CheckpointError, CheckpointWarning, LoadReport, Mismatch
 from .save import save_pretrained
 from .source import beside, local_file, read_source
+
+_log = logging.getLogger(__name__)
 
 # Where transformers' Trainer saves a model of a class that is not its own, this is beside.
 _TRAINER_NAME = "training_args.bin"
@@ -224,6 +227,7 @@ def load_pretrained(
             CheckpointWarning,
             stacklevel=3,  # the caller of from_pretrained
         )
+    _log.info("%s: %s, %s, on %s", source.path, chosen.__name__, model.dtype, device)
     return (model.eval(), info) if output_loading_info else model.eval()
 
 

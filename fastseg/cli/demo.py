@@ -19,6 +19,7 @@ import fastseg
 from fastseg.demo.scenes import draw_scene
 from fastseg.images.overlay import class_shares, format_share
 
+from .classes import choose_classes
 from .files import Source, plan_outputs
 from .images import open_image
 from .options import EMBEDDED_NAME, CommandError, add_device_options, first_line, load_model
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     model, processor = load_model(None, arguments.device, arguments.dtype)
     labels = fastseg.segment(model, [image], processor=processor)[0].cpu().numpy()
 
-    writer = ResultWriter(model.config, EMBEDDED_NAME)
+    writer = ResultWriter(choose_classes(model.config), EMBEDDED_NAME)
     source = Source(path)
     target = plan_outputs([source], path.parent, arguments.output, writer.endings)[0]
     try:
@@ -165,5 +166,5 @@ def _medians(
 
 
 def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

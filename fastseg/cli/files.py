@@ -22,6 +22,8 @@ from PIL.PngImagePlugin import PngInfo
 
 import fastseg
 
+from .remote import Remote
+
 SOFTWARE = "fastseg"
 LABELS, OVERLAY, JSON = "_labels.png", "_overlay.png", ".json"
 
@@ -32,7 +34,7 @@ _SOURCE_KEYWORD = "fastseg-source"
 class Source:
     """A page of a picture: its number from 1, and the greatest number in the file."""
 
-    path: Path
+    path: Path | Remote
     page: int = 1
     pages: int = 1
 
@@ -41,8 +43,10 @@ class Source:
 
     @property
     def mark(self) -> str:
-        """What tells the picture from others: a hash of its path, which outputs may go without."""
-        return hashlib.sha256(os.fsencode(self.path)).hexdigest()
+        """What tells the picture from others: a hash of its path, its URL or its content."""
+        path = self.path
+        identity = path.identity if isinstance(path, Remote) else os.fsencode(path)
+        return hashlib.sha256(identity).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,11 @@ def plan_outputs(
     """One target for each source, all different, none on a file but those of the same picture.
 
     Pictures keep their place below `root` and their name without suffix: `root/x/a.jpg` becomes
-    `output/x/a_labels.png`. Where that serves several pictures (`a.jpg`, `a.png`), all of them keep
-    their suffix: `a.jpg_labels.png`. Of several pages each has its number: `a-page0002_labels.png`.
-    What is taken still gets another: `a-2_labels.png`.
+    `output/x/a_labels.png`; those of URLs have a name alone. Where that serves several pictures
+    (`a.jpg`, `a.png`), all of them keep their suffix: `a.jpg_labels.png`. Of several pages each has
+    its number: `a-page0002_labels.png`. What is taken still gets another: `a-2_labels.png`.
     """
-    relative = {source.path: Path(os.path.relpath(source.path, root)) for source in sources}
+    relative = {source.path: _place(source.path, root) for source in sources}
     sharing = Counter(_key(_short(path)) for path in relative.values())
     taken: set[str] = set()
     targets = []
@@ -89,6 +93,11 @@ def plan_outputs(
         taken.add(_key(target.stem))
         targets.append(target)
     return targets
+
+
+def _place(path: Path | Remote, root: Path) -> Path:
+    """Where a picture lies below `root`."""
+    return Path(path.name if isinstance(path, Remote) else os.path.relpath(path, root))
 
 
 def _short(path: Path) -> Path:

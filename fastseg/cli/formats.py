@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from PIL import Image
+
 # Formats that hold photographs and that Pillow reads. Folders are searched for these.
 IMAGE_SUFFIXES = {
     *(".apng", ".avif", ".bmp", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe"),
@@ -12,9 +14,13 @@ IMAGE_SUFFIXES = {
 }
 
 RAW = "a camera's raw file"
+HEIF = "HEIF"
+# What pillow-heif, which is optional, reads.
+HEIF_SUFFIXES = {".heic", ".heics", ".heif", ".heifs", ".hif"}
 # Formats that hold photographs and that Pillow does not read.
 UNREADABLE = {
-    **dict.fromkeys([".avci", ".heic", ".heics", ".heif", ".heifs", ".hif"], "HEIF"),
+    **dict.fromkeys(HEIF_SUFFIXES, HEIF),
+    ".avci": "HEIF of H.264",
     **dict.fromkeys([".jxr", ".wdp"], "JPEG XR"),
     ".exr": "OpenEXR",
     ".jxl": "JPEG XL",
@@ -26,10 +32,11 @@ UNREADABLE = {
 RAW_SUFFIXES = {suffix for suffix, name in UNREADABLE.items() if name == RAW}
 
 CONVERT = "convert to JPEG, PNG or TIFF first"
+INSTALL_HEIF = "for HEIF `pip install pillow-heif`"
 
 # First bytes, of what people take for pictures: where they are, and what the file is.
 _CONTENTS = [
-    *((4, b"ftyp" + brand, "HEIF") for brand in (b"hei", b"hev", b"mif1", b"msf1")),
+    *((4, b"ftyp" + brand, HEIF) for brand in (b"hei", b"hev", b"mif1", b"msf1")),
     (0, b"\xff\x0a", "JPEG XL"),
     (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
     (0, b"%PDF", "PDF"),
@@ -64,4 +71,22 @@ def why_unreadable(path: Path) -> str:
 
 
 def cannot_read(name: str) -> str:
+    if name == HEIF and not heif_is_readable():
+        return f"{name}, which fastseg cannot read: {CONVERT}, or {INSTALL_HEIF}"
     return f"{name}, which fastseg cannot read: {CONVERT}"
+
+
+def heif_is_readable() -> bool:
+    """Return whether Pillow reads HEIF: it does where pillow-heif is installed."""
+    if HEIF not in Image.OPEN:
+        try:
+            import pillow_heif
+        except ImportError:
+            return False
+        pillow_heif.register_heif_opener()
+    return True
+
+
+def is_searched_for(suffix: str) -> bool:
+    """Return whether files of a suffix, in lower case, are pictures to find in folders."""
+    return suffix in IMAGE_SUFFIXES or (suffix in HEIF_SUFFIXES and heif_is_readable())

@@ -5,21 +5,24 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from fastseg.images.modes import upright
 
-from .formats import RAW, RAW_SUFFIXES, cannot_read, why_unreadable
+from .formats import RAW, RAW_SUFFIXES, cannot_read, heif_is_readable, why_unreadable
 from .options import first_line
+from .rasters import NO_PAGE, Raster, is_tiff
 
 _Item = TypeVar("_Item")
 
@@ -30,18 +33,18 @@ _SPECIAL = {
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a folder",
 }
-# Bits of a TIFF's NewSubfileType: a smaller version of another page, and a mask.
-_NEW_SUBFILE_TYPE, _NO_PAGE = 254, 0b101
+_NEW_SUBFILE_TYPE, _SAMPLES_PER_PIXEL = 254, 277  # tags of TIFF
 
 
 @dataclass(frozen=True)
 class Page:
     """A page of a picture, or the reason why it cannot be read.
 
-    `left_out` counts the pages of its file that were not asked for.
+    Pictures are PIL's, those of many bands and of floats arrays (H, W, bands). `left_out` counts
+    the pages of its file that were not asked for.
     """
 
-    image: Image.Image | None = None
+    image: Image.Image | np.ndarray | None = None
     reason: str = ""
     left_out: int = 0
 
@@ -55,50 +58,83 @@ def open_image(path: Path) -> Image.Image:
     Raises:
         ValueError: the file cannot be decoded, or its pixels have no known range.
     """
-    page = next(read_pages(path))
-    if page.image is None:
+    page = next(read_pages(path, channels=3))
+    if not isinstance(page.image, Image.Image):
         raise ValueError(page.reason)
     return page.image
 
 
-def read_pages(path: Path, numbers: Sequence[int] = (1,)) -> Iterator[Page]:
+def read_pages(
+    path: Path,
+    numbers: Sequence[int] = (1,),
+    *,
+    name: str = "",
+    channels: int | None = None,
+    raw: bool = False,
+) -> Iterator[Page]:
     """Pages of a file, by their numbers from 1, as `open_image` gives them; one is alive at a time.
 
     The file stays open between them: animations are decoded from their start.
+
+    Args:
+        name: what messages call it, if not by its path.
+        channels: of the model. TIFFs of as many bands are read by tifffile where they are more
+            than four, or where Pillow does not read them.
+        raw: keep floats, and what tifffile reads, as they are.
     """
 
     def tell(message: str) -> None:
-        tqdm.write(f"{path}: {message}", file=sys.stderr)  # which leaves a progress bar whole
+        # A progress bar stays whole.
+        tqdm.write(f"{name or path}: {message}", file=sys.stderr)
 
     with contextlib.ExitStack() as opened:
         file = None
         for number in numbers:
             try:
                 if file is None:
-                    file = opened.enter_context(_open(path))
-                if number > 1:
-                    file.seek(number - 1)
-                page = Page(upright(file, "", tell))
+                    file = opened.enter_context(_open(path, channels))
+                if isinstance(file, Raster):
+                    page = Page(file.read(number, channels, tell, raw))
+                else:
+                    if len(numbers) > 1 or number > 1:  # HEIF opens at its primary image
+                        file.seek(number - 1)
+                    _tell_of_bands(file, tell)
+                    page = Page(upright(file, "", tell, raw))
                 if len(numbers) == 1:
                     page = Page(page.image, left_out=len(_page_numbers(file)) - 1)
             except Exception as error:  # decoders meet broken files with errors of any class
-                page = Page(reason=first_line(error))
+                page = Page(reason=_why(error))
                 opened.close()  # what comes after may be made from it: it is decoded anew
                 file = None
             yield page
 
 
-def page_numbers(path: Path) -> list[int]:
+def _why(error: Exception) -> str:
+    reason = first_line(error)
+    if isinstance(error, Image.DecompressionBombError):
+        pixels = re.search(r"(\d+) pixels", reason)
+        number = pixels[1] if pixels else "N"
+        reason += f"; `fastseg predict --max-pixels {number}` reads it"
+    return reason
+
+
+def _tell_of_bands(file: Image.Image, tell: Callable[[str], object]) -> None:
+    bands = file.tag_v2.get(_SAMPLES_PER_PIXEL, 1) if hasattr(file, "tag_v2") else 1
+    if bands > 4:
+        tell(f"{bands} bands, of which the first three are taken as red, green and blue")
+
+
+def page_numbers(path: Path, channels: int | None = None) -> list[int]:
     """Numbers, from 1, of the pages or frames of a file; [1] where it cannot be read."""
     try:
-        with _open(path) as file:
+        with _open(path, channels) as file:
             return _page_numbers(file)
     except Exception:  # told when it is read
         return [1]
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[Image.Image]:
+def _open(path: Path, channels: int | None) -> Iterator[Image.Image | Raster]:
     kind = stat.S_IFMT(os.stat(path).st_mode)
     if kind != stat.S_IFREG:  # it might never answer
         raise ValueError(f"expected a file, found {_SPECIAL.get(kind, 'something else')}")
@@ -106,10 +142,18 @@ def _open(path: Path) -> Iterator[Image.Image]:
         raise ValueError(cannot_read(RAW))
     # Where PIL has a path it maps the file, and mixes up grey TIFFs that are to be turned.
     with open(path, "rb") as stream:
+        if is_tiff(stream) and channels is not None and channels > 4:
+            yield Raster(stream)
+            return
+        heif_is_readable()  # registers what reads it, where that is installed
         try:
             file = Image.open(stream)
         except UnidentifiedImageError:
-            raise ValueError(why_unreadable(path)) from None
+            stream.seek(0)
+            if not is_tiff(stream):
+                raise ValueError(why_unreadable(path)) from None
+            yield Raster(stream)
+            return
         with file:
             yield file
 
@@ -120,6 +164,8 @@ def _page_numbers(file: Any) -> list[int]:
     Not taken for pages: smaller versions of a page and masks, in a TIFF; what a phone puts behind
     its photograph, in a JPEG (MPO); layers.
     """
+    if isinstance(file, Raster):
+        return file.page_numbers()
     try:
         numbers = list(range(1, getattr(file, "n_frames", 1) + 1))
     except Exception:
@@ -135,7 +181,7 @@ def _is_page(file: Any, number: int) -> bool:
             return "Multi-Frame" in file.mpinfo[0xB002][number - 1]["Attribute"]["MPType"]
         if file.format == "TIFF":
             file.seek(number - 1)
-            return not file.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & _NO_PAGE
+            return not file.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & NO_PAGE
     except Exception:  # told when it is read
         return True
     return True
@@ -151,8 +197,11 @@ def read_ahead(items: Iterable[_Item], batch_size: int) -> Iterator[list[_Item]]
     def take() -> list[_Item]:
         return list(itertools.islice(iterator, batch_size))
 
-    with ThreadPoolExecutor(max_workers=1) as thread:
+    thread = ThreadPoolExecutor(max_workers=1)
+    try:
         pending = thread.submit(take)
         while batch := pending.result():
             pending = thread.submit(take)
             yield batch
+    finally:  # one who stops early does not wait for a download
+        thread.shutdown(wait=False, cancel_futures=True)

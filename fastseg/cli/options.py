@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
+import contextlib
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import fastseg
 
 EMBEDDED_MODEL = Path(fastseg.__file__).parent / "demo" / "assets" / "scenes-b0"
 EMBEDDED_NAME = "scenes-b0 (embedded)"
+
+_quiet = False  # see `quiet`
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -28,17 +31,25 @@ class CommandError(Exception):
 
 
 def device(text: str) -> torch.device:
-    """Option type: "cpu", "cuda", "cuda:N", or "auto" for the first GPU, else the CPU."""
+    """Option type: a device that torch has here, or "auto" for the first CUDA GPU, else the CPU."""
     if text == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if text == "cpu":
-        return torch.device("cpu")
-    if not re.fullmatch(r"cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"expected cpu, cuda, cuda:N or auto, got {text!r}")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if (torch.device(text).index or 0) >= count:
-        raise argparse.ArgumentTypeError(f"{text}: torch sees {count} CUDA device(s)")
-    return torch.device(text)
+    try:
+        found = torch.device(text)
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {first_line(error)}") from error
+    if found.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (found.index or 0) >= count:
+            raise argparse.ArgumentTypeError(f"{text}: torch sees {count} CUDA device(s)")
+    elif found.type != "cpu":
+        try:
+            torch.zeros(1, device=found).cpu()
+        except Exception as error:  # each device fails in its own way
+            raise argparse.ArgumentTypeError(
+                f"{text}: torch cannot compute there: {first_line(error)}"
+            ) from error
+    return found
 
 
 def positive(text: str) -> int:
@@ -76,7 +87,9 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         type=device,
         default="auto",
         metavar="DEVICE",
-        help="cpu, cuda, cuda:N, or auto: a GPU where there is one (default: auto)",
+        help="cpu, cuda, cuda:N, or any that torch has here, such as mps and xpu, which are "
+        "untested and run the eager path; auto is a CUDA GPU where there is one, else the CPU "
+        "(default: auto)",
     )
     parser.add_argument(
         "--dtype",
@@ -110,7 +123,9 @@ def load_model(source: str | None, device: torch.device, dtype: str | None) -> t
     if report.reinitialized:
         raise CommandError(f"--model {name}: weights are missing\n{report}")
     if report:
-        say(f"note: {name}, loaded with differences:\n{report}")
+        note(f"{name}, loaded with differences:\n{report}")
+    if device.type not in ("cpu", "cuda"):
+        note(f"--device {device} is untested with fastseg, and runs the eager path")
     # Of a single file of weights, the processor's options are beside it or nowhere.
     options = model.preprocessor_file if Path(place).is_file() else place
     try:
@@ -118,7 +133,7 @@ def load_model(source: str | None, device: torch.device, dtype: str | None) -> t
             raise FileNotFoundError(place)
         return model, model.image_processor_class.from_pretrained(options)
     except FileNotFoundError:
-        say(f"note: no preprocessor_config.json in {name}; the default image processor is used")
+        note(f"no preprocessor_config.json in {name}; the default image processor is used")
         return model, model.image_processor_class()
     except (OSError, ValueError) as error:
         raise CommandError(f"--model {name}: {error}") from error
@@ -128,7 +143,7 @@ def first_line(error: BaseException) -> str:
     """The reason an error gives, in one line; its class where that says more."""
     reason = getattr(error, "strerror", None) or str(error)  # without the number and the path
     reason = reason.strip().split("\n")[0]
-    telling = (OSError, ValueError, TypeError, RuntimeError, SyntaxError)
+    telling = (OSError, ValueError, TypeError, RuntimeError, SyntaxError, ImportError)
     if reason and isinstance(error, telling):
         return reason
     return ": ".join(filter(None, [type(error).__name__, reason]))
@@ -137,3 +152,20 @@ def first_line(error: BaseException) -> str:
 def say(message: str) -> None:
     """A remark to the user, kept apart from results."""
     print(message, file=sys.stderr)
+
+
+def note(message: str) -> None:
+    """A remark on what is no failure; none inside `quiet`."""
+    if not _quiet:
+        say(f"note: {message}")
+
+
+@contextlib.contextmanager
+def quiet(on: bool) -> Iterator[None]:
+    """Leave out notes inside the block."""
+    global _quiet
+    before, _quiet = _quiet, on
+    try:
+        yield
+    finally:
+        _quiet = before

@@ -1,11 +1,14 @@
-"""`fastseg predict`: label maps and overlays of files, folders and globs of pictures."""
+"""`fastseg predict`: label maps and overlays of files, folders, globs and URLs of pictures."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import os
 import sys
+import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,9 +20,12 @@ from PIL import Image
 from tqdm import tqdm
 
 import fastseg
+from fastseg.images.inputs import CHANNELS_LAST
+from fastseg.images.palettes import DATASETS
 
+from .classes import LABEL_IDS, choose_classes
 from .files import JSON, LABELS, OVERLAY, Source, Target, plan_outputs
-from .formats import CONVERT
+from .formats import CONVERT, HEIF_SUFFIXES, INSTALL_HEIF
 from .images import Page, page_numbers, read_ahead, read_pages
 from .options import (
     EMBEDDED_NAME,
@@ -28,29 +34,40 @@ from .options import (
     first_line,
     fraction,
     load_model,
+    note,
     positive,
+    quiet,
     say,
 )
-from .results import ResultWriter
+from .remote import MAX_MIB, REDIRECTS, SECONDS, Remote
+from .results import GREY, PALETTE, ResultWriter
 from .search import ImageFiles, find_images
 
-_DESCRIPTION = """\
+_DESCRIPTION = f"""\
 Segments pictures. For each, writes NAME_labels.png (an indexed image whose pixel values are the
 class numbers; 16-bit grey for more than 256 classes) and NAME_overlay.png (the classes over the
 picture, with a legend of names and shares). Pictures are turned as their EXIF orientation says.
 
-PATHS are files, folders (with all folders below; hidden files, and links to folders, are left out)
-and glob patterns. Outputs keep the folder structure of the inputs. Where names meet, as those of
-a.jpg and a.png, they keep their suffix: a.jpg_labels.png. A second run on a picture replaces its
-outputs; those of another picture, told by its path, and files that fastseg did not write are never
-replaced: a-2_labels.png is written instead, with a note. Outputs of earlier runs are no inputs.
+PATHS are files, folders (with all folders below; hidden files, and links to folders, are left out),
+glob patterns, URLs (http:// and https://), and - for one picture on standard input. A URL may take
+{SECONDS:g} seconds and {REDIRECTS} redirects; it and standard input may give {MAX_MIB} MiB.
+
+Outputs keep the folder structure of the inputs; those of URLs have the last segment of the path for
+a name. Where names meet, as those of a.jpg and a.png, they keep their suffix: a.jpg_labels.png. A
+second run on a picture replaces its outputs; those of another picture, told by its path, and files
+that fastseg did not write are never replaced: a-2_labels.png is written instead, with a note.
+Outputs of earlier runs are no inputs.
 
 Of a file of several pages or frames (TIFF, animated GIF, PNG or WebP) the first is segmented and
 the number of the others told; --all-pages segments all: a-page0001_labels.png and so on. Smaller
 versions of a page in a TIFF, and what phones put behind a photograph, are no pages.
 
-A picture that cannot be read is reported and the others go on; so are formats such as HEIF and
-cameras' raw files, folders without permission, named pipes and devices. The exit status is then 1.
+TIFFs of many bands and of floats, for models of as many channels, need tifffile; HEIF needs
+pillow-heif.
+
+A picture that cannot be read is reported and the others go on; so are URLs that fail, formats such
+as cameras' raw files, folders without permission, named pipes and devices. The exit status is then
+1.
 """
 
 
@@ -67,7 +84,9 @@ def add_parser(commands: Any) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("paths", nargs="+", metavar="PATHS", help="files, folders and globs")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATHS", help="files, folders, globs, URLs, - for stdin"
+    )
     parser.add_argument(
         "--model",
         metavar="DIR_OR_ID",
@@ -103,6 +122,31 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--json", action="store_true", help="write NAME.json too: classes, pixels, shares"
     )
+    parser.add_argument(
+        "--labels",
+        choices=(PALETTE, GREY),
+        default=PALETTE,
+        help="form of the label maps: indexed with the classes' colours, or grey; the pixel values "
+        "are the same (default: palette)",
+    )
+    parser.add_argument(
+        "--map",
+        choices=(LABEL_IDS,),
+        help="write Cityscapes' own ids in place of class numbers, in label maps and JSON",
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="NAMES",
+        help="show these alone, names or numbers with commas between them; pixels of others become "
+        "255 (65535 where there are more than 255 classes, 0 with --map labelIds), are called "
+        "unlabeled, and have no colour",
+    )
+    parser.add_argument(
+        "--palette",
+        choices=DATASETS,
+        help="colours of a data set, and its class names where the model has others (default: by "
+        "the model's class names)",
+    )
     parser.add_argument("--no-overlay", action="store_true", help="write no overlays")
     parser.add_argument(
         "--alpha",
@@ -111,49 +155,99 @@ def add_parser(commands: Any) -> None:
         metavar="A",
         help="opacity of the colours in overlays, 0 to 1 (default: 0.55)",
     )
+    parser.add_argument(
+        "--max-pixels",
+        type=positive,
+        metavar="N",
+        help="read pictures of up to N pixels (default: Pillow's limit, some 179 million)",
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="tell of failures alone: no notes, bar or count"
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    with (
+        quiet(arguments.quiet),
+        _pixel_limit(arguments.max_pixels),
+        tempfile.TemporaryDirectory(prefix="fastseg-", ignore_cleanup_errors=True) as copies,
+    ):
+        return _run(arguments, Path(copies))
+
+
+@contextlib.contextmanager
+def _pixel_limit(pixels: int | None) -> Iterator[None]:
+    """Let Pillow read pictures of up to `pixels`, by default as many as it reads, without a word.
+
+    It warns above its own limit, and fails above twice that.
+    """
+    before = Image.MAX_IMAGE_PIXELS
+    if pixels is not None:
+        Image.MAX_IMAGE_PIXELS = (pixels + 1) // 2
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _run(arguments: argparse.Namespace, copies: Path) -> int:
     slide = tuple(arguments.slide) if arguments.slide else None
     if slide and slide[1] > slide[0]:
         raise CommandError("--slide: expected STRIDE to be at most CROP, or pixels are missed", 2)
     if os.path.exists(arguments.output) and not os.path.isdir(arguments.output):
         raise CommandError(f"--output {arguments.output}: not a folder", 2)
 
-    images = find_images(arguments.paths, arguments.output)
+    images = find_images(arguments.paths, arguments.output, copies)
     _report(images)
     unreadable = images.unreadable.total()
     if not images.paths:
         raise CommandError(f"no images to segment{' that can be read' if unreadable else ''}")
     if arguments.model is None:
-        say(
-            f"note: using the embedded model {EMBEDDED_NAME}, trained on drawn scenes only; "
+        note(
+            f"using the embedded model {EMBEDDED_NAME}, trained on drawn scenes only; "
             "--model DIR_OR_ID takes another"
         )
     model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
+    model_name = arguments.model or EMBEDDED_NAME
+    try:
+        classes = choose_classes(model.config, arguments.palette, arguments.classes, arguments.map)
+    except ValueError as error:
+        raise CommandError(f"--model {model_name}: {error}") from error
     endings = [LABELS]
     endings += [] if arguments.no_overlay else [OVERLAY]
     endings += [JSON] if arguments.json else []
-    writer = ResultWriter(model.config, arguments.model or EMBEDDED_NAME, endings, arguments.alpha)
+    writer = ResultWriter(classes, model_name, endings, arguments.alpha, arguments.labels)
+    reading: dict[str, Any] = {
+        "channels": getattr(model.config, "num_channels", None),
+        "raw": not processor.do_rescale,
+    }
     sources = [Source(path) for path in images.paths]
     if arguments.all_pages:
-        sources = [source for path in images.paths for source in _all_pages(path)]
+        sources = [s for path in images.paths for s in _all_pages(path, reading["channels"])]
     targets = plan_outputs(sources, images.root, arguments.output, endings)
     jobs = [_Job(source, target) for source, target in zip(sources, targets, strict=True)]
     _report_numbered(jobs)
     _check_output(arguments.output)
 
-    def segment(images: list[Image.Image]) -> list[torch.Tensor]:
+    def segment(images: list[Any]) -> list[torch.Tensor]:
         return fastseg.segment(
-            model, images, processor=processor, batch_size=arguments.batch_size, slide=slide
+            model,
+            images,
+            processor=processor,
+            batch_size=arguments.batch_size,
+            slide=slide,
+            input_data_format=CHANNELS_LAST,  # of arrays
         )
 
     failures = 0
-    left_out: dict[Path, int] = {}
+    left_out: dict[Path | Remote, int] = {}
     # No bar where nobody sees it move: a log would fill with its states.
-    with tqdm(total=len(jobs), unit="image", file=sys.stderr, disable=None) as progress:
-        for batch in read_ahead(_pages(jobs), arguments.batch_size):
+    bar = {"unit": "image", "file": sys.stderr, "disable": True if arguments.quiet else None}
+    with tqdm(total=len(jobs), **bar) as progress:
+        for batch in read_ahead(_pages(jobs, reading), arguments.batch_size):
             left_out |= {job.source.path: page.left_out for job, page in batch if page.left_out}
             for source, reason in _finish(batch, segment, writer):
                 if reason:
@@ -162,12 +256,13 @@ def run(arguments: argparse.Namespace) -> int:
                 progress.update()
     if left_out:
         others = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
-        say(
-            f"note: pages or frames after the first left out: {sum(left_out.values())}, of "
+        note(
+            f"pages or frames after the first left out: {sum(left_out.values())}, of "
             f"{next(iter(left_out))}{others}; --all-pages segments them"
         )
     done, total = len(jobs) - failures, len(jobs) + unreadable
-    print(f"{done} of {total} images segmented, in {arguments.output}")
+    if not arguments.quiet:
+        print(f"{done} of {total} images segmented, in {arguments.output}")
     return 1 if done < total or images.missing else 0
 
 
@@ -175,12 +270,15 @@ def _report(images: ImageFiles) -> None:
     for place, reason in images.missing.items():
         say(f"{place}: {reason}")
     if images.own:
-        say(f"note: {images.own} outputs of earlier runs left out")
+        note(f"{images.own} outputs of earlier runs left out")
     if images.unreadable:
-        say(f"{_counted(images.unreadable)}: fastseg cannot read these formats; {CONVERT}")
+        advice = CONVERT
+        if HEIF_SUFFIXES & images.unreadable.keys():
+            advice += f", or {INSTALL_HEIF}"
+        say(f"{_counted(images.unreadable)}: fastseg cannot read these formats; {advice}")
     if images.skipped:
-        say(
-            f"note: files of other kinds left out: {_counted(images.skipped)} "
+        note(
+            f"files of other kinds left out: {_counted(images.skipped)} "
             "(a file that is named itself is read whatever its kind)"
         )
 
@@ -193,8 +291,8 @@ def _report_numbered(jobs: list[_Job]) -> None:
     numbered = [job for job in jobs if job.target.numbered]
     if numbered:
         first, others = numbered[0], len(numbered) - 1
-        say(
-            f"note: {first.source} goes to {first.target.path(LABELS)}"
+        note(
+            f"{first.source} goes to {first.target.path(LABELS)}"
             + (f", and {others} more get a number likewise" if others else "")
             + ": the name is taken, by another picture or by a file that is not known to be an "
             "earlier result"
@@ -211,22 +309,35 @@ def _check_output(folder: Path) -> None:
         raise CommandError(f"--output {folder}: no permission to write there")
 
 
-def _all_pages(path: Path) -> list[Source]:
-    numbers = page_numbers(path)
+def _all_pages(path: Path | Remote, channels: int | None) -> list[Source]:
+    try:
+        numbers = page_numbers(path.file() if isinstance(path, Remote) else path, channels)
+    except ValueError:  # told when it is read
+        numbers = [1]
     return [Source(path, number, numbers[-1]) for number in numbers]
 
 
-def _pages(jobs: list[_Job]) -> Iterator[tuple[_Job, Page]]:
-    """Each job with its page, read when it is asked for."""
+def _pages(jobs: list[_Job], reading: dict[str, Any]) -> Iterator[tuple[_Job, Page]]:
+    """Each job with its page, read when it is asked for, by the options `reading`."""
     for path, group in itertools.groupby(jobs, key=lambda job: job.source.path):
         of_file = list(group)
-        pages = read_pages(path, [job.source.page for job in of_file])
+        numbers = [job.source.page for job in of_file]
+        if isinstance(path, Path):
+            yield from zip(of_file, read_pages(path, numbers, **reading), strict=True)
+            continue
+        try:
+            file = path.file()
+        except ValueError as error:
+            yield from ((job, Page(reason=str(error))) for job in of_file)
+            continue
+        pages = read_pages(file, numbers, name=str(path), **reading)
         yield from zip(of_file, pages, strict=True)
+        path.drop()
 
 
 def _finish(
     batch: list[tuple[_Job, Page]],
-    segment: Callable[[list[Image.Image]], list[torch.Tensor]],
+    segment: Callable[[list[Any]], list[torch.Tensor]],
     writer: ResultWriter,
 ) -> Iterator[tuple[Source, str]]:
     """Segment and write a batch; return each source, with the reason where it failed, else ""."""

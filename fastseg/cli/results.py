@@ -7,52 +7,56 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from fastseg.images.overlay import class_shares, config_palette, label_image, overlay
+from fastseg.images.overlay import class_shares, label_image, overlay
 
+from .classes import Classes
 from .files import JSON, LABELS, OVERLAY, Source, Target, write_json, write_png
-from .options import CommandError
+from .rasters import visible
+
+# Forms of label maps: an indexed image with the classes' colours, and a grey one.
+PALETTE, GREY = "palette", "grey"
 
 
 @dataclass
 class ResultWriter:
     """Writer of the files that `endings` lists; `model` is how JSON files name the model."""
 
-    config: Any
+    classes: Classes
     model: str
     endings: Sequence[str] = (LABELS, OVERLAY)
     alpha: float = 0.55
+    form: str = PALETTE
 
-    def __post_init__(self) -> None:
-        try:
-            self.colours = config_palette(self.config)
-        except ValueError as error:
-            raise CommandError(f"--model {self.model}: {error}") from error
-
-    def write(self, target: Target, source: Source, image: Image.Image, labels: np.ndarray) -> None:
+    def write(self, target: Target, source: Source, image: Any, labels: np.ndarray) -> None:
         """Write the files of one picture: `labels` (H, W), of the size of `image`, from `source`.
+
+        `image` is PIL's, or an array (H, W, bands).
 
         Raises:
             OSError: a file cannot be written.
         """
-        names = self.config.id2label
+        shown = self.classes.show(labels)
+        numbers, written = self.classes.write(shown), self.classes.written()
         if LABELS in self.endings:
-            write_png(target.path(LABELS), label_image(labels, self.colours), source)
+            grey = self.form == GREY
+            write_png(target.path(LABELS), label_image(numbers, written.colours, grey), source)
         if OVERLAY in self.endings:
-            picture = overlay(image, labels, self.colours, names, alpha=self.alpha)
+            colours, names = self.classes.colours, self.classes.names
+            picture = overlay(visible(image), shown, colours, names, alpha=self.alpha)
             write_png(target.path(OVERLAY), picture, source)
         if JSON in self.endings:
             classes = [
                 {"id": item.id, "name": item.name, "pixels": item.pixels, "share": item.share}
-                for item in class_shares(labels, names)
+                for item in class_shares(numbers, written.names)
             ]
+            height, width = labels.shape
             content = {
                 "model": self.model,
                 "image": str(source.path),
                 "page": source.page,
-                "width": image.width,
-                "height": image.height,
+                "width": width,
+                "height": height,
                 "classes": classes,
             }
             write_json(target.path(JSON), content, source)

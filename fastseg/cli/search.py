@@ -1,4 +1,4 @@
-"""Finding pictures in files, folders and globs; whatever is left out is counted or named."""
+"""Finding pictures in files, folders, globs and URLs; whatever is left out is counted or named."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .files import LABELS, OVERLAY, is_own
-from .formats import IMAGE_SUFFIXES, UNREADABLE
+from .formats import UNREADABLE, is_searched_for
 from .options import first_line
+from .remote import Remote, is_remote
 
 
 @dataclass
 class ImageFiles:
-    """Pictures in the order of the arguments; `root` is the folder that contains all of them.
+    """Pictures in the order of the arguments; `root` is the folder that contains all files.
 
     `missing` has arguments that led to nothing and folders that cannot be searched, with the
     reason. Left out are: `unreadable` pictures of formats that cannot be read, and `skipped` files
     of other kinds, counted by suffix, and `own` outputs of earlier runs.
     """
 
-    paths: list[Path] = field(default_factory=list)
+    paths: list[Path | Remote] = field(default_factory=list)
     root: Path = field(default_factory=Path)
     missing: dict[str, str] = field(default_factory=dict)
     unreadable: Counter[str] = field(default_factory=Counter)
@@ -31,15 +32,22 @@ class ImageFiles:
     own: int = 0
 
 
-def find_images(arguments: Sequence[str], output: Path) -> ImageFiles:
+def find_images(arguments: Sequence[str], output: Path, copies: Path | None = None) -> ImageFiles:
     """Files as named, whatever their suffix; images in folders and below them; matches of globs.
+
+    URLs and "-" are taken as they stand: nothing is read yet, and copies of what they give will be
+    in the folder `copies`.
 
     Folders are searched without hidden files and folders, without following links to folders, and
     without `output` where it lies inside. A picture reached twice is listed once.
     """
     images = ImageFiles()
-    bases: dict[Path, Path] = {}  # picture: the folder its output path is relative to
+    found: dict[Path | str, Path | Remote] = {}
+    bases = set()  # folders that output paths are relative to
     for argument in arguments:
+        if copies is not None and is_remote(argument):
+            found.setdefault(argument, Remote(argument, copies))
+            continue
         told, reached = len(images.missing), 0
         matches, named, reason = _matches(argument, images)
         for match in matches:
@@ -49,7 +57,7 @@ def find_images(arguments: Sequence[str], output: Path) -> ImageFiles:
                 candidates, base, filtered = iter([match]), match.parent, not named
             for path in candidates:
                 suffix = path.suffix.lower()
-                if filtered and suffix not in IMAGE_SUFFIXES:
+                if filtered and not is_searched_for(suffix):
                     known = suffix in UNREADABLE
                     reached += known
                     (images.unreadable if known else images.skipped)[suffix or "no suffix"] += 1
@@ -58,12 +66,15 @@ def find_images(arguments: Sequence[str], output: Path) -> ImageFiles:
                 if path.name.endswith((LABELS, OVERLAY)) and is_own(path):
                     images.own += 1
                 else:
-                    bases.setdefault(Path(os.path.abspath(path)), Path(os.path.abspath(base)))
+                    absolute = Path(os.path.abspath(path))
+                    if absolute not in found:
+                        found[absolute] = absolute
+                        bases.add(os.path.abspath(base))
         if not reached and len(images.missing) == told:
             images.missing[argument] = reason
-    images.paths = list(bases)
+    images.paths = list(found.values())
     if bases:
-        images.root = Path(os.path.commonpath([str(base) for base in bases.values()]))
+        images.root = Path(os.path.commonpath(bases))
     return images
 
 

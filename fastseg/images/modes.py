@@ -11,14 +11,17 @@ from PIL import Image, ImageOps
 Tell = Callable[[str], object]
 
 
-def upright(file: Image.Image, name: str = "image", tell: Tell = warnings.warn) -> Image.Image:
+def upright(
+    file: Image.Image, name: str = "image", tell: Tell = warnings.warn, floats: bool = False
+) -> Image.Image:
     """A picture from a file as people see it: turned as its EXIF orientation says, of 8 bits.
 
-    `name`, `tell` and errors as of `to_8_bits`.
+    With `floats` those of mode F stay as they are. `name`, `tell` and errors as of `to_8_bits`.
     """
     if _cut_to_8_bits(file):  # which is known until the file is read
         to_8_bits(file, name, tell)
-    return to_8_bits(ImageOps.exif_transpose(file), name, tell)
+    image = ImageOps.exif_transpose(file)
+    return image if floats and image.mode == "F" else to_8_bits(image, name, tell)
 
 
 def to_8_bits(image: Image.Image, name: str = "image", tell: Tell = warnings.warn) -> Image.Image:
@@ -34,16 +37,26 @@ def to_8_bits(image: Image.Image, name: str = "image", tell: Tell = warnings.war
     Raises:
         ValueError: values outside these ranges.
     """
-    name = name and f"{name}: "
     if not image.mode.startswith(("I", "F")):
         if _cut_to_8_bits(image):
             bands = zip(image.split(), image.getbands(), strict=True)
             high = max(np.asarray(band).max() for band, letter in bands if letter not in "AX")
-            _tell_of_unused_bits(int(high) << 8 | 255, name, tell)
+            _tell_of_unused_bits(int(high) << 8 | 255, name and f"{name}: ", tell)
         return image
-    values = np.asarray(image)
+    return Image.fromarray(values_to_8_bits(np.asarray(image), name, tell))
+
+
+def values_to_8_bits(
+    values: np.ndarray, name: str = "image", tell: Tell = warnings.warn
+) -> np.ndarray:
+    """Numbers of any depth and shape as uint8, by the rule of `to_8_bits`, which has the rest."""
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == bool:
+        return values.astype(np.uint8) * 255
+    name = name and f"{name}: "
     low, high = values.min(), values.max()
-    if image.mode == "F":
+    if values.dtype.kind == "f":
         if not (low >= 0 and high <= 255):  # NaN among them too
             raise ValueError(
                 f"{name}expected floats in [0, 1] or [0, 255], got values in [{low:g}, {high:g}]"
@@ -56,9 +69,9 @@ def to_8_bits(image: Image.Image, name: str = "image", tell: Tell = warnings.war
     elif high > 255:
         _tell_of_unused_bits(int(high), name, tell)
         values = (values.astype(np.uint32) + 128) // 257
-    elif high > 0 and image.mode != "I":
+    elif high > 0 and values.dtype.itemsize == 2:
         tell(f"{name}16-bit pixels of at most {high}: taken for 8 bits, with 255 as white")
-    return Image.fromarray(values.astype(np.uint8))
+    return values.astype(np.uint8)
 
 
 def to_rgb(image: Image.Image, over_white: bool = False) -> Image.Image:

@@ -15,48 +15,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .modes import to_8_bits, to_rgb
+from .palettes import check_palette
 
 MAX_INDEXED = 256  # colours that an indexed image holds
 _MAX_LABEL = (1 << 16) - 1
-
-# The colours and names of Cityscapes' 19 evaluated classes, as published by its authors.
-_CITYSCAPES = {
-    "road": (128, 64, 128),
-    "sidewalk": (244, 35, 232),
-    "building": (70, 70, 70),
-    "wall": (102, 102, 156),
-    "fence": (190, 153, 153),
-    "pole": (153, 153, 153),
-    "traffic light": (250, 170, 30),
-    "traffic sign": (220, 220, 0),
-    "vegetation": (107, 142, 35),
-    "terrain": (152, 251, 152),
-    "sky": (70, 130, 180),
-    "person": (220, 20, 60),
-    "rider": (255, 0, 0),
-    "car": (0, 0, 142),
-    "truck": (0, 0, 70),
-    "bus": (0, 60, 100),
-    "train": (0, 80, 100),
-    "motorcycle": (0, 0, 230),
-    "bicycle": (119, 11, 32),
-}
-
-# The first colours are chosen by eye: bright enough over a photograph, far from one another.
-_FIRST_COLOURS = (
-    (64, 132, 232),
-    (240, 130, 40),
-    (54, 170, 84),
-    (222, 52, 70),
-    (150, 92, 208),
-    (244, 206, 60),
-    (34, 188, 196),
-    (236, 112, 184),
-    (142, 94, 58),
-    (158, 208, 62),
-    (46, 70, 150),
-    (190, 190, 200),
-)
 
 _PAPER = (252, 252, 253)
 _INK = (28, 31, 38)
@@ -72,43 +34,12 @@ _MIN_ROWS = 12  # rows that a legend may have even where the picture is not so t
 _MAX_ROWS_BELOW = 6
 
 
-def palette(num_labels: int, id2label: Mapping[int, str] | None = None) -> np.ndarray:
-    """Colours for `num_labels` classes: uint8 (num_labels, 3), RGB.
-
-    The first colours do not depend on `num_labels`; each further one is as far as possible, to the
-    eye, from all before it. All are distinct up to some 2,000 classes, after which they repeat.
-    Where `id2label` names the 19 classes of Cityscapes, the colours are those of Cityscapes.
-
-    Raises:
-        ValueError: `num_labels` is less than 1.
-    """
-    if num_labels < 1:
-        raise ValueError(f"num_labels: expected 1 or more, got {num_labels}")
-    if id2label is not None and num_labels == len(_CITYSCAPES):
-        names = [str(id2label.get(index, "")).lower() for index in range(num_labels)]
-        if sorted(names) == sorted(_CITYSCAPES):
-            return np.array([_CITYSCAPES[name] for name in names], dtype=np.uint8)
-    return np.resize(_distant_colours(), (num_labels, 3))
-
-
-def config_palette(config: Any) -> np.ndarray:
-    """The colours of a model: its configuration's own `palette`, one RGB triple for each class,
-    where it has one, else `palette(config.num_labels, config.id2label)`.
-
-    Raises:
-        ValueError: the configuration's palette is not of that form.
-    """
-    own = getattr(config, "palette", None)
-    if own is None:
-        return palette(config.num_labels, config.id2label)
-    return _check_palette(own, "config.palette", config.num_labels)
-
-
-def label_image(labels: Any, palette: Any) -> Image.Image:
+def label_image(labels: Any, palette: Any, grey: bool = False) -> Image.Image:
     """A label map as an image whose pixel values are the class numbers.
 
-    Up to 256 colours it is an indexed image (mode "P") with those colours; beyond, a 16-bit grey
-    one (mode "I;16"), since an indexed image ends at 256. Both are lossless as PNG.
+    Up to 256 colours it is an indexed image (mode "P") with those colours, or with `grey` one of
+    8 bits (mode "L"); beyond, a 16-bit grey one (mode "I;16"), since an indexed image ends at 256.
+    All are lossless as PNG.
 
     Args:
         labels: (H, W) integers, NumPy or torch, each at least 0. They may exceed the palette, as
@@ -118,12 +49,14 @@ def label_image(labels: Any, palette: Any) -> Image.Image:
     Raises:
         TypeError, ValueError: `labels` or `palette` is not of that form.
     """
-    colours = _check_palette(palette, "palette")
-    indexed = len(colours) <= MAX_INDEXED
-    numbers = _check_labels(labels, largest=MAX_INDEXED - 1 if indexed else _MAX_LABEL)
-    if not indexed:
+    colours = check_palette(palette, "palette")
+    small = len(colours) <= MAX_INDEXED
+    numbers = _check_labels(labels, largest=MAX_INDEXED - 1 if small else _MAX_LABEL)
+    if not small:
         return Image.fromarray(numbers.astype(np.uint16))
     image = Image.fromarray(numbers.astype(np.uint8))
+    if grey:
+        return image
     # A full palette: with a shorter one, files hold fewer bits a pixel and cut greater labels off.
     full = np.zeros((MAX_INDEXED, 3), dtype=np.uint8)
     full[: len(colours)] = colours
@@ -155,7 +88,7 @@ def overlay(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha: expected a number from 0 to 1, got {alpha}")
-    colours = _check_palette(palette, "palette")
+    colours = check_palette(palette, "palette")
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     picture = to_rgb(to_8_bits(picture))
     numbers = _check_labels(labels)
@@ -206,19 +139,6 @@ def format_share(share: float) -> str:
     return "<0.1%" if 0 < share < 0.0005 else f"{100 * share:.1f}%"
 
 
-def _check_palette(colours: Any, name: str, count: int | None = None) -> np.ndarray:
-    array = np.asarray(colours)
-    if array.ndim != 2 or array.shape[1:] != (3,) or array.dtype.kind not in "iu":
-        raise ValueError(
-            f"{name}: expected integers of shape (classes, 3), got {array.dtype} {array.shape}"
-        )
-    if count is not None and len(array) != count:
-        raise ValueError(f"{name}: expected {count} colours, one a class, got {len(array)}")
-    if len(array) == 0 or array.min() < 0 or array.max() > 255:
-        raise ValueError(f"{name}: expected one colour or more, from 0 to 255")
-    return array.astype(np.uint8)
-
-
 def _check_labels(labels: Any, largest: int = _MAX_LABEL) -> np.ndarray:
     array = np.asarray(labels.cpu() if hasattr(labels, "cpu") else labels)
     if array.dtype.kind not in "iu":
@@ -229,52 +149,6 @@ def _check_labels(labels: Any, largest: int = _MAX_LABEL) -> np.ndarray:
     if low < 0 or high > largest:
         raise ValueError(f"labels: expected numbers from 0 to {largest}, got {low} to {high}")
     return array.astype(np.uint16)
-
-
-@functools.lru_cache(maxsize=1)
-def _distant_colours() -> np.ndarray:
-    """All colours of a grid, ordered so that each is the farthest from all before it."""
-    levels = np.linspace(0, 255, 18).round().astype(np.uint8)
-    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
-    lab = _oklab(grid)
-    lightness, chroma = lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])
-    # Near-black, near-white and grey vanish in photographs.
-    keep = (lightness > 3500) & (lightness < 9300) & (chroma > 500)
-    colours = np.concatenate([np.array(_FIRST_COLOURS, dtype=np.uint8), grid[keep]])
-    lab = _oklab(colours)
-    order = list(range(len(_FIRST_COLOURS)))
-    nearest = np.full(len(colours), np.iinfo(np.int64).max)
-    while True:
-        for index in order if len(order) == len(_FIRST_COLOURS) else order[-1:]:
-            nearest = np.minimum(nearest, ((lab - lab[index]) ** 2).sum(axis=1))
-        farthest = int(nearest.argmax())
-        if nearest[farthest] == 0 or len(order) == 2048:
-            return colours[order]
-        order.append(farthest)
-
-
-def _oklab(rgb: np.ndarray) -> np.ndarray:
-    """Oklab coordinates times 10,000 as integers, so that distances compare exactly anywhere."""
-    srgb = rgb / 255.0
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    cones = np.cbrt(
-        linear
-        @ np.array(
-            [
-                [0.4122214708, 0.2119034982, 0.0883024619],
-                [0.5363325363, 0.6806995451, 0.2817188376],
-                [0.0514459929, 0.1073969566, 0.6299787005],
-            ]
-        )
-    )
-    lab = cones @ np.array(
-        [
-            [0.2104542553, 1.9779984951, 0.0259040371],
-            [0.7936177850, -2.4285922050, 0.7827717662],
-            [-0.0040720468, 0.4505937099, -0.8086757660],
-        ]
-    )
-    return (lab * 10_000).round().astype(np.int64)
 
 
 def _draw_borders(picture: Image.Image, labels: np.ndarray) -> None:

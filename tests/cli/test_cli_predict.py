@@ -12,7 +12,7 @@ from PIL import Image
 import fastseg
 from fastseg.cli import main
 from fastseg.cli.images import read_ahead
-from fastseg.images.overlay import palette
+from fastseg.images.palettes import palette
 from tests.cli.cli_cases import SIZE, photo, read_labels, save_model, segmented, tree
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from fastseg.cli.images import open_image
 from fastseg.images.modes import to_8_bits, to_rgb
-from fastseg.images.overlay import overlay, palette
+from fastseg.images.overlay import overlay
+from fastseg.images.palettes import palette
 from fastseg.images.processor import SegformerImageProcessor
 from tests.images.image_cases import noise
 from tests.images.test_image_inputs import rgb_reference

@@ -1,27 +1,14 @@
-"""Palettes, indexed label images, and overlays with their legend."""
+"""Label images, and overlays with their legend."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from skimage.color import deltaE_ciede2000, rgb2lab
 
-from fastseg.images.overlay import (
-    class_shares,
-    config_palette,
-    format_share,
-    label_image,
-    overlay,
-    palette,
-)
-
-CITYSCAPES = ["road", "sidewalk", "building", "wall", "fence", "pole", "traffic light"]
-CITYSCAPES += ["traffic sign", "vegetation", "terrain", "sky", "person", "rider", "car", "truck"]
-CITYSCAPES += ["bus", "train", "motorcycle", "bicycle"]
+from fastseg.images.overlay import class_shares, format_share, label_image, overlay
+from fastseg.images.palettes import palette
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -31,61 +18,6 @@ def noise(height: int, width: int) -> np.ndarray:
 def stripes(height: int, width: int, classes: int) -> np.ndarray:
     """Vertical stripes of the classes 0, 1, ..., left to right."""
     return np.tile(np.arange(width) * classes // width, (height, 1))
-
-
-@pytest.mark.parametrize("num_labels", [1, 2, 19, 150, 256, 1000])
-def test_palette_colours_are_distinct(num_labels):
-    colours = palette(num_labels)
-    assert colours.shape == (num_labels, 3)
-    assert colours.dtype == np.uint8
-    assert len(np.unique(colours, axis=0)) == num_labels
-
-
-def test_palette_is_a_prefix_of_larger_ones_and_repeats_beyond_its_end():
-    many = palette(5000)
-    assert len(many) == 5000
-    for num_labels in (1, 12, 13, 1000):
-        np.testing.assert_array_equal(palette(num_labels), many[:num_labels])
-
-
-def test_first_colours_are_well_apart():
-    lab = rgb2lab(palette(40))
-    distance = deltaE_ciede2000(lab[:, None], lab[None])
-    np.fill_diagonal(distance, np.inf)
-    assert distance.min() > 8  # about 1 is just visible
-
-
-def test_cityscapes_colours_follow_the_names():
-    names = dict(enumerate(CITYSCAPES))
-    colours = palette(19, names)
-    # As published: road, vegetation, bicycle.
-    np.testing.assert_array_equal(
-        colours[[0, 8, 18]], [(128, 64, 128), (107, 142, 35), (119, 11, 32)]
-    )
-    reverse = {18 - index: name for index, name in names.items()}
-    np.testing.assert_array_equal(palette(19, reverse), colours[::-1])
-    np.testing.assert_array_equal(palette(19, {**names, 3: "hedge"}), palette(19))
-
-
-def test_palette_of_no_classes():
-    with pytest.raises(ValueError, match="num_labels"):
-        palette(0)
-
-
-def test_config_palette():
-    config = SimpleNamespace(num_labels=2, id2label={0: "a", 1: "b"})
-    np.testing.assert_array_equal(config_palette(config), palette(2))
-    config.palette = [[1, 2, 3], [4, 5, 6]]
-    np.testing.assert_array_equal(config_palette(config), [(1, 2, 3), (4, 5, 6)])
-
-
-@pytest.mark.parametrize(
-    "own", [[[1, 2, 3]], [[1, 2], [3, 4]], [[1, 2, 256], [0, 0, 0]], [[0.5, 0, 0], [0, 0, 0]]]
-)
-def test_config_palette_of_another_form(own):
-    config = SimpleNamespace(num_labels=2, id2label={0: "a", 1: "b"}, palette=own)
-    with pytest.raises(ValueError, match=r"config\.palette"):
-        config_palette(config)
 
 
 @pytest.mark.parametrize("make", [np.asarray, torch.tensor], ids=["numpy", "torch"])
@@ -107,6 +39,15 @@ def test_label_image_of_more_than_256_classes_has_16_bits(tmp_path):
     label_image(labels, palette(300)).save(tmp_path / "labels.png")
     with Image.open(tmp_path / "labels.png") as read:
         assert read.mode == "I;16"
+        np.testing.assert_array_equal(np.asarray(read), labels)
+
+
+@pytest.mark.parametrize(("num_labels", "mode"), [(3, "L"), (256, "L"), (300, "I;16")])
+def test_grey_label_images_have_the_class_numbers(tmp_path, num_labels, mode):
+    labels = np.array([[0, 1, 2], [num_labels - 1, 0, 255]])
+    label_image(labels, palette(num_labels), grey=True).save(tmp_path / "labels.png")
+    with Image.open(tmp_path / "labels.png") as read:
+        assert read.mode == mode
         np.testing.assert_array_equal(np.asarray(read), labels)
 
 
