@@ -33,7 +33,9 @@ _SPECIAL = {
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a folder",
 }
-_NEW_SUBFILE_TYPE, _SAMPLES_PER_PIXEL = 254, 277  # tags of TIFF
+# Tags of TIFF.
+_NEW_SUBFILE_TYPE, _BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL = 254, 258, 277
+_PLANAR_CONFIGURATION = 284
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def _why(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         pixels = re.search(r"(\d+) pixels", reason)
         number = pixels[1] if pixels else "N"
-        reason += f"; `fastseg predict --max-pixels {number}` reads it"
+        reason = reason.rstrip(".") + f"; `fastseg predict --max-pixels {number}` reads it"
     return reason
 
 
@@ -154,8 +156,19 @@ def _open(path: Path, channels: int | None) -> Iterator[Image.Image | Raster]:
                 raise ValueError(why_unreadable(path)) from None
             yield Raster(stream)
             return
+        if _is_mixed_up(file):
+            stream.seek(0)
+            yield Raster(stream)
+            return
         with file:
             yield file
+
+
+def _is_mixed_up(file: Any) -> bool:
+    """Return whether Pillow, without a word, reads noise: of colour in planes of 16 bits."""
+    tags = getattr(file, "tag_v2", {})
+    bits = tags.get(_BITS_PER_SAMPLE, ())
+    return tags.get(_PLANAR_CONFIGURATION) == 2 and len(bits) > 1 and max(bits) > 8
 
 
 def _page_numbers(file: Any) -> list[int]:

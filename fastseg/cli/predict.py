@@ -162,7 +162,9 @@ def add_parser(commands: Any) -> None:
         help="read pictures of up to N pixels (default: Pillow's limit, some 179 million)",
     )
     parser.add_argument(
-        "--quiet", action="store_true", help="tell of failures alone: no notes, bar or count"
+        "--quiet",
+        action="store_true",
+        help="tell failures and warnings alone: no notes, bar or count",
     )
     parser.set_defaults(run=run)
 

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import queue
 import re
-import ssl
 import sys
 import threading
 import time
@@ -196,8 +195,9 @@ def _why(error: Exception) -> str:
         said = " ".join(str(error.reason).split())
         return said if error.code < 400 else f"the server answers {error.code} {said}"
     reason = error.reason if isinstance(error, URLError) else error
-    if isinstance(reason, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted: {reason.verify_message}"
+    untrusted = getattr(reason, "verify_message", "")  # of ssl, which a Python may lack
+    if untrusted:
+        return f"its certificate is not trusted: {untrusted}"
     if isinstance(reason, TimeoutError):
         return f"no answer for {SILENCE:g} seconds"
     return first_line(reason) if isinstance(reason, Exception) else str(reason)

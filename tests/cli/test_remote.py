@@ -49,7 +49,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif kind == "absent":
             self.send_error(404)
         elif kind == "silent":
-            time.sleep(1)
+            time.sleep(1.5)
         elif kind == "page":
             self._send(b"<!doctype html><html>")
         elif kind == "pages":
@@ -58,7 +58,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._send(content[:-100], length=len(content))
         elif kind == "slow":
             self._send(b"", length=1000)
-            for _ in range(20):
+            for _ in range(40):
                 self.wfile.write(b".")
                 time.sleep(0.1)
         elif kind == "endless":  # of no length known beforehand
@@ -158,8 +158,8 @@ REASONS = [
     ("redirect/6", "more than 5 redirects"),
     ("to/ftp://127.0.0.1/a.png", "not allowed"),
     ("to/file:///etc/hostname", "not allowed"),
-    ("silent/a.png", "no answer for 0.3 seconds"),
-    ("slow/a.png", "not there after 0.8 seconds"),
+    ("silent/a.png", "no answer for 1 seconds"),
+    ("slow/a.png", "not there after 2 seconds"),
     ("short/a.png", "the connection ended after "),
     ("endless/a.png", "larger than 1 MiB"),
     ("page/a.png", "a web page and not a picture"),
@@ -169,8 +169,8 @@ REASONS = [
 def test_urls_that_fail_are_reported_and_the_others_go_on(
     predict, url, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(remote, "SILENCE", 0.3)
-    monkeypatch.setattr(remote, "SECONDS", 0.8)
+    monkeypatch.setattr(remote, "SILENCE", 1.0)
+    monkeypatch.setattr(remote, "SECONDS", 2.0)
     monkeypatch.setattr(remote, "MAX_MIB", 1)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "copies"))
     (tmp_path / "copies").mkdir()
@@ -185,6 +185,22 @@ def test_urls_that_fail_are_reported_and_the_others_go_on(
         assert reasons.get(where, "") in line
         assert len(line) > len(where) + 8
     assert list((tmp_path / "copies").iterdir()) == []
+
+
+def test_a_copy_lasts_until_its_picture_is_read(predict, url, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "copies"))
+    (tmp_path / "copies").mkdir()
+    copies = []
+    file = remote.Remote.file
+
+    def count(self):
+        path = file(self)
+        copies.append(len(list(path.parent.iterdir())))
+        return path
+
+    monkeypatch.setattr(remote.Remote, "file", count)
+    assert predict(*[f"{url}/picture/{number}" for number in range(4)], "--no-overlay") == 0
+    assert copies == [1, 1, 1, 1]
 
 
 def test_a_length_above_the_limit_is_not_downloaded(predict, url, monkeypatch, capsys):
