@@ -21,7 +21,6 @@ _ELSEWHERE = {
     "num_heads": "num_attention_heads",
     "drop_rate": "hidden_dropout_prob",
     "ignore_index": "semantic_loss_ignore_index",
-    "device_map": "device",
 }
 
 

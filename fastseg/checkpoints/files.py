@@ -21,6 +21,7 @@ from .kinds import HDF5, KERAS, SAFETENSORS, kind_of, text_kind
 from .pickles import read_pickled
 from .report import CheckpointError
 from .tensorflow import is_tensorflow
+from .training import DEFAULT_CHOICE, Choice
 
 CONFIG_NAME = "config.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
@@ -52,7 +53,9 @@ class Weights:
 
     tensors: by name.
     class_names: of the classes, if they are there.
-    notes: remarks for the user, such as what was left out.
+    notes: remarks for the user, such as which of two sets of weights was taken.
+    left_out: names of entries that are no tensors.
+    averaged: whether these are an average of the model's weights.
     groups: the paths of an HDF5 file's groups; None for files of other kinds.
     keras_config: the config.json in an archive of Keras.
     """
@@ -60,6 +63,8 @@ class Weights:
     tensors: Tensors
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    averaged: bool = False
     groups: tuple[str, ...] | None = None
     keras_config: dict[str, Any] | None = None
 
@@ -83,12 +88,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return fields
 
 
-def read_weights(resolve: Callable[[str], Path]) -> tuple[Path, Weights]:
+def of_variant(name: str, variant: str | None) -> str:
+    """The name of a file in another precision: model.fp16.safetensors, as transformers has it."""
+    if variant is None:
+        return name
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem}.{variant}.{suffix}"
+
+
+def read_weights(
+    resolve: Callable[[str], Path], choice: Choice, variant: str | None = None
+) -> tuple[Path, Weights]:
     """Read all tensors of a checkpoint by their names in it; and the file that names them.
 
     Args:
         resolve: gives the path of a file of the checkpoint by its name, or raises
             FileNotFoundError.
+        variant: of the files, such as "fp16"; the index of shards has names of its own.
 
     Raises:
         CheckpointError: a file is of another kind, truncated, corrupt or unsafe to open, or a
@@ -99,15 +115,18 @@ def read_weights(resolve: Callable[[str], Path]) -> tuple[Path, Weights]:
     reasons = []
     for name in WEIGHTS_NAMES:
         try:
-            path = resolve(name)
+            path = resolve(of_variant(name, variant))
         except FileNotFoundError as error:
             reasons.append(str(error))
             continue
         sharded = name in (WEIGHTS_INDEX_NAME, PICKLED_INDEX_NAME)
-        return path, Weights(_read_shards(path, resolve)) if sharded else read_file(path)
+        return path, Weights(_read_shards(path, resolve)) if sharded else read_file(path, choice)
+    whole, pickled, tensorflow = (
+        of_variant(name, variant) for name in (WEIGHTS_NAME, PICKLED_NAME, TENSORFLOW_NAME)
+    )
     raise FileNotFoundError(
-        f"no weights: neither {WEIGHTS_NAME} nor {PICKLED_NAME}, nor an index of shards of either, "
-        f"nor {TENSORFLOW_NAME}. {reasons[0]}"
+        f"no weights: neither {whole} nor {pickled}, nor an index of shards of either, "
+        f"nor {tensorflow}. {reasons[0]}"
     )
 
 
@@ -121,7 +140,7 @@ def read_preset_weights(resolve: Callable[[str], Path]) -> tuple[Path, Weights]:
     return path, Weights(tensors)
 
 
-def read_file(path: Path) -> Weights:
+def read_file(path: Path, choice: Choice = DEFAULT_CHOICE) -> Weights:
     """Read all tensors of one file, by what it is and not by its name.
 
     Raises:
@@ -138,7 +157,7 @@ def read_file(path: Path) -> Weights:
     if kind == KERAS:
         tensors, groups, config = read_keras(path)
         return Weights(tensors, groups=groups, keras_config=config)
-    return Weights(*read_pickled(path))
+    return Weights(*read_pickled(path, choice))
 
 
 def _read_shards(index_path: Path, resolve: Callable[[str], Path]) -> Tensors:

@@ -21,6 +21,7 @@ def resolve_file(
     repo_or_dir: str | os.PathLike[str],
     filename: str,
     *,
+    subfolder: str | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
@@ -32,6 +33,7 @@ def resolve_file(
         repo_or_dir: a directory, or a hub id such as "nvidia/mit-b0"; a directory of that name
             goes first.
         filename: name of a file in it.
+        subfolder: of it, where the file is.
         revision: branch, tag or commit on the hub.
         cache_dir, token: as in huggingface_hub.
         local_files_only: take the file from the cache, never from the network.
@@ -46,7 +48,7 @@ def resolve_file(
         )
     directory = Path(repo_or_dir)
     if directory.is_dir():
-        return _local_file(directory, filename)
+        return _local_file(directory, filename, subfolder)
     if directory.exists():
         raise FileNotFoundError(f"{directory}: expected a directory or a hub id, got a file")
     repo_id = os.fspath(repo_or_dir)
@@ -56,6 +58,7 @@ def resolve_file(
         repo_id,
         filename,
         revision,
+        subfolder=subfolder,
         cache_dir=None if cache_dir is None else Path(cache_dir),
         token=token,
         local_files_only=local_files_only,
@@ -70,7 +73,11 @@ def find_file(repo_or_dir: str | os.PathLike[str], filename: str, **where: Any) 
         return None
 
 
-def _local_file(directory: Path, filename: str) -> Path:
+def _local_file(directory: Path, filename: str, subfolder: str | None) -> Path:
+    if subfolder and not (directory / subfolder).is_dir():
+        filename = f"{subfolder}/{filename}"  # so that the error says what is there instead
+    elif subfolder:
+        directory = directory / subfolder
     path = directory / filename
     if path.is_file():
         return path
@@ -106,6 +113,8 @@ def _hub_file(repo_id: str, filename: str, revision: str | None, **where: Any) -
             'huggingface_hub is needed: pip install "fastseg-segformer[hub]"'
         ) from error
     place = f"{repo_id} on the Hugging Face hub" + (f", revision {revision}" if revision else "")
+    if where["subfolder"]:
+        place += f", folder {where['subfolder']}"
     try:
         return Path(hf_hub_download(repo_id, filename, revision=revision, **where))
     # Subclasses first: a gated repository is a RepositoryNotFoundError, a file missing from the

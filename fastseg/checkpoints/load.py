@@ -23,12 +23,14 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .configuration import check_overrides, make_config, settle_labels
+from .devices import chosen_device
 from .files import PREPROCESSOR_NAME, Tensors
 from .hub import resolve_file
 from .match import FLOATS, fill, match_tensors
 from .report import CheckpointError, CheckpointWarning, LoadReport, Mismatch
 from .save import save_pretrained
 from .source import beside, local_file, read_source
+from .training import Choice
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +40,8 @@ _BY_TRAINER = (
     "transformers' Trainer has written weights without a config.json, so names of classes are not "
     "known: give config= or id2label=, and write models with save_pretrained after a training"
 )
+
+_WEIGHTS = ("model", "ema")
 
 __all__ = [
     "CheckpointError",
@@ -82,9 +86,14 @@ def load_pretrained(
     num_labels: int | None = None,
     id2label: Mapping[Any, str] | Sequence[str] | None = None,
     ignore_mismatched_sizes: bool = False,
+    strict: bool = True,
+    weights: str = "model",
     output_loading_info: bool = False,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    device_map: Any = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
@@ -114,12 +123,20 @@ def load_pretrained(
         num_labels, id2label: other classes than the checkpoint's; a classifier of another size in
             the file, or none in a head that has the rest, is then newly initialised.
         ignore_mismatched_sizes: newly initialise every tensor of another shape in the file.
+        strict: False leaves out what the model has no use for, such as counters that a profiler has
+            put among the weights (`total_ops`), a loss's weights or a teacher, and newly
+            initialises what the file does not have; `load_report` lists both.
+        weights: "model" for the model's own weights, "ema" for an average of them (EMA, SWA) or a
+            teacher's in the file of a training program.
         output_loading_info: return (model, info) with what `load_report` has under transformers'
             keys: missing_keys, unexpected_keys, mismatched_keys, error_msgs.
         dtype: of the model. None is the one in config.json, else the file's own, but float32 on a
             CPU where that is float16 or bfloat16: an image processor's pixels are float32. "auto"
             is the stored one everywhere.
         device: of the model; None for PyTorch's default device.
+        device_map: the same under transformers' name: "cpu", "cuda:0", 0 or {"": "cuda:0"}.
+        subfolder: of the directory or hub id, where all files are.
+        variant: of the files of weights: "fp16" for model.fp16.safetensors.
         revision, cache_dir, token, local_files_only: see `fastseg.checkpoints.hub.resolve_file`.
         **config_overrides: other fields of the configuration, such as `drop_path_rate=0.2`; or
             what tensors do not tell, such as `num_attention_heads` of unusual widths.
@@ -139,7 +156,13 @@ def load_pretrained(
     config_classes = [one.config_class for one in classes]
     check_overrides(config_classes, config_overrides, inspect.signature(load_pretrained).parameters)
     _check_given(path, config, state_dict, config_classes)
+    if weights not in _WEIGHTS:
+        expected = " or ".join(map(repr, _WEIGHTS))
+        raise ValueError(f"weights: expected {expected}, got {weights!r}")
     file = local_file(path)
+    _check_place(file, state_dict, subfolder, variant)
+    folder = Path(path) / (subfolder or "") if isinstance(path, str | os.PathLike) else None
+    device = chosen_device(device, device_map)
     resolve: Callable[[str], Path] = _resolve_nothing
     if file is not None:
         resolve = beside(file)
@@ -147,13 +170,23 @@ def load_pretrained(
         resolve = functools.partial(
             resolve_file,
             path,
+            subfolder=subfolder or None,
             revision=revision,
             cache_dir=cache_dir,
             token=token,
             local_files_only=local_files_only,
         )
     try:
-        source = read_source(path, resolve, families, config_overrides, config, state_dict)
+        source = read_source(
+            folder,
+            resolve,
+            families,
+            config_overrides,
+            config,
+            state_dict,
+            variant,
+            Choice(weights == "ema", strict),
+        )
     except FileNotFoundError as error:
         if path is not None and Path(path).exists():
             raise CheckpointError(str(error)) from error
@@ -168,18 +201,12 @@ def load_pretrained(
     if config is not None:  # of a model in use, it may name the class that it was loaded from
         fields.pop("architectures", None)
     chosen = _choose_class(classes, fields, family.class_name(names.values()))
-    device = torch.get_default_device() if device is None else torch.device(device)
     described_by = source.config_path or source.path
-    target_dtype = _target_dtype(dtype, stored_dtype, tensors, described_by, device)
     notes = source.notes
     if num_labels is None and id2label is None:
         rows = _rows(names, tensors, family.classifiers)
         notes += settle_labels(fields, rows, described_by)
-        if (
-            source.config_path is None
-            and path is not None
-            and (Path(path) / _TRAINER_NAME).exists()
-        ):
+        if source.config_path is None and folder is not None and (folder / _TRAINER_NAME).exists():
             notes += (_BY_TRAINER,)
     config = make_config(config_class, described_by, fields, num_labels, id2label, config_overrides)
 
@@ -196,6 +223,7 @@ def load_pretrained(
         family,
         new_classifier=num_labels is not None or id2label is not None,
         new_mismatched=ignore_mismatched_sizes,
+        strict=strict,
     )
     if assignment.errors:
         raise CheckpointError(
@@ -204,10 +232,12 @@ def load_pretrained(
         )
     report = dataclasses.replace(
         assignment.report,
-        unexpected=(*assignment.report.unexpected, *translation.left_out),
+        unexpected=(*assignment.report.unexpected, *translation.left_out, *source.left_out),
         notes=notes,
     )
     info = _loading_info(report, model, names, tensors)
+    used = [tensors[name] for name in assignment.copied.values()]
+    target_dtype = _target_dtype(dtype, stored_dtype, used, described_by, device)
 
     def allocate(tensor: torch.Tensor) -> torch.Tensor:
         tensor_dtype = target_dtype if tensor.is_floating_point() else tensor.dtype
@@ -247,6 +277,16 @@ def _check_given(
         raise TypeError(
             f"state_dict: expected a dictionary of tensors, got {type(state_dict).__name__}"
         )
+
+
+def _check_place(
+    file: Path | None, state_dict: Any, subfolder: str | None, variant: str | None
+) -> None:
+    if file is not None and subfolder:
+        raise ValueError(f"subfolder: expected None for the single file {file}, got {subfolder!r}")
+    if variant and (file is not None or state_dict is not None):
+        given = "with state_dict=" if file is None else f"for the single file {file}"
+        raise ValueError(f"variant: expected None {given}, got {variant!r}")
 
 
 def _resolve_nothing(name: str) -> Path:
@@ -294,7 +334,7 @@ def _choose_class(
 def _target_dtype(
     dtype: torch.dtype | str | None,
     stored: Any,
-    tensors: Tensors,
+    tensors: Sequence[torch.Tensor],
     config_path: Path | str,
     device: torch.device,
 ) -> torch.dtype:
@@ -309,12 +349,14 @@ def _target_dtype(
     return resolved
 
 
-def _stored_dtype(stored: Any, tensors: Tensors, config_path: Path | str) -> torch.dtype:
+def _stored_dtype(
+    stored: Any, tensors: Sequence[torch.Tensor], config_path: Path | str
+) -> torch.dtype:
     if stored is not None:
         resolved = getattr(torch, str(stored).removeprefix("torch."), None)
         if resolved not in FLOATS:
             raise CheckpointError(f"{config_path}: expected a floating dtype, got {stored!r}")
         return resolved
     # Where a file mixes them, the one that loses nothing.
-    floats = [tensor.dtype for tensor in tensors.values() if tensor.dtype in FLOATS]
+    floats = [tensor.dtype for tensor in tensors if tensor.dtype in FLOATS]
     return functools.reduce(torch.promote_types, floats) if floats else torch.float32

@@ -35,6 +35,7 @@ def match_tensors(
     *,
     new_classifier: bool,
     new_mismatched: bool,
+    strict: bool,
 ) -> Assignment:
     """Compare a file with a model on the meta device.
 
@@ -42,6 +43,8 @@ def match_tensors(
         names: from names in the file to names in the model.
         new_classifier: a classifier that is missing or of another shape is initialised.
         new_mismatched: so is every tensor of another shape.
+        strict: what the model does not have, or the file, is an error; else the one is left out and
+            the other initialised.
     """
 
     def is_classifier(name: str) -> bool:
@@ -52,14 +55,14 @@ def match_tensors(
     other_heads = family.heads - {name.partition(".")[0] for name, _ in model.named_children()}
     absent_heads = family.heads - parts
     assignment = Assignment()
-    missing, unexpected, unused, mismatched, misfits = [], [], [], [], []
+    missing, unexpected, twice, unused, mismatched, misfits = [], [], [], [], [], []
 
     for file_name, name in names.items():
         if name in expected:
             if name in assignment.copied:
-                unexpected.append(f"{file_name}: the same tensor as {assignment.copied[name]}")
+                twice.append(f"{file_name}: the same tensor as {assignment.copied[name]}")
             assignment.copied[name] = file_name
-        elif name.partition(".")[0] in other_heads | family.training_heads:
+        elif not strict or name.partition(".")[0] in other_heads | family.training_heads:
             unused.append(file_name)
         else:
             unexpected.append(f"{file_name}: got {_describe(tensors[file_name])}")
@@ -68,7 +71,11 @@ def match_tensors(
         if name not in assignment.copied:
             if name.endswith(".num_batches_tracked"):  # absent in files of old PyTorch versions
                 assignment.counters.append(name)
-            elif name.partition(".")[0] in absent_heads or (new_classifier and is_classifier(name)):
+            elif (
+                not strict
+                or name.partition(".")[0] in absent_heads
+                or (new_classifier and is_classifier(name))
+            ):
                 assignment.new.append(name)
             else:
                 missing.append(f"{name}: expected {_describe(target)}")
@@ -86,9 +93,12 @@ def match_tensors(
         else:
             misfits.append(mismatch)
 
+    if not strict and not assignment.copied:
+        missing.append(f"all {len(expected)} tensors: none of the file's is the model's")
     assignment.errors = [
         *section("missing", missing),
-        *section("unexpected", unexpected),
+        *section("unexpected (strict=False leaves them out)", unexpected),
+        *section("there twice", twice),
         *section("of another shape (ignore_mismatched_sizes=True initialises them anew)", misfits),
     ]
     assignment.report = LoadReport(

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .report import CheckpointError
-from .training import weights_in
+from .training import DEFAULT_CHOICE, Choice, weights_in
 
 # What PyTorch's restricted reader says of a function or class that it does not call, and of
 # anything else; the advice around that is left out, since it is to load without the restriction.
@@ -29,14 +29,16 @@ _REASON = re.compile(r"WeightsUnpickler error:\s*(.+)")
 
 
 class Pickled(NamedTuple):
-    """Content of a file: tensors by name, class names stored beside them, remarks for the user."""
+    """Content of a file; the fields are the first of `Weights` (`files.py`)."""
 
     tensors: dict[str, torch.Tensor]
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    averaged: bool = False
 
 
-def read_pickled(path: Path) -> Pickled:
+def read_pickled(path: Path, choice: Choice = DEFAULT_CHOICE) -> Pickled:
     """The weights in a file.
 
     Raises:
@@ -56,7 +58,7 @@ def read_pickled(path: Path) -> Pickled:
         raise _corrupt(path, error) from error
     if isinstance(content, _Inert):  # a whole model
         raise _unsafe(path, _name(content))
-    return take_weights(content, path)
+    return take_weights(content, path, choice)
 
 
 def _open(path: Path, **options: Any) -> Any:
@@ -67,7 +69,7 @@ def _open(path: Path, **options: Any) -> Any:
     return torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), **options)
 
 
-def take_weights(content: Any, path: Path | str) -> Pickled:
+def take_weights(content: Any, path: Path | str, choice: Choice) -> Pickled:
     """The weights in a dictionary that a file at `path` held, or that stands for one.
 
     Raises:
@@ -78,19 +80,24 @@ def take_weights(content: Any, path: Path | str) -> Pickled:
             f"{path}: expected a dictionary of tensors, got {type(content).__name__}"
         )
     try:
-        tensors, notes = weights_in(content)
+        tensors, notes, averaged = weights_in(content, choice.average)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     others = [name for name, value in tensors.items() if not isinstance(value, torch.Tensor)]
+    leave_out = not choice.strict and len(others) < len(tensors)
     for name in others:
-        if isinstance(tensors[name], _Inert):
+        if isinstance(tensors[name], _Inert) and not leave_out:
             raise _unsafe(path, _name(tensors[name]))
-    if others:
+    if others and not leave_out:
         shown = ", ".join(f"{name!r} ({type(tensors[name]).__name__})" for name in others[:10])
         raise CheckpointError(f"{path}: expected a dictionary of tensors, got entries {shown}")
     # Without attributes that a file may have put on a tensor.
-    plain = {str(name): torch.Tensor.detach(tensor) for name, tensor in tensors.items()}
-    return Pickled(plain, _class_names(content), notes)
+    plain = {
+        str(name): torch.Tensor.detach(tensor)
+        for name, tensor in tensors.items()
+        if isinstance(tensor, torch.Tensor)
+    }
+    return Pickled(plain, _class_names(content), notes, tuple(map(str, others)), averaged)
 
 
 def _corrupt(path: Path, error: Exception) -> CheckpointError:

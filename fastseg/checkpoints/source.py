@@ -18,6 +18,7 @@ from .files import (
     KERAS_NAME,
     WEIGHTS_NAMES,
     Weights,
+    of_variant,
     read_file,
     read_json,
     read_preset_weights,
@@ -25,6 +26,7 @@ from .files import (
 )
 from .pickles import take_weights
 from .report import CheckpointError
+from .training import DEFAULT_CHOICE, Choice
 from .translation import CheckpointNames, Translation
 
 _TASK_NAME = "task.json"
@@ -39,6 +41,7 @@ class Source:
         do.
     model_type: of the family whose names it has.
     fields: of the configuration.
+    left_out: names in the file of what is no tensor.
     notes: remarks for the user.
     """
 
@@ -47,6 +50,7 @@ class Source:
     config_path: Path | str | None
     fields: dict[str, Any]
     translation: Translation
+    left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -85,8 +89,10 @@ def read_source(
     overrides: Mapping[str, Any],
     config: Any = None,
     state_dict: Mapping[str, Any] | None = None,
+    variant: str | None = None,
+    choice: Choice = DEFAULT_CHOICE,
 ) -> Source:
-    """Read the checkpoint at `path`.
+    """Read the checkpoint at `path`, a single file, a folder on this disk, or None for others.
 
     Args:
         resolve: gives the path of a file of the checkpoint by its name, or raises
@@ -96,6 +102,8 @@ def read_source(
         overrides: fields of the configuration that the caller knows.
         config: the configuration, instead of that in config.json.
         state_dict: the weights, instead of those in files.
+        variant: of the files with weights, such as "fp16".
+        choice: what of a file is taken.
 
     Raises:
         CheckpointError: a file is corrupt, unsafe or of another model, or the tensors leave a
@@ -111,7 +119,7 @@ def read_source(
             config_path = resolve(CONFIG_NAME)
         except FileNotFoundError:
             # From the hub it is always there, unless the download failed.
-            if file is None and state_dict is None and not _has_weights(path):
+            if file is None and state_dict is None and not _has_weights(path, variant):
                 raise
         found = {} if config_path is None else read_json(Path(config_path))
     library = _library(found)
@@ -119,13 +127,15 @@ def read_source(
         families = _of_model_type(found, config_path, families)
     weights_path: Path | str = "state_dict"
     if state_dict is not None:
-        weights = Weights(*take_weights(state_dict, weights_path))
+        weights = Weights(*take_weights(state_dict, weights_path, choice))
     elif library == "KerasHub":
+        if variant:
+            raise ValueError(f"variant: expected None for a preset of KerasHub, got {variant!r}")
         weights_path, weights = read_preset_weights(resolve)
     elif file is not None:
-        weights_path, weights = file, read_file(file)
+        weights_path, weights = file, read_file(file, choice)
     else:
-        weights_path, weights = read_weights(resolve)
+        weights_path, weights = read_weights(resolve, choice, variant)
     is_described = config_path is not None and library == "transformers"
     described_by = config_path if is_described else None
     first_error: CheckpointError | None = None
@@ -141,7 +151,7 @@ def read_source(
             elif weights.keras_config is not None:
                 fields = _archived_fields(weights.keras_config, weights_path, family)
             translation, fields = _translated(
-                weights_path, weights, family, fields, overrides, is_described
+                weights_path, weights, family, fields, overrides, is_described, choice
             )
         except CheckpointError as error:
             first_error = first_error or error
@@ -152,6 +162,7 @@ def read_source(
             described_by,
             {**translation.fields, **fields},
             translation,
+            weights.left_out,
             (*weights.notes, *translation.notes),
         )
     assert first_error is not None
@@ -165,6 +176,7 @@ def _translated(
     fields: dict[str, Any],
     overrides: Mapping[str, Any],
     is_described: bool,
+    choice: Choice,
 ) -> tuple[Translation, dict[str, Any]]:
     """The tensors in the family's terms, and the fields, as the tensors tell them where none do."""
     try:
@@ -172,7 +184,13 @@ def _translated(
             foreign = family.foreign(weights.tensors, weights.groups)
             if foreign is not None:
                 raise CheckpointError(foreign)
-        translation = family.translate(weights.tensors, {**fields, **overrides}.get("depths"))
+        depths = {**fields, **overrides}.get("depths")
+        translation = family.translate(weights.tensors, depths, choice.average)
+        if choice.average and not (weights.averaged or translation.averaged):
+            raise CheckpointError(
+                'weights="ema": expected an average of the weights (EMA, SWA, a teacher) under a '
+                "name that says so, found none"
+            )
         if not is_described:
             fields = _inferred(translation, weights, family, {**fields, **overrides})
     except CheckpointError as error:
@@ -189,10 +207,11 @@ def _library(config: Mapping[str, Any]) -> str:
     return "transformers"
 
 
-def _has_weights(path: object) -> bool:
+def _has_weights(path: object, variant: str | None) -> bool:
     """Return whether it is a directory of weights without a config.json."""
     directory = Path(path) if isinstance(path, str | os.PathLike) else None
-    return directory is not None and any((directory / name).is_file() for name in WEIGHTS_NAMES)
+    names = [of_variant(name, variant) for name in WEIGHTS_NAMES]
+    return directory is not None and any((directory / name).is_file() for name in names)
 
 
 def _inferred(

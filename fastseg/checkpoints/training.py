@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,16 +24,39 @@ _ENTRIES = ("state_dict", "model_state_dict")
 _DEPTH = 3
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What of a file is taken.
+
+    average: an average of the weights (EMA), or a teacher's, instead of the model's own.
+    strict: whether an entry that is no tensor is an error; else it is left out.
+    """
+
+    average: bool = False
+    strict: bool = True
+
+
+DEFAULT_CHOICE = Choice()
+
+
+class Found(NamedTuple):
+    """A set of weights, remarks about others, and whether it is an average."""
+
+    weights: Mapping[Any, Any]
+    notes: tuple[str, ...] = ()
+    averaged: bool = False
+
+
 def is_averaged(name: str) -> bool:
     """Return whether a name, of words between dots or underscores, is of averaged weights."""
     return bool(_AVERAGED.search(name.lower()))
 
 
-def weights_in(content: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
-    """The model's own set of weights in what a file holds, and remarks about others.
+def weights_in(content: Mapping[Any, Any], average: bool = False) -> Found:
+    """The model's own set of weights in what a file holds, or an average of them.
 
-    The model's own goes before averaged ones, and the larger before the smaller. Where nothing
-    looks like weights, all of it is returned.
+    Of several the larger goes before the smaller. Where there is nothing of the kind asked for,
+    the other is taken, and where nothing looks like weights, all of it.
 
     Raises:
         CheckpointError: the weights are in other files.
@@ -40,9 +64,14 @@ def weights_in(content: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], tuple[str
     found = dict(_sets(content, ()))
     if not found:
         entry = next((key for key in _ENTRIES if isinstance(content.get(key), Mapping)), None)
-        return (content, ()) if entry is None else (content[entry], ())
-    ranked = sorted(found, key=lambda place: (is_averaged(place), -len(found[place])))
-    taken, *others = ranked
+        return Found(content if entry is None else content[entry])
+    averages = {place for place in found if is_averaged(place)}
+    own = _traded(content)
+    if own is not None:
+        averages = averages - {own} | {"state_dict"}
+    taken, *others = sorted(
+        found, key=lambda place: (place == own, (place in averages) != average, -len(found[place]))
+    )
     weights = found[taken]
     tensors = [value for value in weights.values() if isinstance(value, torch.Tensor)]
     if not any(tensor.numel() for tensor in tensors):
@@ -52,19 +81,37 @@ def weights_in(content: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], tuple[str
         )
     # Not a loss's class weights, but what may be meant instead.
     rivals = [place for place in others if 2 * len(found[place]) > len(weights)]
-    if not rivals:
-        return weights, ()
-    return weights, (remark(taken, rivals, "the file"),)
+    notes = [remark(taken, rivals, "the file")] if rivals else []
+    if own is not None and taken == "state_dict":
+        notes.append(f"'state_dict' holds an average of the weights, {own!r} the model's own")
+    return Found(weights, tuple(notes), taken in averages)
 
 
 def remark(taken: str, others: list[str], where: str) -> str:
     """What is said of several sets of weights."""
-    names = " and ".join(repr(name) for name in others)
-    which = f"{taken!r} was taken" if taken else "those without a prefix were taken"
+
+    def named(place: str) -> str:
+        return repr(place) if place else "those without a prefix"
+
     return (
-        f"{where} has several sets of weights: {which}, {names} left out; to take another, give "
-        "its tensors as state_dict="
+        f"{where} has several sets of weights: {named(taken)} {'was' if taken else 'were'} taken, "
+        f'{" and ".join(map(named, others))} left out; to take another, say weights="model" or '
+        'weights="ema", or give its tensors as state_dict='
     )
+
+
+def _traded(content: Mapping[Any, Any]) -> str | None:
+    """The entry with the model's own weights, where an average has its place in `state_dict`.
+
+    So write Lightning's WeightAveraging and mmengine's EMAHook, which load `state_dict` for use.
+    """
+    if {"state_dict", "current_model_state", "averaging_state"} <= content.keys():
+        return "current_model_state"
+    meta = content.get("meta")
+    by_mmengine = isinstance(meta, Mapping) and "mmengine_version" in meta
+    if by_mmengine and {"state_dict", "ema_state_dict"} <= content.keys():
+        return "ema_state_dict"
+    return None
 
 
 def _sets(content: Mapping[Any, Any], place: tuple[str, ...]) -> Iterator[tuple[str, Any]]:

@@ -25,6 +25,7 @@ class Translation:
     foreign_head: why no model of fastseg can hold the decode head in the file; None where one can.
     left_out: names in the file that are outside of the model, such as a loss's.
     notes: remarks for the user.
+    averaged: whether what was taken has the name of an average of the weights.
     """
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -33,11 +34,14 @@ class Translation:
     foreign_head: str | None = None
     left_out: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    averaged: bool = False
 
     def add(self, name: str, tensor: torch.Tensor, targets: Sequence[str]) -> None:
         """Take `tensor`, called `name` in the file, as the tensors `targets` of a model."""
         if not targets:
             return
+        if len(targets) > 1 and (tensor.ndim == 0 or tensor.shape[0] % len(targets)):
+            targets = [name]  # a counter of a profiler, or something else that is not the layer's
         if len(targets) == 1:
             self.tensors[name] = tensor
             self.names[name] = targets[0]
@@ -48,7 +52,9 @@ class Translation:
             self.names[label] = target
 
 
-def as_it_is(tensors: Mapping[str, torch.Tensor], depths: Sequence[int] | None) -> Translation:
+def as_it_is(
+    tensors: Mapping[str, torch.Tensor], depths: Sequence[int] | None, average: bool
+) -> Translation:
     """Tensors that have the names of the model."""
     return Translation(dict(tensors), {name: name for name in tensors})
 
@@ -67,7 +73,8 @@ class CheckpointNames:
     training_heads: heads that other libraries train beside the real one; no class of ours has them.
     segmentation_head: the module that a file's `foreign_head` would stand for.
     classifiers: the layers that have a row for each class.
-    translate: (a file's tensors, blocks in each stage or None) -> these in the family's terms.
+    translate: (a file's tensors, blocks in each stage or None, whether an average of the weights
+        is wanted where there is one) -> these in the family's terms.
     class_name: names in the model -> the model class that the file was saved from.
     infer_fields: (tensors by their names in the model, known fields) -> fields of the configuration
         that shapes tell.
@@ -85,7 +92,9 @@ class CheckpointNames:
     training_heads: frozenset[str] = frozenset()
     segmentation_head: str = ""
     classifiers: frozenset[str] = frozenset()
-    translate: Callable[[Mapping[str, torch.Tensor], Sequence[int] | None], Translation] = as_it_is
+    translate: Callable[[Mapping[str, torch.Tensor], Sequence[int] | None, bool], Translation] = (
+        as_it_is
+    )
     class_name: Callable[[Iterable[str]], str] = lambda names: ""
     infer_fields: Callable[[Mapping[str, torch.Tensor], Mapping[str, Any]], dict[str, Any]] = (
         unknown

@@ -117,6 +117,7 @@ class PreTrainedConfig:
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
+        subfolder: str | None = None,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
@@ -128,6 +129,7 @@ class PreTrainedConfig:
         """A configuration from the config.json of a directory or hub id, or from a JSON file.
 
         Args:
+            subfolder: of the directory or hub id, where the file is.
             revision, cache_dir, token, local_files_only: for hub ids, as in huggingface_hub.
             num_labels, id2label: other classes than those of the file.
             fields: fields that replace those of the file.
@@ -137,12 +139,14 @@ class PreTrainedConfig:
             CheckpointError: it is not the JSON of such a configuration.
             TypeError, ValueError: an argument is wrong.
         """
-        check_overrides([cls], fields, ("revision", "cache_dir", "token", "local_files_only"))
+        arguments = ("subfolder", "revision", "cache_dir", "token", "local_files_only")
+        check_overrides([cls], fields, arguments)
         path = Path(pretrained_model_name_or_path)
         if not path.is_file():
             path = resolve_file(
                 pretrained_model_name_or_path,
                 CONFIG_NAME,
+                subfolder=subfolder,
                 revision=revision,
                 cache_dir=cache_dir,
                 token=token,

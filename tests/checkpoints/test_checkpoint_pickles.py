@@ -94,7 +94,7 @@ def test_parameters_and_shared_storage(foreign, tmp_path):
         "epoch": HistoryBuffer(),
     }
     torch.save(content, tmp_path / "it.pth")
-    tensors, class_names, notes = read_pickled(tmp_path / "it.pth")
+    tensors, class_names, notes, *_ = read_pickled(tmp_path / "it.pth")
     assert class_names == notes == ()
     assert_same_tensors(tensors, {k: v.detach() for k, v in content["state_dict"].items()})
     assert not any(isinstance(tensor, torch.nn.Parameter) for tensor in tensors.values())
@@ -193,7 +193,7 @@ def test_nothing_is_run(name, place, tmp_path):
         content = b"}" + string("state_dict") + b"}" + string("weight") + body + b"ss."
     write_zip(path, content)
     if place == "beside the weights":
-        assert read_pickled(path) == ({}, (), ())
+        assert read_pickled(path) == ({}, (), (), (), False)
     else:
         with pytest.raises(CheckpointError) as caught:
             read_pickled(path)

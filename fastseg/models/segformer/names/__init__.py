@@ -17,17 +17,20 @@ from .tree import BASE
 
 
 def translate(
-    tensors: Mapping[str, torch.Tensor], depths: Sequence[int] | None = None
+    tensors: Mapping[str, torch.Tensor],
+    depths: Sequence[int] | None = None,
+    average: bool = False,
 ) -> Translation:
     """Bring a file's tensors to fastseg's terms, whichever library's names they have.
 
-    `depths`, the blocks in each stage, is needed by few Keras files only.
+    `depths`, the blocks in each stage, is needed by few Keras files only. `average` takes an
+    average of the weights, where there is one beside them.
     """
     if tensorflow.is_tensorflow(tensors):
         return tensorflow.translate(tensors)
     if keras.is_keras(tensors):
         return keras.translate(tensors, depths)
-    return pytorch.translate(tensors)
+    return pytorch.translate(tensors, average)
 
 
 def class_name(names: Iterable[str]) -> str:

@@ -38,8 +38,8 @@ _NEW_BLOCK = block_table(TRANSFORMERS_NEW)
 _NEW_LINEAR = "decode_head.linear_projections."
 
 _NVLABS_STAGE = re.compile(r"(?:backbone\.|encoder\.)?(patch_embed|block|norm)([1-9])\.(.+)")
-_NVLABS_EMBEDDING, _NVLABS_BLOCK = embedding_table(NVLABS_EMBED), block_table(NVLABS)
-_NVLABS_HEAD: Table = {
+NVLABS_EMBEDDING, NVLABS_BLOCK = embedding_table(NVLABS_EMBED), block_table(NVLABS)
+NVLABS_HEAD: Table = {
     **{
         f"decode_head.linear_c{stage}.proj.": [f"decode_head.linear_c.{stage - 1}.proj."]
         for stage in range(1, 10)
@@ -54,19 +54,21 @@ _NVLABS_HEAD: Table = {
 _MMSEG_STAGE = re.compile(
     r"(?:backbone\.)?layers\.(\d+)\.(?:(0|2)\.|1\.(\d+)\.(?=norm|attn|ffn))(.+)"
 )
-_MMSEG_EMBEDDING, _MMSEG_BLOCK = embedding_table(MMSEG_EMBED), block_table(MMSEG)
+MMSEG_EMBEDDING, MMSEG_BLOCK = embedding_table(MMSEG_EMBED), block_table(MMSEG)
 _MMSEG_HEAD = ("decode_head.convs.", "decode_head.fusion_conv.")
 
 _SMP_STAGE = re.compile(r"decoder\.mlp_stage\.(\d+)\.linear\.(.+)")
-_SMP_HEAD: Table = {
+SMP_HEAD: Table = {
     "decoder.fuse_stage.0.": ["decode_head.linear_fuse."],
     "decoder.fuse_stage.1.": ["decode_head.batch_norm."],
     "segmentation_head.0.": ["decode_head.classifier."],
 }
 
-_NVLABS_FIELDS = {"block_norm_eps": 1e-6, "stage_norm_eps": 1e-6}
-_MMSEG_FIELDS = {**_NVLABS_FIELDS, "patch_norm_eps": 1e-6, "reduction_norm_eps": 1e-6}
+NVLABS_FIELDS = {"block_norm_eps": 1e-6, "stage_norm_eps": 1e-6}
+MMSEG_FIELDS = {**NVLABS_FIELDS, "patch_norm_eps": 1e-6, "reduction_norm_eps": 1e-6}
 
+_MMSEG_RELU = "a ReLU stands between each stage's projection and its upsampling"
+MMSEG_HEAD_IS = f"its decode head is another network ({_MMSEG_RELU})"
 _OTHER_HEAD = (
     "the decode head is {}, another network than SegFormer's of the paper{}. Load the encoder "
     "with SegformerModel.from_pretrained, or build the model with its own library and speed it up "
@@ -74,20 +76,21 @@ _OTHER_HEAD = (
 )
 
 
-def translate(tensors: Mapping[str, torch.Tensor]) -> Translation:
+def translate(tensors: Mapping[str, torch.Tensor], average: bool = False) -> Translation:
     """Bring the names of a PyTorch file to fastseg's; unknown names stay as they are.
 
     Where the model is one module among others, such as a loss, these are left out. Of several
-    models, such as an average of the weights or a teacher, one is taken.
+    models one is taken: the model itself, or with `average` an average of its weights or a teacher.
     """
     tensors = {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
-    prefix, *others = _prefixes(tensors)
+    prefix, *others = _prefixes(tensors, average)
     owners = {name: _owner(name, (prefix, *others)) for name in tensors}
     bare = {name: name.removeprefix(prefix) for name in tensors if owners[name] == prefix}
     translation = Translation(
         fields=_fields(bare.values()),
         foreign_head=_foreign_head(bare),
         left_out=[name for name in tensors if owners[name] is None],
+        averaged=is_averaged(prefix),
     )
     if others:
         translation.notes.append(remark(prefix, others, "it"))
@@ -108,10 +111,10 @@ def translate(tensors: Mapping[str, torch.Tensor]) -> Translation:
     return translation
 
 
-def _prefixes(names: Iterable[str]) -> list[str]:
+def _prefixes(names: Iterable[str], average: bool) -> list[str]:
     """What stands before the names of each model in a file, the one to take first."""
     found = [match[1] for name in names if (match := _FIRST.fullmatch(name))]
-    return sorted(found, key=is_averaged) or [""]
+    return sorted(found, key=lambda prefix: is_averaged(prefix) != average) or [""]
 
 
 def _owner(name: str, prefixes: Sequence[str]) -> str | None:
@@ -123,19 +126,16 @@ def _fields(names: Iterable[str]) -> dict[str, Any]:
     """Fields of which the encoder's library has other defaults than transformers."""
     names = list(names)
     if any(_NVLABS_STAGE.fullmatch(name) for name in names):
-        return dict(_NVLABS_FIELDS)
+        return dict(NVLABS_FIELDS)
     if any(_MMSEG_STAGE.fullmatch(name) for name in names):
-        return dict(_MMSEG_FIELDS)
+        return dict(MMSEG_FIELDS)
     return {}
 
 
 def _foreign_head(bare: Mapping[str, str]) -> str | None:
     names = list(bare.values())
     if any(name.startswith(_MMSEG_HEAD) for name in names):
-        return _OTHER_HEAD.format(
-            "mmseg's SegformerHead",
-            ": a ReLU stands between each stage's projection and its upsampling",
-        )
+        return _OTHER_HEAD.format("mmseg's SegformerHead", f": {_MMSEG_RELU}")
     if any(name.startswith("decoder.") for name in names) and not any(
         _SMP_STAGE.fullmatch(name) for name in names
     ):
@@ -156,7 +156,7 @@ def _targets(name: str, projections: int) -> list[str]:
     if match := _SMP_STAGE.fullmatch(name):  # coarsest first
         stage = projections - 1 - int(match[1])
         return [f"decode_head.linear_c.{stage}.proj.{match[2]}"]
-    for head in (_NVLABS_HEAD, _SMP_HEAD):
+    for head in (NVLABS_HEAD, SMP_HEAD):
         if (targets := translate_name(head, name)) is not None:
             return targets
     inner = _encoder_names(name)
@@ -177,16 +177,16 @@ def _encoder_names(name: str) -> list[str] | None:
         if part == "norm":
             return [f"layer_norm.{stage}.{rest}"]
         if part == "patch_embed":
-            return _inside(f"patch_embeddings.{stage}", _NVLABS_EMBEDDING, rest)
+            return _inside(f"patch_embeddings.{stage}", NVLABS_EMBEDDING, rest)
         block, _, rest = rest.partition(".")
-        return _inside(f"block.{stage}.{block}", _NVLABS_BLOCK, rest)
+        return _inside(f"block.{stage}.{block}", NVLABS_BLOCK, rest)
     if match := _MMSEG_STAGE.fullmatch(short):
         stage, part, block, rest = match.groups()
         if part == "2":
             return [f"layer_norm.{stage}.{rest}"]
         if part == "0":
-            return _inside(f"patch_embeddings.{stage}", _MMSEG_EMBEDDING, rest)
-        return _inside(f"block.{stage}.{block}", _MMSEG_BLOCK, rest)
+            return _inside(f"patch_embeddings.{stage}", MMSEG_EMBEDDING, rest)
+        return _inside(f"block.{stage}.{block}", MMSEG_BLOCK, rest)
     if short.startswith("encoder."):
         return [short.removeprefix("encoder.")]
     return None
