@@ -17,6 +17,7 @@ import torch
 
 from fastseg.checkpoints.files import PREPROCESSOR_NAME, read_json
 from fastseg.checkpoints.hub import find_file, resolve_file
+from fastseg.checkpoints.push import PushesToHub
 from fastseg.checkpoints.report import CheckpointError
 
 from .batch_feature import BatchFeature
@@ -37,7 +38,7 @@ PROCESSOR_FILE = "processor_config.json"
 _OPTION_NAMES = tuple(field.name for field in dataclasses.fields(ImageOptions))
 
 
-class SegformerImageProcessor:
+class SegformerImageProcessor(PushesToHub):
     """Processor that resizes, rescales and normalizes images, and resizes and reduces label maps.
 
     Results equal those of transformers' PIL processor bit for bit, but for these:
@@ -219,6 +220,7 @@ class SegformerImageProcessor:
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
+        subfolder: str | None = None,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
@@ -231,6 +233,7 @@ class SegformerImageProcessor:
         processor_config.json with an image processor in it is read where the other is missing.
 
         Args:
+            subfolder: of the directory or hub id, where the file is.
             revision, cache_dir, token, local_files_only: for hub ids, as in huggingface_hub.
             options: options of the class that replace those of the file.
 
@@ -240,6 +243,7 @@ class SegformerImageProcessor:
             TypeError, ValueError: an option given here is wrong.
         """
         where: dict[str, Any] = {
+            "subfolder": subfolder,
             "revision": revision,
             "cache_dir": cache_dir,
             "token": token,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fastseg.checkpoints.load import load_pretrained, save_pretrained
+from fastseg.checkpoints.push import PushesToHub
 from fastseg.checkpoints.translation import CheckpointNames
 from fastseg.cuda_graphs.default import Graphed
 from fastseg.exporting.folded import FoldedModel, fold_accelerated
@@ -18,7 +19,7 @@ from fastseg.images.processor import SegformerImageProcessor
 from .checkpointing import Checkpointing
 
 
-class PreTrainedModel(Graphed, nn.Module):
+class PreTrainedModel(Graphed, PushesToHub, nn.Module):
     """Base of all models, with the names of transformers' class.
 
     Attributes:
