@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .files import CONFIG_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, Tensors
+from .layouts import Layout
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B", re.IGNORECASE)
@@ -71,9 +72,18 @@ def save_pretrained(
             f"state_dict: expected the model's names, got others: {', '.join(sorted(others))}"
         )
     config_text = _config_text(model)
-    tensors = _tensors(weights if state_dict is None else state_dict)
+    tensors = plain_tensors(weights if state_dict is None else state_dict)
+    write_folder(Path(directory), config_text, tensors, limit)
 
-    directory = Path(directory)
+
+def write_folder(
+    directory: Path, config_text: str, tensors: Tensors, limit: int | None = None
+) -> None:
+    """Write config.json and the weights, in shards of at most `limit` bytes, or nothing.
+
+    Raises:
+        OSError: writing failed, or `directory` is a file.
+    """
     made = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
     try:
@@ -87,6 +97,31 @@ def save_pretrained(
         raise
 
 
+def save_for(model: Any, layout: Layout, path: Path) -> None:
+    """Write a model's weights as another library reads them: in a file, or where it has a
+    config.json in a folder.
+
+    What is there is replaced, or left as it was where writing fails.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    tensors = plain_tensors(layout.tensors(model.state_dict()))
+    config = layout.config(model)
+    if config is not None:
+        write_folder(path, json.dumps(config, indent=2, sort_keys=True) + "\n", tensors)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        torch.save(layout.content(model, tensors), temporary)
+        os.replace(temporary, path)
+    except RuntimeError as error:  # of torch's writer, such as a full disk
+        raise OSError(f"{path.name} could not be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _config_text(model: Any) -> str:
     fields = model.config.to_dict()
     fields["architectures"] = [type(model).__name__]
@@ -97,7 +132,7 @@ def _config_text(model: Any) -> str:
         raise type(error)(f"config: expected values that JSON can hold: {error}") from error
 
 
-def _tensors(state_dict: Mapping[str, torch.Tensor]) -> Tensors:
+def plain_tensors(state_dict: Mapping[str, torch.Tensor]) -> Tensors:
     """The weights on the CPU, each tensor contiguous and in memory of its own.
 
     safetensors refuses tensors that share memory, such as tied weights or views of one buffer.

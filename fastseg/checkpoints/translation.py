@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .layouts import Layout
 from .report import CheckpointError
 
 # A prefix in a file -> prefixes in the model, among which the tensor is split evenly along its
@@ -82,6 +83,7 @@ class CheckpointNames:
     read_converter: image_converter.json of KerasHub -> options of the family's image processor.
     read_smp: config.json of segmentation_models_pytorch -> fields of the configuration.
     foreign: (names of tensors, of groups) of an HDF5 file -> why it is of another network, or None.
+    layouts: how other libraries store its models, by short names of these.
 
     Those that read a file raise CheckpointError where it is of no model of the family. Defaults are
     those of a family whose files have its own names and a config.json.
@@ -103,6 +105,7 @@ class CheckpointNames:
     read_converter: Callable[[Mapping[str, Any]], dict[str, Any]] = unknown
     read_smp: Callable[[Mapping[str, Any]], dict[str, Any]] = unknown
     foreign: Callable[[Iterable[str], Iterable[str]], str | None] = lambda names, groups: None
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
 
 
 def translate_name(table: Table, name: str) -> list[str] | None:
@@ -110,4 +113,16 @@ def translate_name(table: Table, name: str) -> list[str] | None:
     for prefix, targets in table.items():
         if name.startswith(prefix):
             return [target + name.removeprefix(prefix) for target in targets]
+    return None
+
+
+def original_name(table: Table, name: str) -> tuple[str, int] | None:
+    """What `table` gives `name` for: the name in a file, and its place among the names for that.
+
+    None where no prefix in the model is of `name`.
+    """
+    for prefix, targets in table.items():
+        for place, target in enumerate(targets):
+            if name.startswith(target):
+                return prefix + name.removeprefix(target), place
     return None

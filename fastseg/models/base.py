@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from fastseg.checkpoints.layouts import state_dict_for
 from fastseg.checkpoints.load import load_pretrained, save_pretrained
 from fastseg.checkpoints.push import PushesToHub
 from fastseg.checkpoints.translation import CheckpointNames
@@ -73,6 +74,19 @@ class PreTrainedModel(Graphed, PushesToHub, nn.Module):
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Write `config.json` and `model.safetensors`, which transformers loads too."""
         save_pretrained(self, save_directory, **kwargs)
+
+    def state_dict_for(self, library: str) -> dict[str, torch.Tensor]:
+        """The weights by the names of another library, for `load_state_dict` of its own model.
+
+        Where it computes with another epsilon or another form of GELU, a CheckpointWarning says so.
+
+        Args:
+            library: "nvlabs", "mmseg" or "smp" (segmentation_models_pytorch).
+
+        Raises:
+            ValueError: there is no such library, or it has no such network.
+        """
+        return state_dict_for(self, library)
 
     @classmethod
     def can_generate(cls) -> bool:

@@ -251,7 +251,7 @@ def test_output_is_a_file(tmp_path, capsys):
     assert "expected a folder, found a file" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert main(["convert", str(source), str(tmp_path / "file" / "out"), *HEADS]) == 1
-    assert "Not a directory" in capsys.readouterr().err
+    assert f"{tmp_path / 'file'} is a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changed", ["model.safetensors", "config.json"])

@@ -13,6 +13,7 @@ from fastseg.checkpoints.translation import CheckpointNames, Translation
 
 from . import keras, pytorch
 from .infer import infer_fields
+from .layouts import LAYOUTS
 from .tree import BASE
 
 
@@ -63,4 +64,5 @@ SEGFORMER_NAMES = CheckpointNames(
     read_converter=keras.read_converter,
     read_smp=_read_smp,
     foreign=keras.foreign,
+    layouts=LAYOUTS,
 )
