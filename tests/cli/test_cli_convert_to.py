@@ -326,6 +326,21 @@ def test_a_folder_and_a_variant_of_the_source(tmp_path):
     assert processor.size == {"height": 48, "width": 48}
 
 
+def test_a_revision_of_a_hub_id(tmp_path, monkeypatch):
+    """In a cache as huggingface_hub lays it out, offline."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    repository = tmp_path / "cache" / "models--someone--scenes"
+    (repository / "refs").mkdir(parents=True)
+    for name, classes in (("main", 3), ("v1", 7)):
+        commit = f"{classes}" * 40
+        (repository / "refs" / name).write_text(commit)
+        save_model(repository / "snapshots" / commit, num_labels=classes)
+    assert convert("someone/scenes", tmp_path / "out", "--revision", "v1") == 0
+    assert fastseg.from_pretrained(tmp_path / "out").config.num_labels == 7
+    assert (tmp_path / "out" / "preprocessor_config.json").exists()
+
+
 def test_help(capsys):
     assert main(["convert", "--help"]) == 0
     told = capsys.readouterr().out
