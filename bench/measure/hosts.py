@@ -185,7 +185,7 @@ def _timm_pvt_v2(variant: str) -> nn.Module:
     return model.eval()
 
 
-def _sizes(variant: str) -> dict[str, list[int]]:
+def _sizes(variant: str) -> dict[str, Any]:
     known = preset(variant)
     return {
         "depths": list(known.depths),
