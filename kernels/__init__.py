@@ -9,6 +9,7 @@ from .embed.op import PatchEmbedWeights, patch_embed
 from .ffn.op import MixFfnWeights, mix_ffn
 from .head.op import DecodeHeadWeights, decode_head
 from .labels.op import upsample_argmax
+from .labels.scores import upsample_scores
 from .norm.op import layer_norm
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "select_backend",
     "sr_attention",
     "upsample_argmax",
+    "upsample_scores",
 ]

@@ -253,7 +253,10 @@ def test_drawings_are_well_formed(path):
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
 
 
-OPS = ("patch_embed", "sr_attention", "mix_ffn", "layer_norm", "decode_head", "upsample_argmax")
+OPS = (
+    *("patch_embed", "sr_attention", "mix_ffn", "layer_norm", "decode_head"),
+    *("upsample_argmax", "upsample_scores"),
+)
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -1,1 +1,1 @@
-"""Label maps from logits: `upsample_argmax`."""
+"""Label maps from logits, `upsample_argmax`, and their scores, `upsample_scores`."""

@@ -1,4 +1,4 @@
-"""The kernels of `upsample_argmax`: lanes that own cells, and lanes that own pixels.
+"""The kernels of label maps and scores: lanes that own cells, and lanes that own pixels.
 
 What a label map costs is neither bytes nor FLOPs but instructions, a handful for every pixel and
 class. Hence cells:
@@ -97,6 +97,42 @@ def first_pixel(position, size, out_size):
 def source_position(pixel, scale):
     """Place of a pixel of the resized axis on the source axis, as `interpolate` computes it."""
     return tl.maximum((pixel.to(tl.float32) + 0.5) * scale - 0.5, 0.0)
+
+
+@triton.jit
+def corners_of_pixel(y, x, scale_y, scale_x, height, width, stride_row, stride_column):
+    """Offsets of the four positions around pixels of the resized map, and their weights."""
+    source_y = source_position(y, scale_y)
+    source_x = source_position(x, scale_x)
+    upper = tl.minimum(source_y.to(tl.int32), height - 1)
+    left = tl.minimum(source_x.to(tl.int32), width - 1)
+    lower = tl.minimum(upper + 1, height - 1)
+    right = tl.minimum(left + 1, width - 1)
+    offsets = (
+        upper * stride_row + left * stride_column,
+        upper * stride_row + right * stride_column,
+        lower * stride_row + left * stride_column,
+        lower * stride_row + right * stride_column,
+    )
+    down = source_y - upper
+    across = source_x - left
+    weights = (
+        (1 - down) * (1 - across),
+        (1 - down) * across,
+        down * (1 - across),
+        down * across,
+    )
+    return offsets, weights
+
+
+@triton.jit
+def blend_corners(class_pointer, offsets, weights):
+    """The logits of one class at each pixel, in float32."""
+    corners = load_corners(class_pointer, offsets)
+    value = to_float32(corners[0]) * weights[0]
+    for corner in tl.static_range(1, 4):
+        value += to_float32(corners[corner]) * weights[corner]
+    return value
 
 
 @triton.jit
@@ -266,25 +302,8 @@ def upsample_argmax_gather_kernel(
     y = tl.minimum((pixel // out_width).to(tl.int32), out_height - 1)
     x = (pixel % out_width).to(tl.int32)
     if RESIZE:
-        source_y = source_position(y, scale_y)
-        source_x = source_position(x, scale_x)
-        upper = tl.minimum(source_y.to(tl.int32), height - 1)
-        left = tl.minimum(source_x.to(tl.int32), width - 1)
-        lower = tl.minimum(upper + 1, height - 1)
-        right = tl.minimum(left + 1, width - 1)
-        offsets = (
-            upper * stride_row + left * stride_column,
-            upper * stride_row + right * stride_column,
-            lower * stride_row + left * stride_column,
-            lower * stride_row + right * stride_column,
-        )
-        down = source_y - upper
-        across = source_x - left
-        weights = (
-            (1 - down) * (1 - across),
-            (1 - down) * across,
-            down * (1 - across),
-            down * across,
+        offsets, weights = corners_of_pixel(
+            y, x, scale_y, scale_x, height, width, stride_row, stride_column
         )
     else:
         offset = y * stride_row + x * stride_column
@@ -294,13 +313,53 @@ def upsample_argmax_gather_kernel(
     for k in tl.range(0, CLASSES, loop_unroll_factor=UNROLL):
         class_pointer = image_pointer + k * stride_class
         if RESIZE:
-            corners = load_corners(class_pointer, offsets)
-            value = to_float32(corners[0]) * weights[0]
-            for corner in tl.static_range(1, 4):
-                value += to_float32(corners[corner]) * weights[corner]
+            value = blend_corners(class_pointer, offsets, weights)
         else:
             # Blended values are never -0.0, which bits tell from a tie with 0.0.
             value = to_float32(tl.load(class_pointer + offset)) + 0.0
         highest, label = keep_highest(highest, label, value, k)
     output_pointers = output_pointer + image * out_height * out_width + pixel
     tl.store(output_pointers, label.to(output_pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def upsample_scores_kernel(
+    logits_pointer,  # (batch, CLASSES, height, width)
+    output_pointer,  # (batch, out_height, out_width), contiguous
+    stride_batch,
+    stride_class,
+    stride_row,
+    stride_column,
+    height,
+    width,
+    out_height,
+    out_width,
+    scale_y,  # height / out_height
+    scale_x,
+    blocks,  # in one image
+    CLASSES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    stride_class = tl.cast(stride_class, tl.int64)
+    stride_row = tl.cast(stride_row, tl.int64)
+    stride_column = tl.cast(stride_column, tl.int64)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
+    image_pointer = logits_pointer + image * stride_batch
+    pixel = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = pixel < tl.cast(out_height, tl.int64) * out_width
+    y = tl.minimum((pixel // out_width).to(tl.int32), out_height - 1)
+    x = (pixel % out_width).to(tl.int32)
+    offsets, weights = corners_of_pixel(
+        y, x, scale_y, scale_x, height, width, stride_row, stride_column
+    )
+    # The sum of the exponentials of all classes so far, as a multiple of the highest one's.
+    highest = tl.full((BLOCK,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for k in tl.range(0, CLASSES, loop_unroll_factor=UNROLL):
+        value = blend_corners(image_pointer + k * stride_class, offsets, weights)
+        lower = tl.exp(-tl.abs(value - highest))
+        total = tl.where(value > highest, total * lower + 1.0, total + lower)
+        highest = tl.maximum(highest, value)
+    output_pointers = output_pointer + image * out_height * out_width + pixel
+    tl.store(output_pointers, 1.0 / total, mask=mask)

@@ -273,11 +273,14 @@ def upsample_argmax(
         ValueError: `logits` is not 4-D or has no class or no position, or more than 256 classes
             with torch.uint8; or `size` is not two positive integers.
     """
-    height, width = _check(logits, size, dtype)
+    height, width = check(logits, size, dtype)
     return OP(logits.device, logits, height, width, dtype)
 
 
-def _check(logits: torch.Tensor, size: Sequence[int], dtype: torch.dtype) -> tuple[int, int]:
+def check(
+    logits: torch.Tensor, size: Sequence[int], dtype: torch.dtype = torch.int64
+) -> tuple[int, int]:
+    """The height and width of `size`; raise where an argument is wrong."""
     if not isinstance(logits, torch.Tensor) or not logits.is_floating_point():
         got = getattr(logits, "dtype", type(logits).__name__)
         raise TypeError(f"logits: expected a floating-point tensor, got {got}")

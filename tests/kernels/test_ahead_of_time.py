@@ -21,7 +21,7 @@ if not optional_triton.HAS_TRITON or optional_triton.interpreting():
 from bench.ahead_of_time import SHARED_LIMIT, Compiled, compile_launch, text_of
 from bench.measure import compiles
 from bench.work import pretend_gpu, trace
-from fastseg.kernels import upsample_argmax
+from fastseg.kernels import upsample_argmax, upsample_scores
 from tests.kernels.triton.embed.embed_cases import parameters, patch_embed
 
 # Bytes a thread may spill. Elsewhere a spill is a matter of speed that nothing has measured.
@@ -156,10 +156,12 @@ def test_label_maps(target, dtype):
             *trace(upsample_argmax, logits, (683, 512), torch.uint8).launches,
             *trace(upsample_argmax, logits, (100, 512)).launches,
             *trace(upsample_argmax, logits[:, :19], (128, 128)).launches,
+            *trace(upsample_scores, logits, (1024, 1024)).launches,
+            *trace(upsample_scores, logits[:, :19], (100, 512)).launches,
         ]
     agree = {**found[0].options, "AGREE": True, "BLOCK": 32, "BLOCK_ROWS": 4, "num_warps": 1}
     found.append(found[0]._replace(options=agree))
-    assert len({launch.name for launch in found}) == 2
+    assert len({launch.name for launch in found}) == 3
     assert not complaints(found, target, half=False)
 
 
@@ -259,6 +261,14 @@ def test_offsets_pass_32_bits(variant):
     for launch in found.values():
         text = text_of(launch, "sm_90", "ttir")
         assert not overflows(text, launch_ranges(launch, text)), launch.name
+
+
+def test_offsets_of_scores_pass_32_bits():
+    logits = torch.empty(8, 150, 4096, 4096, device="meta", dtype=torch.bfloat16)
+    with pretend_gpu("sm_90"):
+        (launch,) = trace(upsample_scores, logits, (16384, 16384)).launches
+    text = text_of(launch, "sm_90", "ttir")
+    assert not overflows(text, launch_ranges(launch, text))
 
 
 @pytest.mark.parametrize("wide", ["rows", "columns"])

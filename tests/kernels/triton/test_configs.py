@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastseg.kernels import upsample_scores
 from fastseg.kernels.core.configurations import FAMILIES, family_entries
 from fastseg.kernels.core.launch import record_launches
 from tests.kernels.triton.embed.embed_cases import FORMS, parameters, patch_embed, tokens_map
@@ -104,3 +105,9 @@ def test_upsample_argmax(kernel, size, device, monkeypatch):
     for case in committed(kernel):
         set_config(monkeypatch, kernel, case.values[0])
         check(torch.randn(2, 5, 13, 11, device=device), size, f"{kernel}_kernel")
+
+
+def test_upsample_scores(device, monkeypatch):
+    for case in committed("upsample_scores"):
+        set_config(monkeypatch, "upsample_scores", case.values[0])
+        check_parity(upsample_scores, torch.randn(2, 5, 13, 11, device=device), (52, 44))
