@@ -25,7 +25,7 @@ import fastseg
 from .remote import Remote
 
 SOFTWARE = "fastseg"
-LABELS, OVERLAY, JSON = "_labels.png", "_overlay.png", ".json"
+LABELS, OVERLAY, SCORES, JSON = "_labels.png", "_overlay.png", "_scores.png", ".json"
 
 _SOURCE_KEYWORD = "fastseg-source"
 

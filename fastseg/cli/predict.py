@@ -24,7 +24,7 @@ from fastseg.images.inputs import CHANNELS_LAST
 from fastseg.images.palettes import DATASETS
 
 from .classes import LABEL_IDS, choose_classes
-from .files import JSON, LABELS, OVERLAY, Source, Target, plan_outputs
+from .files import JSON, LABELS, OVERLAY, SCORES, Source, Target, plan_outputs
 from .formats import CONVERT, HEIF_SUFFIXES, INSTALL_HEIF
 from .images import Page, page_numbers, read_ahead, read_pages
 from .options import (
@@ -147,6 +147,18 @@ def add_parser(commands: Any) -> None:
         help="colours of a data set, and its class names where the model has others (default: by "
         "the model's class names)",
     )
+    parser.add_argument(
+        "--scores",
+        action="store_true",
+        help="write NAME_scores.png too: 255 times the probability of every pixel's class, grey",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=fraction,
+        metavar="P",
+        help="give pixels whose class has a probability below P the label 255, not certain; of "
+        "one class: find it where its probability is above P (default: 0.5)",
+    )
     parser.add_argument("--no-overlay", action="store_true", help="write no overlays")
     parser.add_argument(
         "--alpha",
@@ -220,6 +232,7 @@ def _run(arguments: argparse.Namespace, copies: Path) -> int:
         raise CommandError(f"--model {model_name}: {error}") from error
     endings = [LABELS]
     endings += [] if arguments.no_overlay else [OVERLAY]
+    endings += [SCORES] if arguments.scores else []
     endings += [JSON] if arguments.json else []
     writer = ResultWriter(classes, model_name, endings, arguments.alpha, arguments.labels)
     reading: dict[str, Any] = {
@@ -234,15 +247,21 @@ def _run(arguments: argparse.Namespace, copies: Path) -> int:
     _report_numbered(jobs)
     _check_output(arguments.output)
 
-    def segment(images: list[Any]) -> list[torch.Tensor]:
-        return fastseg.segment(
-            model,
-            images,
-            processor=processor,
-            batch_size=arguments.batch_size,
-            slide=slide,
-            input_data_format=CHANNELS_LAST,  # of arrays
+    options: dict[str, Any] = {
+        "processor": processor,
+        "batch_size": arguments.batch_size,
+        "slide": slide,
+        "threshold": arguments.threshold,
+        "input_data_format": CHANNELS_LAST,  # of arrays
+    }
+
+    def segment(images: list[Any]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        if not arguments.scores:
+            return [(labels, None) for labels in fastseg.segment(model, images, **options)]
+        maps = fastseg.segment(
+            model, images, return_scores=True, scores_dtype=torch.uint8, **options
         )
+        return list(zip(*maps, strict=True))
 
     failures = 0
     left_out: dict[Path | Remote, int] = {}
@@ -339,7 +358,7 @@ def _pages(jobs: list[_Job], reading: dict[str, Any]) -> Iterator[tuple[_Job, Pa
 
 def _finish(
     batch: list[tuple[_Job, Page]],
-    segment: Callable[[list[Any]], list[torch.Tensor]],
+    segment: Callable[[list[Any]], list[tuple[torch.Tensor, torch.Tensor | None]]],
     writer: ResultWriter,
 ) -> Iterator[tuple[Source, str]]:
     """Segment and write a batch; return each source, with the reason where it failed, else ""."""
@@ -355,9 +374,9 @@ def _finish(
         for job, page, _ in readable:
             yield from _finish([(job, page)], segment, writer)
         return
-    for (job, _, image), labels in zip(readable, maps, strict=True):
+    for (job, _, image), (labels, scores) in zip(readable, maps, strict=True):
         try:
-            writer.write(job.target, job.source, image, labels.cpu().numpy())
+            writer.write(job.target, job.source, image, labels.cpu().numpy(), scores)
         except Exception as error:
             reason = f"cannot write to {job.target.stem.parent}: {first_line(error)}"
             yield job.source, reason

@@ -7,15 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
 
 from fastseg.images.overlay import class_shares, label_image, overlay
+from fastseg.inference.scores import IGNORED
 
 from .classes import Classes
-from .files import JSON, LABELS, OVERLAY, Source, Target, write_json, write_png
+from .files import JSON, LABELS, OVERLAY, SCORES, Source, Target, write_json, write_png
 from .rasters import visible
 
 # Forms of label maps: an indexed image with the classes' colours, and a grey one.
 PALETTE, GREY = "palette", "grey"
+
+_NOT_CERTAIN = {IGNORED: "not certain"}
 
 
 @dataclass
@@ -28,10 +33,17 @@ class ResultWriter:
     alpha: float = 0.55
     form: str = PALETTE
 
-    def write(self, target: Target, source: Source, image: Any, labels: np.ndarray) -> None:
+    def write(
+        self,
+        target: Target,
+        source: Source,
+        image: Any,
+        labels: np.ndarray,
+        scores: torch.Tensor | None = None,
+    ) -> None:
         """Write the files of one picture: `labels` (H, W), of the size of `image`, from `source`.
 
-        `image` is PIL's, or an array (H, W, bands).
+        `image` is PIL's, or an array (H, W, bands); `scores` are uint8 (H, W).
 
         Raises:
             OSError: a file cannot be written.
@@ -42,13 +54,15 @@ class ResultWriter:
             grey = self.form == GREY
             write_png(target.path(LABELS), label_image(numbers, written.colours, grey), source)
         if OVERLAY in self.endings:
-            colours, names = self.classes.colours, self.classes.names
+            colours, names = self.classes.colours, {**_NOT_CERTAIN, **self.classes.names}
             picture = overlay(visible(image), shown, colours, names, alpha=self.alpha)
             write_png(target.path(OVERLAY), picture, source)
+        if SCORES in self.endings and scores is not None:
+            write_png(target.path(SCORES), Image.fromarray(scores.cpu().numpy()), source)
         if JSON in self.endings:
             classes = [
                 {"id": item.id, "name": item.name, "pixels": item.pixels, "share": item.share}
-                for item in class_shares(numbers, written.names)
+                for item in class_shares(numbers, {**_NOT_CERTAIN, **written.names})
             ]
             height, width = labels.shape
             content = {

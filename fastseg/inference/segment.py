@@ -1,4 +1,4 @@
-"""`segment`: from images to label maps at the images' own sizes."""
+"""`segment`: from images to label maps, and scores, at the images' own sizes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import itertools
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -22,9 +22,40 @@ from fastseg.images.inputs import (
 )
 from fastseg.images.label_maps import logits_of
 from fastseg.images.processor import SegformerImageProcessor
-from fastseg.kernels import upsample_argmax
+from fastseg.kernels import upsample_argmax, upsample_scores
 
+from .scores import LabelMap, Wanted
 from .sliding import sliding_labels, window_pair
+
+
+@overload
+def segment(
+    model: Any,
+    images: Any,
+    *,
+    processor: SegformerImageProcessor | None = ...,
+    batch_size: int = ...,
+    slide: Sequence[int | Sequence[int]] | None = ...,
+    input_data_format: str | None = ...,
+    return_scores: Literal[False] = ...,
+    scores_dtype: torch.dtype = ...,
+    threshold: float | None = ...,
+) -> list[torch.Tensor]: ...
+
+
+@overload
+def segment(
+    model: Any,
+    images: Any,
+    *,
+    processor: SegformerImageProcessor | None = ...,
+    batch_size: int = ...,
+    slide: Sequence[int | Sequence[int]] | None = ...,
+    input_data_format: str | None = ...,
+    return_scores: Literal[True],
+    scores_dtype: torch.dtype = ...,
+    threshold: float | None = ...,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]: ...
 
 
 def segment(
@@ -35,7 +66,10 @@ def segment(
     batch_size: int = 8,
     slide: Sequence[int | Sequence[int]] | None = None,
     input_data_format: str | None = None,
-) -> list[torch.Tensor]:
+    return_scores: bool = False,
+    scores_dtype: torch.dtype = torch.float16,
+    threshold: float | None = None,
+) -> list[torch.Tensor] | tuple[list[torch.Tensor], list[torch.Tensor]]:
     """The class of every pixel of `images`.
 
     Args:
@@ -52,6 +86,13 @@ def segment(
             the whole image at once, resized as `processor` says.
         input_data_format: "channels_first" or "channels_last", of arrays; None finds the end that
             is as long as the processor's `image_mean`, or 1, 3 or 4 long.
+        return_scores: give the probability of every pixel's label too: the softmax of its logits
+            after upsampling, or after the mean over windows.
+        scores_dtype: of these: torch.float16, torch.float32, or torch.uint8 for 255 times the
+            probability, rounded.
+        threshold: a probability. A pixel whose highest class has less gets the label 255, for
+            none of them. With one class it takes the place of 1/2: the label is 1 where the
+            class's probability is higher.
 
     A side that is too short for the model is padded to the least it takes, after normalizing, with
     zeros, below or to the right, as mmseg's data preprocessor pads; the padding is cut off again.
@@ -59,12 +100,16 @@ def segment(
     Returns:
         a list with one (H, W) int64 label map for each image, on the model's device, H and W the
         image's own size. A model of one class (`num_labels == 1`) gives 1 where its logit is
-        positive, else 0.
+        positive, else 0. With `return_scores` a pair of lists: the label maps, and as many scores
+        (H, W) of `scores_dtype`: of the highest class, also where `threshold` put 255; with one
+        class its sigmoid where the label is 1, and 1 less that where it is 0. No map of all
+        classes is made at full size.
 
     Raises:
-        TypeError, ValueError: as SegformerImageProcessor raises them, or `batch_size`, `slide` or
-            `input_data_format` is wrong, or `model` is in training mode, or the model takes other
-            channels than `processor` gives.
+        TypeError, ValueError: as SegformerImageProcessor raises them, or `batch_size`, `slide`,
+            `input_data_format`, `scores_dtype` or `threshold` is wrong, or `model` is in training
+            mode, or takes other channels than `processor` gives, or has more than 255 classes and
+            there is a `threshold`.
     """
     if model.training:
         raise ValueError("model: expected eval mode, got training mode; call model.eval() first")
@@ -75,6 +120,7 @@ def segment(
             f"input_data_format: expected None, {CHANNELS_FIRST!r} or {CHANNELS_LAST!r}, "
             f"got {input_data_format!r}"
         )
+    wanted = Wanted.of(return_scores, scores_dtype, threshold)
     least = least_side(model)
     windows = None
     if slide is not None:
@@ -91,20 +137,26 @@ def segment(
     channels = _channels(model, processor)
     prepare = functools.partial(_prepare, model, processor, input_data_format, channels, least)
     singles = flatten_images(images)
-    labels: list[torch.Tensor] = []
+    found: list[LabelMap] = []
     with torch.no_grad():
         for start in range(0, len(singles), batch_size):
             indices = range(start, min(start + batch_size, len(singles)))
             if windows is None:
                 inputs = [prepare(singles[i], i) for i in indices]
-                labels += _segment_batch(model, inputs)
+                found += _segment_batch(model, inputs, wanted)
                 continue
             for i in indices:
                 one = prepare(singles[i], i, do_resize=False)
                 forward = functools.partial(model, **one.scale)
-                found = sliding_labels(forward, one.pixel_values, *windows, batch_size)
-                labels.append(found[: one.size[0], : one.size[1]])
-    return labels
+                labels, scores = sliding_labels(
+                    forward, one.pixel_values, *windows, batch_size, wanted
+                )
+                inside = tuple(slice(side) for side in one.size)
+                found.append((labels[inside], None if scores is None else scores[inside]))
+    all_labels = [labels for labels, _ in found]
+    if not return_scores:
+        return all_labels
+    return all_labels, [scores for _, scores in found if scores is not None]
 
 
 def saved_processor(model: Any) -> SegformerImageProcessor:
@@ -219,28 +271,37 @@ def _prepare(
     return _Input(pixels.to(device=device, dtype=parameter.dtype), {}, (height, width), size)
 
 
-def _segment_batch(model: Any, inputs: Sequence[_Input]) -> list[torch.Tensor]:
+def _segment_batch(model: Any, inputs: Sequence[_Input], wanted: Wanted) -> list[LabelMap]:
     """Label maps of whole images: one forward where the processor makes them all one size."""
     by_shape: dict[Any, list[int]] = {}
     for index, one in enumerate(inputs):
         key = (one.pixel_values.shape, one.pixel_values.dtype)
         by_shape.setdefault(key, []).append(index)
-    labels: dict[int, torch.Tensor] = {}
+    found: dict[int, LabelMap] = {}
     for indices in by_shape.values():
         batch = torch.cat([inputs[index].pixel_values for index in indices])
         logits = logits_of(model(batch, **inputs[indices[0]].scale))
         for position, index in enumerate(indices):
-            labels[index] = _label_map(logits[position : position + 1], inputs[index])
-    return [labels[index] for index in range(len(inputs))]
+            found[index] = _label_map(logits[position : position + 1], inputs[index], wanted)
+    return [found[index] for index in range(len(inputs))]
 
 
-def _label_map(logits: torch.Tensor, one: _Input) -> torch.Tensor:
+def _label_map(logits: torch.Tensor, one: _Input, wanted: Wanted) -> LabelMap:
+    classes = logits.shape[1]
+    wanted.check(classes)
     padded, (height, width) = one.pixel_values.shape[2:], one.unpadded
     if padded != (height, width):
         logits = F.interpolate(logits, size=padded, mode="bilinear", align_corners=False)
         logits = logits[:, :, :height, :width]
-    if logits.shape[1] > 1:
-        return upsample_argmax(logits, one.size)[0]
-    # One class: is it, or is it not.
-    resized = F.interpolate(logits, size=one.size, mode="bilinear", align_corners=False)
-    return (resized[0, 0] > 0).long()
+    probability = None
+    if classes > 1:
+        labels = upsample_argmax(logits, one.size)[0]
+        if wanted.probability:
+            probability = upsample_scores(logits, one.size)[0]
+    else:  # is it, or is it not
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        resized = F.interpolate(logits, size=one.size, mode="bilinear", align_corners=False)[0, 0]
+        labels = (resized > 0).long()
+        if wanted.probability:
+            probability = resized.sigmoid_()
+    return wanted.finish(labels, probability, classes)

@@ -2,8 +2,9 @@
 
 Windows of `crop` pixels stand `stride` apart, the last of a row or column moved back inside the
 image. A window's logits are resized to its own size; a pixel's score is the mean over the windows
-that cover it. The mean has the same argmax as the sum, so nothing is divided. Scores exist for a
-stripe of rows at a time, and a window's logits for as long as rows of it are missing.
+that cover it. The mean has the same argmax as the sum, so nothing is divided but for probabilities.
+Sums exist for a stripe of rows at a time, and a window's logits for as long as rows of it are
+missing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import torch
 
 from fastseg.images.label_maps import logits_of
 from fastseg.kernels.blocks.bilinear import bilinear_neighbours, row_stripes, upsample_rows
+from fastseg.kernels.labels.scores import highest_probability
+
+from .scores import LabelMap, Wanted
 
 
 class _WindowRow(NamedTuple):
@@ -57,20 +61,28 @@ def sliding_labels(
     crop: tuple[int, int],
     stride: tuple[int, int],
     batch_size: int,
-) -> torch.Tensor:
-    """The label map (H, W) of one image.
+    wanted: Wanted,
+) -> LabelMap:
+    """The label map (H, W) of one image, and its scores.
 
     Args:
         model: gives logits (B, K, h, w) of any resolution.
         pixel_values: (1, C, H, W).
         crop, stride: (height, width).
         batch_size: windows in one forward.
+        wanted: whether there are to be scores, and of what dtype, and the threshold of labels.
     """
     height, width = pixel_values.shape[2:]
     tops = window_starts(height, crop[0], stride[0])
     lefts = window_starts(width, crop[1], stride[1])
     crop_height, crop_width = min(crop[0], height), min(crop[1], width)
-    labels = torch.empty(height, width, dtype=torch.int64, device=pixel_values.device)
+    device, classes = pixel_values.device, 0
+    labels = torch.empty(height, width, dtype=torch.int64, device=device)
+    probability = None
+    if wanted.probability:  # first the number of windows over each pixel
+        rows = _window_counts(tops, crop_height, height)
+        columns = _window_counts(lefts, crop_width, width)
+        probability = (rows[:, None] * columns).to(device)
     open_rows: list[_WindowRow] = []
     for index, top in enumerate(tops):
         row = pixel_values[0, :, top : top + crop_height]
@@ -78,28 +90,42 @@ def sliding_labels(
         windows = torch.stack([row[:, :, left : left + crop_width] for left in lefts])
         logits = [logits_of(model(batch)).float() for batch in windows.split(batch_size)]
         grid = torch.cat(logits).permute(0, 2, 3, 1).contiguous()
+        classes = grid.shape[3]
+        wanted.check(classes)
         open_rows.append(_WindowRow(top, top + crop_height, grid))
         # Rows above the next window row are covered by all windows that they will have.
         finished = tops[index + 1] if index + 1 < len(tops) else height
-        _label_rows(labels, top, finished, open_rows, lefts, crop_width)
+        _label_rows(labels, probability, top, finished, open_rows, lefts, crop_width)
         open_rows = [row for row in open_rows if row.bottom > finished]
-    return labels
+    return wanted.finish(labels, probability, classes)
+
+
+def _window_counts(starts: list[int], crop: int, size: int) -> torch.Tensor:
+    """How many windows lie over each pixel of an axis, (size,) float32."""
+    counts = torch.zeros(size)
+    for start in starts:
+        counts[start : start + crop] += 1
+    return counts
 
 
 def _label_rows(
     labels: torch.Tensor,
+    probability: torch.Tensor | None,
     first: int,
     last: int,
     window_rows: list[_WindowRow],
     lefts: list[int],
     crop_width: int,
 ) -> None:
-    """Sum the windows' logits over rows `first` to `last` and write the highest class."""
+    """Sum the windows' logits over rows `first` to `last`, and write the highest class.
+
+    `probability`, which has the number of windows, gets the probability of that class.
+    """
     width = labels.shape[1]
     classes = window_rows[0].logits.shape[3]
     for start, stop in row_stripes(last - first, width * classes * 4, labels.device):
         top, bottom = first + start, first + stop
-        scores = torch.zeros(bottom - top, width, classes, device=labels.device)
+        sums = torch.zeros(bottom - top, width, classes, device=labels.device)
         for row in window_rows:
             begin, end = max(top, row.top), min(bottom, row.bottom)
             if begin >= end:
@@ -107,8 +133,12 @@ def _label_rows(
             grid = row.logits
             rows = bilinear_neighbours(row.bottom - row.top, grid.shape[1], grid.device, grid.dtype)
             for window, left in zip(grid, lefts, strict=True):
-                scores[begin - top : end - top, left : left + crop_width] += upsample_rows(
+                sums[begin - top : end - top, left : left + crop_width] += upsample_rows(
                     window[None], rows, begin - row.top, end - row.top, crop_width
                 )[0]
         # One class: is it, or is it not.
-        labels[top:bottom] = scores.max(dim=-1).indices if classes > 1 else scores[..., 0] > 0
+        labels[top:bottom] = sums.max(dim=-1).indices if classes > 1 else sums[..., 0] > 0
+        if probability is not None:
+            sums /= probability[top:bottom, :, None]
+            found = highest_probability(sums) if classes > 1 else sums[..., 0].sigmoid()
+            probability[top:bottom] = found

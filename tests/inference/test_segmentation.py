@@ -16,6 +16,7 @@ from PIL import Image
 import fastseg
 from fastseg.cli.options import EMBEDDED_MODEL
 from fastseg.inference.sliding import window_starts
+from tests.inference.segment_cases import mmseg_logits, picture
 from tests.model_cases import TINY, randomize, relative_error
 
 
@@ -25,12 +26,6 @@ def model():
     model = fastseg.SegformerForSemanticSegmentation(fastseg.SegformerConfig(**TINY)).eval()
     randomize(model)
     return model
-
-
-def picture(height, width, seed=0):
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def agree(labels, expected, least=0.999):
@@ -139,29 +134,6 @@ def test_a_missing_processor_is_told(model, tmp_path):
 # Sliding windows -------------------------------------------------------------------------------
 
 
-def mmseg_slide(model, pixel_values, crop, stride):
-    """mmseg's EncoderDecoder.slide_inference, with a canvas of all classes; then argmax."""
-    height, width = pixel_values.shape[2:]
-    rows = max(height - crop[0] + stride[0] - 1, 0) // stride[0] + 1
-    columns = max(width - crop[1] + stride[1] - 1, 0) // stride[1] + 1
-    canvas = torch.zeros(1, TINY["num_labels"], height, width)
-    count = torch.zeros(1, 1, height, width)
-    for row in range(rows):
-        for column in range(columns):
-            bottom = min(row * stride[0] + crop[0], height)
-            right = min(column * stride[1] + crop[1], width)
-            top, left = max(bottom - crop[0], 0), max(right - crop[1], 0)
-            window = pixel_values[:, :, top:bottom, left:right]
-            with torch.no_grad(), fastseg.plain_path():
-                logits = model(window).logits
-            canvas[:, :, top:bottom, left:right] += F.interpolate(
-                logits, size=window.shape[2:], mode="bilinear", align_corners=False
-            )
-            count[:, :, top:bottom, left:right] += 1
-    assert (count > 0).all()
-    return (canvas / count).argmax(1)[0]
-
-
 @pytest.mark.parametrize(
     ("size", "crop", "stride"),
     [
@@ -183,15 +155,15 @@ def test_slide_as_mmseg(model, size, crop, stride, batch_size):
     labels = fastseg.segment(
         model, image, processor=processor, slide=(crop, stride), batch_size=batch_size
     )
-    agree(labels[0], mmseg_slide(model, pixel_values, *pair))
+    agree(labels[0], mmseg_logits(model, pixel_values, *pair).argmax(1)[0])
 
 
 def test_slide_in_small_stripes(model, monkeypatch):
     monkeypatch.setattr("fastseg.kernels.blocks.bilinear.STRIPE_BYTES", 1000)
     image = picture(150, 201)
     pixel_values = fastseg.SegformerImageProcessor()(image, return_tensors="pt", do_resize=False)
-    expected = mmseg_slide(model, pixel_values["pixel_values"], (64, 64), (40, 40))
-    agree(fastseg.segment(model, image, slide=(64, 40))[0], expected)
+    expected = mmseg_logits(model, pixel_values["pixel_values"], (64, 64), (40, 40))
+    agree(fastseg.segment(model, image, slide=(64, 40))[0], expected.argmax(1)[0])
 
 
 def test_windows_are_batched(model):
