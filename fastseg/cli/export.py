@@ -63,7 +63,10 @@ def add_parser(commands: Any) -> None:
         "--batch", type=options.positive, metavar="N", help="take this many images only"
     )
     parser.add_argument(
-        "--opset", type=options.positive, metavar="N", help="of ONNX, from 18 (default: 20)"
+        "--opset",
+        type=options.positive,
+        metavar="N",
+        help="of ONNX, from 11, for older runtimes (default: 20)",
     )
     parser.add_argument(
         "--dtype",

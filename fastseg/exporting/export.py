@@ -88,7 +88,8 @@ def export(
             positive.
         label_dtype: torch.int64, the default, or torch.uint8 for up to 256 classes.
         batch, height, width: of the input, to fix an axis.
-        opset: of ONNX, from 18; 20 by default, where GELU is one operator.
+        opset: of ONNX, from 11; 20 by default, where GELU is one operator. Before 17 LayerNorm is
+            written in plain operators.
         dtype: of the weights and the arithmetic, whatever the model's: torch.float32, or, of ONNX,
             torch.float16 for runtimes on GPUs. Input and logits are float32 all the same.
         check: compare with the model in float64, at two sizes where any are allowed: the relative

@@ -10,7 +10,7 @@ convolutions in NCHW, so that only the narrow tensor is transposed, never the hi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,14 @@ from torch import nn
 
 from fastseg.kernels import DecodeHeadWeights, PatchEmbedWeights
 
+from . import onnx_forms as forms
 from .folded import FoldedLayer, FoldedModel, FoldedStage
 from .onnx_graph import OnnxGraph, Size
 
 INPUT = "pixel_values"
-MIN_OPSET = 18  # Resize and ReduceMean as they are written here
-GELU_OPSET = 20
+MIN_OPSET = 11  # before it Resize knows no half pixels
 
 TO_NCHW, TO_NHWC = [0, 3, 1, 2], [0, 2, 3, 1]
-BILINEAR = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
 
 
 def build(
@@ -42,8 +41,8 @@ def build(
     dtype: torch.dtype = torch.float32,
 ) -> Any:
     """The `onnx.ModelProto` of a float32 model; arguments as those of `fastseg.export`."""
-    graph = OnnxGraph(np.float16 if dtype == torch.float16 else np.float32)
-    network = _Network(graph, opset)
+    graph = OnnxGraph(opset, np.float16 if dtype == torch.float16 else np.float32)
+    network = _Network(graph)
     maps = network.encode(folded.stages)
     sides = [_sides(folded, name, size) for name, size in (("height", height), ("width", width))]
     rows: Size = "batch" if batch is None else batch
@@ -74,7 +73,6 @@ def build(
     return graph.model(
         {INPUT: (np.float32, (rows, folded.num_channels, *input_size))},
         outputs,
-        opset,
         {"id2label": json.dumps(names)} if names else {},
     )
 
@@ -89,9 +87,8 @@ def _sides(folded: FoldedModel, name: str, size: int | None) -> list[Size]:
 class _Network:
     """Writer of a model's parts into a graph; maps and tokens go by their names there."""
 
-    def __init__(self, graph: OnnxGraph, opset: int) -> None:
+    def __init__(self, graph: OnnxGraph) -> None:
         self.graph = graph
-        self.opset = opset
         self.tokens = ""  # of the stage at hand, (B, H, W, C)
 
     def encode(self, stages: Sequence[FoldedStage]) -> list[str]:
@@ -107,8 +104,8 @@ class _Network:
                         self._layer(layer, stage.channels, shape)
                 with graph.scope("norm"):
                     norm = stage.norm
-                    self.tokens = self._norm(
-                        self.tokens, norm.eps, stage.channels, norm.weight, norm.bias
+                    self.tokens = forms.layer_norm(
+                        graph, self.tokens, norm.eps, stage.channels, norm.weight, norm.bias
                     )
                     feature_map = graph.op("Transpose", self.tokens, perm=TO_NCHW)
             maps.append(feature_map)
@@ -122,8 +119,7 @@ class _Network:
             size = graph.op("Shape", fused)
             for index, weight in enumerate(head.weights[1:], start=1):
                 projected = self._conv1x1(f"fuse{index + 1}", maps[index], weight)
-                resized = graph.op("Resize", projected, "", "", size, **BILINEAR)
-                fused = graph.op("Add", fused, resized)
+                fused = graph.op("Add", fused, forms.resize(graph, projected, size))
             assert head.classifier_weight is not None
             bias = head.classifier_bias
             weight = head.classifier_weight
@@ -135,28 +131,23 @@ class _Network:
         """The highest class of each pixel, resized to `size`, or to the input's for None."""
         graph = self.graph
         with graph.scope("labels"):
-            start = graph.op("Shape", logits, start=0, end=2)
-            if size is None:
-                end = graph.op("Shape", INPUT, start=2, end=4)
-            else:
-                end = graph.integers(size)
+            start = forms.sides(graph, logits, 0, 2)
+            end = forms.sides(graph, INPUT, 2, 4) if size is None else graph.integers(size)
             target = graph.op("Concat", start, end, axis=0)
-            resized = graph.op("Resize", logits, "", "", target, **BILINEAR)
-            axis = graph.integers([1])
+            resized = forms.resize(graph, logits, target)
             if classes == 1:  # is it, or is it not
-                zero = graph.widened(graph.number(0.0))
-                label = graph.op("Greater", resized, zero)
+                label = graph.op("Greater", resized, graph.number(0.0, np.float32))
             else:
                 label = graph.largest(resized, axis=1)
             if classes == 1 or dtype == torch.uint8:
                 label = graph.cast(label, np.uint8 if dtype == torch.uint8 else np.int64)
-            graph.op("Squeeze", label, axis, output="labels")
+            forms.squeeze(graph, label, 1, output="labels")
 
     def classify(self, classifier: nn.Linear) -> str:
         """Logits (B, K) of the mean over the tokens of the last stage."""
         graph = self.graph
         with graph.scope("classifier"):
-            mean = graph.op("ReduceMean", self.tokens, graph.integers([1, 2]), keepdims=0)
+            mean = forms.mean(graph, self.tokens, [1, 2], keepdims=0)
             weight = graph.weight("weight", classifier.weight)
             bias = graph.weight("bias", classifier.bias)
             return graph.op("Gemm", mean, weight, bias, transB=1)
@@ -174,21 +165,21 @@ class _Network:
             pads=[embed.padding] * 4,
         )
         tokens = graph.op("Transpose", embedded, perm=TO_NHWC)
-        norm_weight, norm_bias = embed.norm_weight, embed.norm_bias
-        return self._norm(tokens, embed.eps, channels, norm_weight, norm_bias)
+        affine = embed.norm_weight, embed.norm_bias
+        return forms.layer_norm(graph, tokens, embed.eps, channels, *affine)
 
     def _layer(self, layer: FoldedLayer, channels: int, shape: str) -> None:
         graph = self.graph
         attention = layer.attention
         with graph.scope("attention"):
-            normalized = self._norm(self.tokens, attention.eps, channels)
+            normalized = forms.layer_norm(graph, self.tokens, attention.eps, channels)
             reduced = self._reduce(normalized, attention, channels)
             attend = self._one_head if attention.num_heads == 1 else self._heads
             attended = attend(normalized, reduced, attention, channels, shape)
             self.tokens = graph.op("Add", self.tokens, attended)
         ffn = layer.mix_ffn
         with graph.scope("mix_ffn"):
-            normalized = self._norm(self.tokens, ffn.eps, channels)
+            normalized = forms.layer_norm(graph, self.tokens, ffn.eps, channels)
             hidden = graph.op("Transpose", normalized, perm=TO_NCHW)
             hidden = self._conv1x1("fc1", hidden, ffn.fc1_weight, ffn.fc1_bias)
             hidden = graph.op(
@@ -200,7 +191,7 @@ class _Network:
                 pads=[1] * 4,
                 group=len(ffn.dwconv_bias),
             )
-            hidden = self._activate(hidden, ffn.activation)
+            hidden = forms.activate(graph, hidden, ffn.activation)
             mixed = self._conv1x1("fc2", hidden, ffn.fc2_weight, ffn.fc2_bias)
             mixed = graph.op("Transpose", mixed, perm=TO_NHWC)
             self.tokens = graph.op("Add", self.tokens, mixed)
@@ -222,7 +213,7 @@ class _Network:
         )
         reduced = graph.op("Reshape", reduced, graph.integers([0, 0, -1]))
         reduced = graph.op("Transpose", reduced, perm=[0, 2, 1])
-        return self._norm(reduced, attention.sr_eps, channels)
+        return forms.layer_norm(graph, reduced, attention.sr_eps, channels)
 
     def _one_head(
         self, normalized: str, reduced: str, attention: Any, channels: int, shape: str
@@ -268,20 +259,6 @@ class _Network:
         context = graph.op("Reshape", context, shape)
         return self._linear("output", context, attention.output_weight, attention.output_bias)
 
-    def _norm(
-        self,
-        x: str,
-        eps: float,
-        channels: int,
-        weight: torch.Tensor | None = None,
-        bias: torch.Tensor | None = None,
-    ) -> str:
-        """LayerNorm over the last axis."""
-        graph = self.graph
-        scale = graph.weight("scale", torch.ones(channels) if weight is None else weight)
-        shift = [] if bias is None else [graph.weight("shift", bias)]
-        return graph.op("LayerNormalization", x, scale, *shift, axis=-1, epsilon=float(eps))
-
     def _linear(
         self, name: str, x: str, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> str:
@@ -305,46 +282,3 @@ class _Network:
         if bias is not None:
             parameters.append(graph.weight(f"{name}.bias", bias))
         return graph.op("Conv", feature_map, *parameters, kernel_shape=[1, 1])
-
-    def _activate(self, x: str, name: str) -> str:
-        """The function of `kernels.blocks.activations.ACTIVATIONS` of that name."""
-        return _ACTIVATIONS[name](self, x)
-
-    def _gelu(self, x: str) -> str:
-        graph = self.graph
-        if self.opset >= GELU_OPSET:
-            return graph.op("Gelu", x)
-        erf = graph.op("Erf", graph.op("Mul", x, graph.number(0.5**0.5)))
-        half = graph.op("Mul", x, graph.number(0.5))
-        return graph.op("Mul", half, graph.op("Add", erf, graph.number(1.0)))
-
-    def _gelu_tanh(self, x: str) -> str:
-        """Write GELU in its tanh form as x times the sigmoid of twice the tanh's argument."""
-        graph = self.graph
-        if self.opset >= GELU_OPSET:
-            return graph.op("Gelu", x, approximate="tanh")
-        square = graph.op("Mul", x, x)
-        factor = graph.op("Mul", square, graph.number(2 * 0.044715 * (2 / np.pi) ** 0.5))
-        factor = graph.op("Add", factor, graph.number(2 * (2 / np.pi) ** 0.5))
-        return graph.op("Mul", x, graph.op("Sigmoid", graph.op("Mul", x, factor)))
-
-    def _silu(self, x: str, slope: float = 1.0) -> str:
-        graph = self.graph
-        scaled = x if slope == 1.0 else graph.op("Mul", x, graph.number(slope))
-        return graph.op("Mul", x, graph.op("Sigmoid", scaled))
-
-
-_ACTIVATIONS: dict[str, Callable[[_Network, str], str]] = {
-    "gelu": _Network._gelu,
-    "gelu_new": _Network._gelu_tanh,
-    "gelu_pytorch_tanh": _Network._gelu_tanh,
-    "mish": lambda network, x: network.graph.op("Mish", x),
-    "quick_gelu": lambda network, x: network._silu(x, 1.702),
-    "relu": lambda network, x: network.graph.op("Relu", x),
-    "relu6": lambda network, x: network.graph.op(
-        "Clip", x, network.graph.number(0.0), network.graph.number(6.0)
-    ),
-    "selu": lambda network, x: network.graph.op("Selu", x),
-    "silu": _Network._silu,
-    "swish": _Network._silu,
-}

@@ -18,10 +18,12 @@ class OnnxGraph:
     """Nodes and constants of a graph in the making. Values are known by their names.
 
     Args:
+        opset: of its operators.
         dtype: NumPy's, of weights and numbers.
     """
 
-    def __init__(self, dtype: Any = np.float32) -> None:
+    def __init__(self, opset: int, dtype: Any = np.float32) -> None:
+        self.opset = opset
         self.dtype = np.dtype(dtype)
         self.nodes: list[Any] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], tuple[str, np.ndarray]] = {}
@@ -108,9 +110,13 @@ class OnnxGraph:
         """A constant list of int64."""
         return self._constant("integers", np.array(values, dtype=np.int64))
 
-    def number(self, value: float) -> str:
-        """A constant scalar."""
-        return self._constant("number", np.array(value, dtype=self.dtype))
+    def number(self, value: float, dtype: Any = None) -> str:
+        """A constant scalar, of the graph's dtype unless another is given."""
+        return self._constant("number", np.array(value, dtype=dtype or self.dtype))
+
+    def nothing(self) -> str:
+        """A constant without elements, for an input that an old operator needs and ignores."""
+        return self._constant("nothing", np.zeros(0, dtype=np.float32))
 
     def _constant(self, name: str, array: np.ndarray) -> str:
         key = (array.dtype.str, array.shape, array.tobytes())
@@ -122,7 +128,6 @@ class OnnxGraph:
         self,
         inputs: dict[str, tuple[Any, Sequence[Size]]],
         outputs: dict[str, tuple[Any, Sequence[Size]]],
-        opset: int,
         properties: dict[str, str],
     ) -> Any:
         """The whole as an `onnx.ModelProto`.
@@ -140,7 +145,7 @@ class OnnxGraph:
             [_value(name, *kind) for name, kind in outputs.items()],
             [numpy_helper.from_array(array, name) for name, array in self._constants.values()],
         )
-        opsets = [helper.make_opsetid("", opset)]
+        opsets = [helper.make_opsetid("", self.opset)]
         model = helper.make_model(
             graph,
             opset_imports=opsets,
