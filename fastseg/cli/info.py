@@ -1,4 +1,4 @@
-"""`fastseg info`: versions, devices, the backend that would run on each and why."""
+"""`fastseg info`: versions, devices, the backend that would run on each and why; or a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import fastseg
 from fastseg.kernels import select_backend
 from fastseg.kernels.core.configurations import configs_source
 
-from .options import EMBEDDED_MODEL, EMBEDDED_NAME
+from . import model_info, options
+from .options import EMBEDDED_MODEL, EMBEDDED_NAME, CommandError
 
 _PACKAGES = (
     *("torch", "triton", "numpy", "pillow", "safetensors", "transformers", "huggingface_hub"),
@@ -33,19 +34,42 @@ _GIB = 1 << 30
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "info",
-        help="versions, devices, and which backend would run",
-        description="Shows versions, devices, which backend would run on each and why.",
+        help="versions, devices, and which backend would run; or what a model is and does",
+        description="Shows versions, devices, which backend would run on each and why. Of a MODEL: "
+        "its parameters, classes and dtype, the multiply-adds of its matrix products and "
+        "convolutions by stage, as its plain path computes them, and what of it would run fast.",
+    )
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a folder, a file or a Hugging Face hub id"
+    )
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=options.positive,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the image that multiply-adds are of (default: the image processor's)",
+    )
+    parser.add_argument(
+        "--device",
+        type=options.device,
+        metavar="DEVICE",
+        help="that the model would run on (default: a GPU where there is one)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    info = collect()
-    if arguments.json:
-        print(json.dumps(info, indent=2))
+    if arguments.model is None:
+        for option in ("size", "device"):
+            if getattr(arguments, option) is not None:
+                raise CommandError(f"--{option}: expected a MODEL too", status=2)
+        info, text = collect(), _text
     else:
-        print(_text(info))
+        size = tuple(arguments.size) if arguments.size else None
+        device = arguments.device or options.device("auto")
+        info, text = model_info.collect(arguments.model, device, size), model_info.text
+    print(json.dumps(info, indent=2) if arguments.json else text(info))
     return 0
 
 
