@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import fastseg
-from fastseg.kernels import select_backend, upsample_argmax
+from fastseg.kernels import select_backend, upsample_argmax, upsample_scores
 from fastseg.kernels.core.configurations import device_family, read_kernels
 
 from . import options
@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _calls(
     variant: str, size: tuple[int, int], batch: int, dtype: torch.dtype, device: torch.device
 ) -> list[Any]:
-    """Calls of ops that a forward of `variant` to its label map makes."""
+    """Calls of ops that a forward of `variant` to its label map and scores makes."""
     from fastseg.kernels.tune.tuner import record_calls
 
     model = fastseg.from_preset(f"segformer_{variant}").eval()
@@ -136,7 +136,13 @@ def _calls(
                 parameter.normal_(std=parameter[0].numel() ** -0.5)
     model = model.to(device, dtype)
     pixels = torch.randn(batch, 3, *size, device=device, dtype=dtype)
-    return record_calls(lambda: upsample_argmax(model(pixels).logits, size))
+
+    def forward() -> None:
+        logits = model(pixels).logits
+        upsample_argmax(logits, size)
+        upsample_scores(logits, size)
+
+    return record_calls(forward)
 
 
 def _source(device: torch.device) -> str:

@@ -7,7 +7,7 @@ import sys
 import torch
 
 import fastseg
-from fastseg.kernels import upsample_argmax
+from fastseg.kernels import upsample_argmax, upsample_scores
 from tests.kernels.triton.test_model import tiny_model
 
 
@@ -24,6 +24,7 @@ def main(device: str = "cuda") -> None:
                 logits = model(image).logits
                 upsample_argmax(logits, (4 * logits.shape[2], 4 * logits.shape[3]))
                 upsample_argmax(logits, size)
+                upsample_scores(logits, size)
                 if device == "cuda":
                     torch.cuda.synchronize()
     print("all forwards ended")
