@@ -64,10 +64,10 @@ def break_(monkeypatch, step: str, error: Exception) -> None:
     else:
         write = ResultWriter.write
 
-        def fail_writing(self, target, source, image, labels):
+        def fail_writing(self, target, source, image, labels, *scores):
             if image.size == BROKEN_SIZE:
                 raise error
-            write(self, target, source, image, labels)
+            write(self, target, source, image, labels, *scores)
 
         monkeypatch.setattr(ResultWriter, "write", fail_writing)
 
