@@ -20,6 +20,16 @@ from fastseg.models.segformer.modeling import (
     SegformerForSemanticSegmentation,
     SegformerModel,
 )
+from fastseg.models.seggpt.config import SegGptConfig
+from fastseg.models.seggpt.draft import (
+    SegGPTConfig,
+    SegGPTForInstanceSegmentation,
+    SegGPTForSemanticSegmentation,
+    SegGPTImageProcessor,
+    SegGPTModel,
+)
+from fastseg.models.seggpt.modeling import SegGptForImageSegmentation, SegGptModel
+from fastseg.models.seggpt.processor import SegGptImageProcessor
 from fastseg.reporting import report
 
 __all__ = [
@@ -29,6 +39,15 @@ __all__ = [
     "ExportError",
     "ExportResult",
     "ExportWarning",
+    "SegGPTConfig",
+    "SegGPTForInstanceSegmentation",
+    "SegGPTForSemanticSegmentation",
+    "SegGPTImageProcessor",
+    "SegGPTModel",
+    "SegGptConfig",
+    "SegGptForImageSegmentation",
+    "SegGptImageProcessor",
+    "SegGptModel",
     "SegformerConfig",
     "SegformerDecodeHead",
     "SegformerForImageClassification",

@@ -87,7 +87,9 @@ def _lines(label: str, part: Accelerated) -> Iterator[str]:
         yield f"{whole}: {other}: {reason}"
         return
     plan = part.fastseg_state().plan()
-    yield f"{whole}: {_folded_path(part, plan.weights())}"
+    runs_by = plan.runs_by()
+    path = _folded_path(part, plan.weights()) if runs_by is None else f"folded, {runs_by}"
+    yield f"{whole}: {path}"
     for name, why in plan.reasons():
         yield f"{label}.{name}: {other}: {why}"
 

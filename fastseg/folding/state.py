@@ -83,6 +83,10 @@ class Plan:
         """Reasons why parts are not folded, None for those that are: graphs depend on them."""
         return [part.reason for part in self.parts()]
 
+    def runs_by(self) -> str | None:
+        """How it runs, for reports, where that is not by ops that have kernels."""
+        return None
+
     def reasons(self) -> Iterator[tuple[str, str]]:
         """Pairs (module's name, reason) of what is not folded beside what `settle` tells."""
         return iter(())

@@ -20,7 +20,7 @@ def post_process_semantic_segmentation(
 ) -> list[Any]:
     """Label maps of a batch: see `SegformerImageProcessor.post_process_semantic_segmentation`."""
     logits = logits_of(outputs).detach()
-    sizes = None if target_sizes is None else _parse_target_sizes(target_sizes, len(logits))
+    sizes = None if target_sizes is None else parse_target_sizes(target_sizes, len(logits))
     if return_segmentation_scores:
         return [_scores(one, sizes[i] if sizes else None) for i, one in enumerate(logits)]
     if sizes is None:
@@ -68,7 +68,8 @@ def _scores(logits: torch.Tensor, size: tuple[int, int] | None) -> BatchFeature:
     return BatchFeature(segmentation=logits.argmax(dim=0), segmentation_scores=logits)
 
 
-def _parse_target_sizes(target_sizes: Any, count: int) -> list[tuple[int, int]]:
+def parse_target_sizes(target_sizes: Any, count: int) -> list[tuple[int, int]]:
+    """Sizes (height, width) of `count` images; raise ValueError where they are none."""
     if isinstance(target_sizes, torch.Tensor | np.ndarray):
         target_sizes = target_sizes.tolist()
     if not isinstance(target_sizes, list | tuple) or len(target_sizes) != count:

@@ -81,7 +81,7 @@ class SegformerImageProcessor(PushesToHub):
     Raises TypeError or ValueError, naming the argument.
     """
 
-    model_input_names = ("pixel_values",)
+    model_input_names: tuple[str, ...] = ("pixel_values",)
 
     def __init__(
         self,

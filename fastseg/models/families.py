@@ -16,6 +16,9 @@ from .segformer.hosts.encoders import find_encoders, resembles_encoder
 from .segformer.hosts.heads import find_heads, resembles_head
 from .segformer.presets import PRESETS, from_preset
 from .segformer.trial import try_out
+from .seggpt import hosts as seggpt_hosts
+from .seggpt.modeling import SegGptForImageSegmentation, SegGptModel
+from .seggpt.trial import try_out as try_out_seggpt
 
 TryOut = Callable[[nn.Module, Any], tuple[str | None, Mapping[str, str]]]
 
@@ -82,5 +85,14 @@ register_family(
         try_out=try_out,
         presets=PRESETS,
         from_preset=from_preset,
+    )
+)
+register_family(
+    Family(
+        title="SegGPT",
+        models=(SegGptForImageSegmentation, SegGptModel),
+        find_hosts=seggpt_hosts.find_hosts,
+        resembles=seggpt_hosts.resembles,
+        try_out=try_out_seggpt,
     )
 )

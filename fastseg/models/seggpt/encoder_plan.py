@@ -1,0 +1,273 @@
+"""Plan of an encoder: each half of a layer by its fast form, or by the module's own code.
+
+Nothing is folded but the tables of relative positions, which are small: LayerNorm's affine part
+costs nothing where it is, and folded copies of the weights after it would be 1 GB in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastseg.exporting.folded import ExportedPlan
+from fastseg.folding.find import Declined, activation_name, find, find_layer_norm, find_leaf
+from fastseg.folding.fold import Folded, Known, Part
+from fastseg.kernels.blocks.activations import ACTIVATIONS
+from fastseg.kernels.core.checks import autocasts
+from fastseg.kernels.core.weights import Weights
+
+from .attention import attend, fits_blocks, table
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder gives.
+
+    last: (B, H, W, C) behind the last layer.
+    states: before each layer and behind the last, where asked for; before the merge of batch 2 B.
+    features: behind LayerNorm, those that the decoder takes.
+    """
+
+    last: torch.Tensor
+    states: tuple[torch.Tensor, ...] | None
+    features: list[torch.Tensor]
+
+
+def mean_of_queries(output: torch.Tensor, groups: int) -> torch.Tensor:
+    """Take the mean over prompts of the lower halves of (B, H, W, C), in groups of the batch."""
+    prompt, query = output.split(output.shape[1] // 2, dim=1)
+    query = query.unflatten(0, (groups, -1))
+    query = query.mean(dim=1, keepdim=True).expand_as(query).flatten(0, 1)
+    return torch.cat([prompt, query], dim=1)
+
+
+class LayerPlan(Known):
+    """One layer: whole its own, or half by half.
+
+    Known are the layer itself and its stochastic depth.
+
+    Args:
+        activation: path of the function between the linear layers.
+        refused: why it stays its own, as a check of its kind has found.
+    """
+
+    def __init__(self, layer: Any, activation: str, refused: str | None, own: bool) -> None:
+        self.layer = layer
+        self.refused = refused
+        self.reason = refused
+        self._activation = activation
+        halves = self._halves()
+        self.attention = Part(layer, halves[0], self._fold_attention, own)
+        self.mlp = Part(layer, halves[1], self._fold_mlp, own)
+        inside = {id(root) for half in halves for root in half}
+        around = [layer, *(child for child in layer.children() if id(child) not in inside)]
+        super().__init__(layer, around, own)
+
+    def _halves(self) -> list[list[nn.Module]]:
+        layer = self.layer
+        return [[layer.layernorm_before, layer.attention], [layer.layernorm_after, layer.mlp]]
+
+    def is_current(self) -> bool:
+        """Return whether the layer still holds the modules that this was made for."""
+        then = [*self.attention.roots, *self.mlp.roots]
+        return list(map(id, then)) == [id(one) for half in self._halves() for one in half]
+
+    def _fold_attention(self) -> Folded:
+        layer = self.layer
+        channels = find_layer_norm(layer, "layernorm_before").weight.shape[0]
+        find_leaf(layer, "attention.qkv", nn.Linear)
+        find_leaf(layer, "attention.proj", nn.Linear)
+        heads = find(layer, "attention.num_attention_heads")
+        scale = find(layer, "attention.scale")
+        if not isinstance(heads, int) or heads < 1 or channels % heads:
+            raise Declined(f"attention has {heads!r} heads, no divisor of {channels} channels")
+        if not isinstance(scale, float):
+            raise Declined(f"attention.scale is {scale!r}, no float")
+        tables = []
+        for name in ("rel_pos_h", "rel_pos_w"):
+            relative = find(layer, f"attention.{name}")
+            width = channels // heads
+            if relative is None or relative.shape[1:] != (width,) or len(relative) % 2 == 0:
+                raise Declined(f"attention.{name} is no odd number of vectors of {width}")
+            tables.append(table(relative.detach()))
+        return {"rows": tables[0], "columns": tables[1], "heads": heads, "scale": scale}
+
+    def _fold_mlp(self) -> Folded:
+        find_layer_norm(self.layer, "layernorm_after")
+        for name in ("mlp.lin1", "mlp.lin2"):
+            find_leaf(self.layer, name, nn.Linear)
+        function = find(self.layer, self._activation)
+        activation = activation_name(function)
+        if activation is None:
+            raise Declined(f"{self._activation} is {function}, unknown here")
+        return {"activation": activation}
+
+    def parts(self) -> tuple[Part, Part]:
+        return self.attention, self.mlp
+
+    def settle(self, any_mode: bool = False, fold: bool = True) -> None:
+        reason = self.refused or self.problem(any_mode)
+        for half in self.parts():
+            if reason is None:
+                half.settle(any_mode, fold)
+            else:
+                half.decline(f"its layer: {reason}")
+        self.reason = reason  # at the end: other threads may be reading it
+
+    def takes(self, height: int, width: int) -> bool:
+        """Return whether its tables are for this grid of tokens, or its attention is its own."""
+        if self.attention.reason is not None:
+            return True
+        folded = self.attention.folded()
+        return len(folded["rows"]) == height and len(folded["columns"]) == width
+
+    def run(self, x: torch.Tensor, groups: int) -> torch.Tensor:
+        """The layer's output for tokens (B, H, W, C).
+
+        Args:
+            groups: of the batch, over each of which lower halves have the mean of what attention
+                gives; 0 where not.
+        """
+        if self.reason is not None:
+            # Its own condition, batch // 2 >= groups, has been asked before.
+            output: torch.Tensor = self.layer(x, groups or 1, groups > 0, False)[0]
+            return output
+        out = self._attended(x)
+        if groups:
+            out = mean_of_queries(out, groups)
+        return self._through_mlp(out + x)
+
+    def _attended(self, x: torch.Tensor) -> torch.Tensor:
+        layer, attention = self.layer, self.layer.attention
+        if self.attention.reason is not None:
+            output: torch.Tensor = attention(layer.layernorm_before(x))[0]
+            return output
+        folded = self.attention.folded()
+        out = []
+        for some in _streams(x.flatten(1, 2)):
+            qkv = attention.qkv(layer.layernorm_before(some))
+            query, key, value = qkv.unflatten(2, (3, folded["heads"], -1)).permute(2, 0, 3, 1, 4)
+            context = attend(query, key, value, folded["rows"], folded["columns"], folded["scale"])
+            out.append(attention.proj(context.flatten(2)))
+        return torch.cat(out).view(x.shape)
+
+    def _through_mlp(self, x: torch.Tensor) -> torch.Tensor:
+        layer, mlp = self.layer, self.layer.mlp
+        if self.mlp.reason is not None:
+            return x + mlp(layer.layernorm_after(x))
+        activation = ACTIVATIONS[self.mlp.folded()["activation"]]
+        hidden = (
+            mlp.lin2(activation(mlp.lin1(layer.layernorm_after(some)))) for some in _streams(x)
+        )
+        return torch.cat([*hidden]).add_(x)
+
+
+def _streams(x: torch.Tensor) -> Sequence[torch.Tensor]:
+    """The batch one by one on a CPU, for the sake of memory; whole on a GPU."""
+    return x.split(1) if x.device.type == "cpu" else (x,)
+
+
+class EncoderPlan(ExportedPlan):
+    """An encoder, layer by layer.
+
+    Args:
+        activation: path of the function in a layer.
+        refused: why layers stay their own, by their ids, as a check of their kinds has found.
+    """
+
+    def __init__(
+        self, encoder: Any, activation: str, refused: dict[int, str], own: bool = False
+    ) -> None:
+        self.encoder = encoder
+        self.layers = [
+            LayerPlan(layer, activation, refused.get(id(layer)), own) for layer in encoder.layers
+        ]
+        self.norm = Known(encoder, [encoder.layernorm], own)
+        self.norm_reason: str | None = None
+
+    def is_current(self) -> bool:
+        return (
+            [id(plan.layer) for plan in self.layers] == list(map(id, self.encoder.layers))
+            and self.norm.roots[0] is self.encoder.layernorm
+            and all(plan.is_current() for plan in self.layers)
+        )
+
+    def settle(self, any_mode: bool = False, fold: bool = True) -> str | None:
+        for layer in self.layers:
+            layer.settle(any_mode, fold)
+        if not self.folded_parts():
+            reasons = (f": {name} {reason}" for name, reason in self.reasons())
+            return "none of its parts can be folded" + next(reasons, "")
+        return None
+
+    def parts(self) -> list[Part]:
+        return [part for layer in self.layers for part in layer.parts()]
+
+    def known(self) -> list[Known]:
+        return [*self.parts(), *self.layers]
+
+    def reasons(self) -> Iterator[tuple[str, str]]:
+        for index, layer in enumerate(self.layers):
+            name = f"layers.{index}"
+            if layer.reason is not None:
+                yield name, layer.reason
+                continue
+            for half, kind in ((layer.attention, "attention"), (layer.mlp, "MLP")):
+                if half.reason is not None:
+                    yield f"{name}, {kind}", half.reason
+
+    def weights(self) -> Iterator[tuple[str, Weights]]:
+        return iter(())
+
+    def runs_by(self) -> str:
+        form = "in blocks" if fits_blocks(self.encoder.layernorm.weight) else "by PyTorch's SDPA"
+        return f"eager: there are no kernels for this family; attention {form}"
+
+    def takes(self, hidden_states: torch.Tensor) -> bool:
+        """Return whether the tables are for this grid, which no autocast is to round."""
+        height, width = hidden_states.shape[1:3]
+        return all([layer.takes(height, width) for layer in self.layers]) and not autocasts(
+            hidden_states.device
+        )
+
+    def run(
+        self, hidden_states: torch.Tensor, feature_ensemble: bool, output_hidden_states: bool
+    ) -> Encoded:
+        """Encode both streams (2 B, H, W, C), images first."""
+        runs = [layer.run for layer in self.layers]
+        return encode(self.encoder, runs, hidden_states, feature_ensemble, output_hidden_states)
+
+
+def encode(
+    encoder: Any,
+    layers: Sequence[Callable[[torch.Tensor, int], torch.Tensor]],
+    hidden_states: torch.Tensor,
+    feature_ensemble: bool,
+    output_hidden_states: bool,
+) -> Encoded:
+    """Run `layers`, each (tokens, groups of the ensemble) -> tokens, on both streams.
+
+    The groups are those of transformers: each stream by itself before the merge, where there are
+    two prompts; both together at the merge; the batch behind it.
+    """
+    config = encoder.config
+    x = hidden_states
+    states: list[torch.Tensor] = []
+    features = []
+    for index, layer in enumerate(layers):
+        if output_hidden_states:
+            states.append(x)
+        groups = 2 if index < config.merge_index else 1
+        x = layer(x, groups if feature_ensemble and len(x) // 2 >= groups else 0)
+        if index == config.merge_index:
+            half = len(x) // 2
+            x = (x[:half] + x[half:]) * 0.5
+        if index in config.intermediate_hidden_state_indices:
+            features.append(encoder.layernorm(x))
+    if output_hidden_states:
+        states.append(x)
+    return Encoded(x, tuple(states) if output_hidden_states else None, features)
