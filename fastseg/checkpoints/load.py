@@ -209,6 +209,7 @@ def load_pretrained(
         if source.config_path is None and folder is not None and (folder / _TRAINER_NAME).exists():
             notes += (_BY_TRAINER,)
     config = make_config(config_class, described_by, fields, num_labels, id2label, config_overrides)
+    notes += family.fit(names, tensors, config)
 
     with torch.device("meta"), _NoRandomNumbers():
         model = chosen(config)

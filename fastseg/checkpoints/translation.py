@@ -82,6 +82,8 @@ class CheckpointNames:
     read_preset: (config.json, task.json or None) of KerasHub -> fields of the configuration.
     read_converter: image_converter.json of KerasHub -> options of the family's image processor.
     read_smp: config.json of segmentation_models_pytorch -> fields of the configuration.
+    fit: (names in the model by those in the file, the file's tensors, the configuration) ->
+        remarks, after it has resized tensors in place where the configuration asks for that.
     foreign: (names of tensors, of groups) of an HDF5 file -> why it is of another network, or None.
     layouts: how other libraries store its models, by short names of these.
 
@@ -104,6 +106,9 @@ class CheckpointNames:
     read_preset: Callable[[Mapping[str, Any], Mapping[str, Any] | None], dict[str, Any]] = unknown
     read_converter: Callable[[Mapping[str, Any]], dict[str, Any]] = unknown
     read_smp: Callable[[Mapping[str, Any]], dict[str, Any]] = unknown
+    fit: Callable[[Mapping[str, str], dict[str, torch.Tensor], Any], tuple[str, ...]] = (
+        lambda names, tensors, config: ()
+    )
     foreign: Callable[[Iterable[str], Iterable[str]], str | None] = lambda names, groups: None
     layouts: Mapping[str, Layout] = field(default_factory=dict)
 

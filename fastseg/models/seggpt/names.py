@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from fastseg.checkpoints.report import CheckpointError
 from fastseg.checkpoints.translation import CheckpointNames, Table, Translation, translate_name
@@ -126,6 +127,35 @@ def infer_fields(tensors: Mapping[str, torch.Tensor], known: Mapping[str, Any]) 
     return {**fields, **known}
 
 
+def fit(names: Mapping[str, str], tensors: dict[str, torch.Tensor], config: Any) -> tuple[str, ...]:
+    """Resize the tables of relative positions in a file to the grid of `config`, in place.
+
+    As transformers' forward would at each call: linearly; here once, in float64.
+    """
+    sides = dict(zip(("rel_pos_h", "rel_pos_w"), config.grid, strict=True))
+    found: dict[str, int] = {}
+    for label, name in names.items():
+        kind = name.rpartition(".")[2]
+        if kind not in sides or tensors[label].ndim != 2:
+            continue
+        vectors, length = tensors[label], 2 * sides[kind] - 1
+        found[kind] = (len(vectors) + 1) // 2
+        if len(vectors) != length:
+            wide = vectors.double().T[None]
+            resized = F.interpolate(wide, size=length, mode="linear", align_corners=False)
+            tensors[label] = resized[0].T.to(vectors.dtype)
+    before = tuple(found.get(kind, side) for kind, side in sides.items())
+    if before == config.grid:
+        return ()
+    then, now = (
+        " x ".join(str(side * config.patch_size) for side in grid) for grid in (before, config.grid)
+    )
+    return (
+        f"tables of relative positions were resized for images of {now} instead of {then}, "
+        "stacked: how good the masks are then is not known",
+    )
+
+
 SEGGPT_NAMES = CheckpointNames(
     base=BASE,
     heads=frozenset(("decoder",)),
@@ -133,4 +163,5 @@ SEGGPT_NAMES = CheckpointNames(
     translate=translate,
     class_name=class_name,
     infer_fields=infer_fields,
+    fit=fit,
 )
