@@ -10,6 +10,7 @@ from fastseg.folding.conditions import plain_path
 from fastseg.folding.swap import refold
 from fastseg.folding.warmup import warmup
 from fastseg.images.processor import SegformerImageProcessor
+from fastseg.inference.prompted import keep_prompt
 from fastseg.inference.segment import segment
 from fastseg.kernels import backend
 from fastseg.models.auto import PRESETS, from_preset, from_pretrained
@@ -61,6 +62,7 @@ __all__ = [
     "from_pretrained",
     "graphed",
     "graphs",
+    "keep_prompt",
     "plain_path",
     "refold",
     "report",

@@ -23,7 +23,9 @@ from fastseg.images.inputs import (
 from fastseg.images.label_maps import logits_of
 from fastseg.images.processor import SegformerImageProcessor
 from fastseg.kernels import upsample_argmax, upsample_scores
+from fastseg.models.seggpt.prompts import is_seggpt
 
+from .prompted import segment_by_prompts
 from .scores import LabelMap, Wanted
 from .sliding import sliding_labels, window_pair
 
@@ -40,6 +42,10 @@ def segment(
     return_scores: Literal[False] = ...,
     scores_dtype: torch.dtype = ...,
     threshold: float | None = ...,
+    prompts: Sequence[Any] | None = ...,
+    num_labels: int | None = ...,
+    embedding_type: str | None = ...,
+    ensemble_rule: str = ...,
 ) -> list[torch.Tensor]: ...
 
 
@@ -69,6 +75,10 @@ def segment(
     return_scores: bool = False,
     scores_dtype: torch.dtype = torch.float16,
     threshold: float | None = None,
+    prompts: Sequence[Any] | None = None,
+    num_labels: int | None = None,
+    embedding_type: str | None = None,
+    ensemble_rule: str = "painter",
 ) -> list[torch.Tensor] | tuple[list[torch.Tensor], list[torch.Tensor]]:
     """The class of every pixel of `images`.
 
@@ -93,6 +103,12 @@ def segment(
         threshold: a probability. A pixel whose highest class has less gets the label 255, for
             none of them. With one class it takes the place of 1/2: the label is 1 where the
             class's probability is higher.
+        prompts: of a SegGPT, which needs them: pairs (image, mask), the mask of class numbers
+            with 0 as the background, or what `fastseg.keep_prompt` has made of them. With several
+            each image is segmented once, by all of them.
+        num_labels, embedding_type: of the prompts, as in `fastseg.keep_prompt`.
+        ensemble_rule: of several prompts: "painter", as the authors of SegGPT wrote it, or
+            "transformers", whose layer of the merge averages otherwise (docs/seggpt.md).
 
     A side that is too short for the model is padded to the least it takes, after normalizing, with
     zeros, below or to the right, as mmseg's data preprocessor pads; the padding is cut off again.
@@ -111,6 +127,23 @@ def segment(
             mode, or takes other channels than `processor` gives, or has more than 255 classes and
             there is a `threshold`.
     """
+    if prompts is not None:
+        if slide is not None:
+            raise ValueError("slide: expected None with prompts, which are of whole images")
+        if return_scores or threshold is not None:
+            raise ValueError(
+                "return_scores, threshold: expected neither with prompts: a SegGPT's classes are "
+                "the nearest colours, which have no probabilities"
+            )
+        return segment_by_prompts(
+            *(model, images, prompts),
+            num_labels=num_labels,
+            embedding_type=embedding_type,
+            ensemble_rule=ensemble_rule,
+            processor=processor,
+        )
+    if is_seggpt(model):
+        raise ValueError("prompts: expected [(image, mask), ...] for a SegGPT, got None")
     if model.training:
         raise ValueError("model: expected eval mode, got training mode; call model.eval() first")
     if not isinstance(batch_size, int) or batch_size < 1:

@@ -45,12 +45,13 @@ def attend(
     """Attention of streams over a grid of H x W tokens.
 
     Args:
-        query, key, value: (B, heads, H W, d).
-        rows, columns: tables (H, d, H) and (W, d, W).
+        query: (B, heads, h W, d), of h rows of the grid.
+        key, value: (B, heads, H W, d).
+        rows, columns: tables (h, d, H), of the rows that there are queries of, and (W, d, W).
         scale: of the products of queries and keys.
 
     Returns:
-        (B, H W, heads, d).
+        (B, h W, heads, d).
     """
     if fits_blocks(query) and not torch.compiler.is_exporting():
         out: torch.Tensor = torch.ops.fastseg.attend_in_blocks(
@@ -63,12 +64,12 @@ def attend(
 def _terms(
     query: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Terms (n, H W, H) and (n, H W, W) of the scores of queries (n, H W, d)."""
+    """Terms (n, h W, H) and (n, h W, W) of the scores of queries (n, h W, d)."""
     height, width = len(rows), len(columns)
     n, tokens, d = query.shape
     grid = query.view(n, height, width, d)
     by_row = torch.bmm(grid.transpose(0, 1).reshape(height, n * width, d), rows)
-    by_row = by_row.view(height, n, width, height).transpose(0, 1).reshape(n, tokens, height)
+    by_row = by_row.view(height, n, width, -1).transpose(0, 1).reshape(n, tokens, -1)
     by_column = torch.bmm(grid.permute(2, 0, 1, 3).reshape(width, n * height, d), columns)
     by_column = by_column.view(width, n, height, width).permute(1, 2, 0, 3)
     return by_row, by_column.reshape(n, tokens, width)
@@ -83,7 +84,7 @@ def _by_longer_vectors(
     scale: float,
 ) -> torch.Tensor:
     batch, heads, tokens, d = query.shape
-    height, width = len(rows), len(columns)
+    height, width = rows.shape[2], len(columns)
     flat = query.reshape(batch * heads, tokens, d)
     terms = [term.view(batch, heads, tokens, -1) for term in _terms(flat, rows, columns)]
     row_of = torch.eye(height, dtype=key.dtype, device=key.device).repeat_interleave(width, 0)
@@ -109,11 +110,12 @@ def _in_blocks(
     scale: float,
 ) -> torch.Tensor:
     batch, heads, tokens, d = query.shape
-    height, width = len(rows), len(columns)
-    step = _BLOCK // (_HEADS * width * tokens * query.element_size())
+    height, width = rows.shape[2], len(columns)
+    keys = height * width
+    step = _BLOCK // (_HEADS * width * keys * query.element_size())
     step = width * min(max(step, 1), height)  # tokens of whole rows
     out = query.new_empty(batch, tokens, heads, d)
-    memory = query.new_empty(_HEADS * step * tokens)
+    memory = query.new_empty(_HEADS * step * keys)
     for q, k, v, to in zip(query, key, value, out, strict=True):
         q, k, v = q.contiguous(), k.transpose(1, 2), v.contiguous()
         by_row, by_column = _terms(q, rows, columns)
@@ -122,9 +124,9 @@ def _in_blocks(
             for start in range(0, tokens, step):
                 of = slice(start, min(start + step, tokens))
                 shape = some.stop - some.start, of.stop - of.start, height, width
-                bias = memory[: shape[0] * shape[1] * tokens].view(shape)
+                bias = memory[: shape[0] * shape[1] * keys].view(shape)
                 torch.add(by_row[some, of, :, None], by_column[some, of, None, :], out=bias)
-                scores = bias.view(*shape[:2], tokens)
+                scores = bias.view(*shape[:2], keys)
                 torch.baddbmm(scores, q[some, of], k[some], alpha=scale, out=scores)
                 torch.softmax(scores, -1, out=scores)
                 to[of, some] = torch.bmm(scores, v[some]).transpose(0, 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -35,6 +35,24 @@ class Encoded:
     last: torch.Tensor
     states: tuple[torch.Tensor, ...] | None
     features: list[torch.Tensor]
+
+
+class Halves(NamedTuple):
+    """A stream of N prompts (N, H/2, W, C) above one image (1, H/2, W, C)."""
+
+    prompts: torch.Tensor
+    query: torch.Tensor
+
+    @classmethod
+    def of(cls, stream: torch.Tensor) -> Halves:
+        """The halves of (N, H, W, C), whose lower ones are the same."""
+        prompts, query = stream.split(stream.shape[1] // 2, dim=1)
+        return cls(prompts, query[:1])
+
+    def joined(self) -> torch.Tensor:
+        """As (N, H, W, C)."""
+        query = self.query.expand(len(self.prompts), -1, -1, -1)
+        return torch.cat([self.prompts, query], dim=1)
 
 
 def mean_of_queries(output: torch.Tensor, groups: int) -> torch.Tensor:
@@ -140,6 +158,61 @@ class LayerPlan(Known):
         if groups:
             out = mean_of_queries(out, groups)
         return self._through_mlp(out + x)
+
+    def run_halves(
+        self, streams: Sequence[Halves], joint: bool = False, last: bool = False
+    ) -> list[Halves]:
+        """Run streams of N prompts each, whose lower halves, the image's, are the same.
+
+        What attention gives to the image is the mean over the prompts, which is the ensemble: so
+        the image's half is computed once for all of them.
+
+        Args:
+            joint: that is the mean over the prompts of all streams.
+            last: no more than the image's half and the row above it is wanted, of the first prompt.
+        """
+        if self.reason is not None or self.attention.reason is not None:
+            many = len(streams[0].prompts) > 1
+            groups = (1 if joint else len(streams)) if many else 0
+            out = self.run(torch.cat([one.joined() for one in streams]), groups)
+            return [Halves.of(part) for part in out.chunk(len(streams))]
+        attended = [self._attended_halves(one, last) for one in streams]
+        if joint:
+            mean = torch.stack([one.query for one in attended]).mean(0)
+            attended = [Halves(one.prompts, mean) for one in attended]
+        results = []
+        for before, after in zip(streams, attended, strict=True):
+            prompts = before.prompts[:1, -1:] if last else before.prompts
+            pair = after.prompts + prompts, after.query + before.query
+            results.append(Halves(*map(self._through_mlp, pair)))
+        return results
+
+    def _attended_halves(self, halves: Halves, last: bool) -> Halves:
+        layer, attention = self.layer, self.layer.attention
+        folded = self.attention.folded()
+        rows, columns, heads = (folded[name] for name in ("rows", "columns", "heads"))
+        _, height, width, channels = halves.prompts.shape
+        first = height - 1 if last else 0  # row of the grid that there are queries of
+        own = attention.qkv(layer.layernorm_before(halves.query)).flatten(1, 2)
+        prompts, query = [], torch.zeros_like(halves.query).flatten(1, 2)
+        for index, prompt in enumerate(halves.prompts.split(1)):
+            qkv = attention.qkv(layer.layernorm_before(prompt)).flatten(1, 2)
+            qkv = torch.cat([qkv, own], 1).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+            context = attend(
+                qkv[0, :, :, first * width :],
+                qkv[1],
+                qkv[2],
+                rows[first:],
+                columns,
+                folded["scale"],
+            ).flatten(2)
+            above, below = context.split([(height - first) * width, height * width], dim=1)
+            if not last or index == 0:
+                prompts.append(above)
+            query += below
+        query = attention.proj(query / len(halves.prompts)).view(halves.query.shape)
+        above = torch.cat([attention.proj(one) for one in prompts])
+        return Halves(above.view(len(prompts), height - first, width, channels), query)
 
     def _attended(self, x: torch.Tensor) -> torch.Tensor:
         layer, attention = self.layer, self.layer.attention

@@ -54,6 +54,32 @@ class SegGptPatchEmbeddings(nn.Module):
         return embeddings.permute(0, 2, 3, 1)
 
 
+def positions_of(stored: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Position embeddings (1, 1 + S S, C), without the first, for a grid: (1, H, W, C)."""
+    side = round((stored.shape[1] - 1) ** 0.5)
+    square = stored[:, 1:].reshape(1, side, side, -1)
+    if grid == (side, side):
+        return square
+    square = square.permute(0, 3, 1, 2)
+    resized = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
+    return resized.permute(0, 2, 3, 1)
+
+
+def type_token(embeddings: Any, embedding_type: str | None) -> torch.Tensor:
+    """The token of a kind of mask, "instance" where None.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    kind = EMBEDDING_TYPES[0] if embedding_type is None else embedding_type
+    if kind not in EMBEDDING_TYPES:
+        raise ValueError(
+            f"embedding_type: expected one of {', '.join(EMBEDDING_TYPES)}, got {embedding_type!r}"
+        )
+    token: torch.Tensor = getattr(embeddings, f"type_token_{kind}")
+    return token
+
+
 class SegGptEmbeddings(nn.Module):
     """Both pictures to tokens: patches, positions, which stream, which kind of mask."""
 
@@ -70,33 +96,6 @@ class SegGptEmbeddings(nn.Module):
         side = config.pretrain_image_size // config.patch_size
         # The first is a class token's, which is not used.
         self.position_embeddings = nn.Parameter(torch.zeros(1, side * side + 1, channels))
-
-    def positions(self) -> torch.Tensor:
-        """Position embeddings (1, H, W, C) of the grid of the stacked picture."""
-        stored = self.position_embeddings[:, 1:]
-        side = round(stored.shape[1] ** 0.5)
-        grid = self.config.grid
-        if grid == (side, side):
-            return stored.reshape(1, side, side, -1)
-        stored = stored.reshape(1, side, side, -1).permute(0, 3, 1, 2)
-        return F.interpolate(stored, size=grid, mode="bicubic", align_corners=False).permute(
-            0, 2, 3, 1
-        )
-
-    def type_token(self, embedding_type: str | None) -> torch.Tensor:
-        """The token of a kind of mask, "instance" where None.
-
-        Raises:
-            ValueError: there is no such kind.
-        """
-        kind = embedding_type or EMBEDDING_TYPES[0]
-        if kind not in EMBEDDING_TYPES:
-            raise ValueError(
-                f"embedding_type: expected one of {', '.join(EMBEDDING_TYPES)}, "
-                f"got {embedding_type!r}"
-            )
-        token: torch.Tensor = getattr(self, f"type_token_{kind}")
-        return token
 
     def forward(
         self,
@@ -115,7 +114,8 @@ class SegGptEmbeddings(nn.Module):
         hidden: Any = bool_masked_pos.unsqueeze(-1).type_as(masks)
         hidden = hidden.reshape(-1, *masks.shape[1:3], 1)
         masks = masks * (1 - hidden) + self.mask_token * hidden
-        token, positions = self.type_token(embedding_type), self.positions()
+        token = type_token(self, embedding_type)
+        positions = positions_of(self.position_embeddings, self.config.grid)
         images = images + self.segment_token_input + positions + token
         masks = masks + self.segment_token_prompt + positions + token
         return torch.cat((images, masks), dim=0)

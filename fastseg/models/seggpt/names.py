@@ -41,7 +41,7 @@ _LAYER = re.compile(re.escape(BASE) + r"encoder\.layers\.(\d+)\..+")
 
 
 def translate(
-    tensors: Mapping[str, torch.Tensor], depths: Sequence[int] | None = None
+    tensors: Mapping[str, torch.Tensor], depths: Sequence[int] | None = None, average: bool = False
 ) -> Translation:
     """Bring a file's tensors to fastseg's terms: Painter's, or transformers' with or without base.
 

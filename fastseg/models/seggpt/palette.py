@@ -51,13 +51,13 @@ def paint(labels: np.ndarray, num_labels: int | None, name: str) -> np.ndarray:
 
 
 def colours_of(
-    pred_masks: torch.Tensor, mean: float | list[float], std: float | list[float]
+    masks: torch.Tensor, mean: float | list[float], std: float | list[float]
 ) -> torch.Tensor:
-    """The lower halves of normalised masks (B, 3, 2 H, W) as colours (B, 3, H, W) from 0 to 255."""
-    lower = pred_masks[:, :, pred_masks.shape[2] // 2 :].permute(0, 2, 3, 1)
+    """Normalised masks (B, 3, H, W) as colours from 0 to 255."""
     # The order of operations, and their dtype, are transformers'.
-    shift, scale = (torch.tensor(one, device=lower.device) for one in (mean, std))
-    return torch.clip((lower * scale + shift).permute(0, 3, 1, 2) * 255, 0, 255)
+    shift, scale = (torch.tensor(one, device=masks.device) for one in (mean, std))
+    colours = masks.permute(0, 2, 3, 1) * scale + shift
+    return torch.clip(colours.permute(0, 3, 1, 2) * 255, 0, 255)
 
 
 def label_map(

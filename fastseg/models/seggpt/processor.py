@@ -78,6 +78,7 @@ class SegGptImageProcessor(SegformerImageProcessor):
     Raises TypeError or ValueError, naming the argument.
     """
 
+    num_labels: int | None
     model_input_names = ("pixel_values", "prompt_pixel_values", "prompt_masks")
 
     def __init__(
@@ -220,7 +221,9 @@ class SegGptImageProcessor(SegformerImageProcessor):
         count = self._resolve({"num_labels": num_labels}).num_labels
         found: list[Any] = []
         for colours, size in zip(
-            colours_of(masks, self.image_mean, self.image_std), sizes, strict=True
+            colours_of(masks[:, :, masks.shape[2] // 2 :], self.image_mean, self.image_std),
+            sizes,
+            strict=True,
         ):
             segmentation: Any = label_map(colours, size, count)
             if return_segmentation_scores:
