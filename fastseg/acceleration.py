@@ -20,13 +20,13 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def accelerate(model: Model, *, strict: bool = False, graphs: bool = True) -> Model:
-    """Make the SegFormer in `model` run on folded weights and fused kernels, in place.
+    """Make the SegFormer or SegGPT in `model` run on folded weights and fused kernels, in place.
 
     It recognises, by the names of their modules, the encoders and heads of transformers (4.x and
-    5.x), NVlabs/SegFormer and its copies, mmseg 1.x, segmentation_models_pytorch and DAFormer,
-    inside of any model; fastseg's own need nothing. Each is tried out on a copy with random weights
-    first. What computes something else, has been changed (LoRA, quantised layers, hooks) or only
-    looks like a part of a SegFormer stays as it is: `fastseg.report` tells.
+    5.x), NVlabs/SegFormer and its copies, mmseg 1.x, segmentation_models_pytorch and DAFormer, and
+    of transformers' SegGPT, inside of any model; fastseg's own need nothing. Each is tried out on a
+    copy with random weights first. What computes something else, has been changed (LoRA, quantised
+    layers, hooks) or only looks like a part of one stays as it is: `fastseg.report` tells.
 
     On CUDA the model then replays a CUDA graph for inputs of a kind that it has seen before: one of
     at most 4, captured at the second call. The outputs are the caller's own. That holds for the

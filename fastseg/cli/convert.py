@@ -285,6 +285,7 @@ def _raise_where_any(output: Path, differing: list[str]) -> None:
 def _summary(model: Any) -> str:
     config = model.config
     parts = [type(model).__name__, f"{model.num_parameters() / 1e6:.1f} M parameters"]
-    if type(model) not in [family.models[-1] for family in FAMILIES.values()]:
+    encoders = [family.models[-1] for family in FAMILIES.values()]
+    if type(model) not in encoders and model.checkpoint_names.classifiers:
         parts.append(f"{config.num_labels} classes")
     return ", ".join([*parts, str(model.dtype).removeprefix("torch.")])

@@ -259,15 +259,11 @@ class EncoderPlan(ExportedPlan):
         self.layers = [
             LayerPlan(layer, activation, refused.get(id(layer)), own) for layer in encoder.layers
         ]
-        self.norm = Known(encoder, [encoder.layernorm], own)
-        self.norm_reason: str | None = None
 
     def is_current(self) -> bool:
-        return (
-            [id(plan.layer) for plan in self.layers] == list(map(id, self.encoder.layers))
-            and self.norm.roots[0] is self.encoder.layernorm
-            and all(plan.is_current() for plan in self.layers)
-        )
+        return [id(plan.layer) for plan in self.layers] == list(
+            map(id, self.encoder.layers)
+        ) and all(plan.is_current() for plan in self.layers)
 
     def settle(self, any_mode: bool = False, fold: bool = True) -> str | None:
         for layer in self.layers:

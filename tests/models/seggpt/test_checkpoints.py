@@ -154,7 +154,7 @@ def test_painters_file(tmp_path, capsys):
         {n.removeprefix("model."): t for n, t in hosts.state_dict().items() if n[:6] == "model."},
     )
     assert main(["convert", str(path), str(tmp_path / "converted")]) == 0
-    assert "SegGptForImageSegmentation" in capsys.readouterr().out
+    assert "SegGptForImageSegmentation, 0.2 M parameters, float32" in capsys.readouterr().out
     again = type(hosts).from_pretrained(tmp_path / "converted")
     given = inputs(hosts)
     with torch.no_grad():
