@@ -10,6 +10,7 @@ from .ffn.op import MixFfnWeights, mix_ffn
 from .head.op import DecodeHeadWeights, decode_head
 from .labels.op import upsample_argmax
 from .labels.scores import upsample_scores
+from .loss.op import upsample_cross_entropy
 from .norm.op import layer_norm
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "select_backend",
     "sr_attention",
     "upsample_argmax",
+    "upsample_cross_entropy",
     "upsample_scores",
 ]

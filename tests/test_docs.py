@@ -255,7 +255,7 @@ def test_drawings_are_well_formed(path):
 
 OPS = (
     *("patch_embed", "sr_attention", "mix_ffn", "layer_norm", "decode_head"),
-    *("upsample_argmax", "upsample_scores"),
+    *("upsample_argmax", "upsample_scores", "upsample_cross_entropy"),
 )
 
 

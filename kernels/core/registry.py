@@ -103,9 +103,7 @@ OPS: dict[str, Op] = {}
 
 def register(op: Op) -> Op:
     """Make `op` known: kernels on CUDA, the eager twin (or the interpreter) on a CPU."""
-    if not __name__.startswith("fastseg."):
-        # At the top of a checkout kernels/ is also found by a library that looks for Hugging Face's
-        # `kernels`: transformers imports it once more under that name. Ops exist once.
+    if not _registers():
         return op
     OPS[op.name] = op
     _LIBRARY.define(op.schema(), tags=(torch.Tag.pt2_compliant_tag,))
@@ -113,6 +111,39 @@ def register(op: Op) -> Op:
     _LIBRARY.impl(op.name, op.flat(op.fused if interpreting() else op.eager), "CPU")
     torch.library.register_fake(f"fastseg::{op.name}", op.flat(op.fake), lib=_LIBRARY)
     return op
+
+
+def register_differentiable(
+    schema: str,
+    run: Callable[..., Any],
+    fake: Callable[..., Any],
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+) -> None:
+    """Register an op with a gradient, which `OPS` does not have: those make up a forward.
+
+    Args:
+        schema: in torch.library's language.
+        run: what it computes, on any device.
+    """
+    if not _registers():
+        return
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastseg::{name}", fake, lib=_LIBRARY)
+    torch.library.register_autograd(
+        f"fastseg::{name}", backward, setup_context=setup_context, lib=_LIBRARY
+    )
+
+
+def _registers() -> bool:
+    """Return whether this is the import that registers ops.
+
+    At the top of a checkout kernels/ is also found by a library that looks for Hugging Face's
+    `kernels`: transformers imports it once more under that name. Ops exist once.
+    """
+    return __name__.startswith("fastseg.")
 
 
 def eager_twin(name: str) -> Callable[..., torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..blocks.linear import linear_candidates
 from ..core.configurations import Candidates, Config, Query
 from ..core.registry import OPS
+from ..loss.op import CANDIDATES
 
 
 def candidates(query: Query) -> list[Config]:
@@ -14,7 +15,7 @@ def candidates(query: Query) -> list[Config]:
 
 def by_kernel() -> dict[str, Candidates]:
     """What to try, by the name that is looked up."""
-    found: dict[str, Candidates] = {"linear": linear_candidates}
+    found: dict[str, Candidates] = {"linear": linear_candidates, **CANDIDATES}
     for op in OPS.values():
         found.update(op.candidates)
     return found

@@ -28,7 +28,7 @@ from ..core.launch import Launch
 
 _TYPES = {
     **{torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"},
-    **{torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64"},
+    **{torch.uint8: "*u8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64"},
 }
 _FROM_CACHE = 0.2  # seconds that Triton takes at most for a kernel in its cache
 _FEWEST_FOR_A_POOL = 4  # kernels: its processes take five seconds to import torch

@@ -1,0 +1,1 @@
+"""Losses of logits that are smaller than the labels."""
