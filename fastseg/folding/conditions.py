@@ -68,16 +68,23 @@ def mode_reason(module: nn.Module, *inputs: Any) -> str | None:
         return "it is in training mode"
     if _module._global_forward_hooks or _module._global_forward_pre_hooks:
         return "global forward hooks want to see every module"
+    if reason := tracing_reason(*inputs):
+        return reason
+    if torch.is_grad_enabled() and any(
+        isinstance(value, torch.Tensor) and value.requires_grad for value in inputs
+    ):
+        return "the input requires gradients"
+    return None
+
+
+def tracing_reason(*inputs: Any) -> str | None:
+    """Reason for a model's own operators that lies in who traces or transforms them; or None."""
     if torch.jit.is_tracing():
         return onnx_reason() or "it is traced by torch.jit"
     if any(isinstance(value, Proxy) for value in inputs):
         return "it is traced by torch.fx"
     if torch._C._functorch.maybe_current_level() is not None:
         return "it is inside a transform of torch.func"
-    if torch.is_grad_enabled() and any(
-        isinstance(value, torch.Tensor) and value.requires_grad for value in inputs
-    ):
-        return "the input requires gradients"
     return None
 
 

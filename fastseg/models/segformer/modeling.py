@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastseg.kernels.blocks.tokens import tokens_to_map
+from fastseg.training.loss import FastLoss, segmentation_loss
 
 from ..base import PreTrainedModel
 from ..outputs import BaseModelOutput, ImageClassifierOutput, SemanticSegmenterOutput
@@ -88,7 +89,7 @@ class SegformerModel(SegformerPreTrainedModel):
         return output if self._return_dict(return_dict) else output.to_tuple()
 
 
-class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
+class SegformerForSemanticSegmentation(FastLoss, SegformerPreTrainedModel):
     """MiT encoder and all-MLP decode head: logits at a quarter of the input's size."""
 
     segments = True
@@ -114,7 +115,8 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
         Args:
             labels: integer (B, h, w) class numbers; logits are resized to (h, w) bilinearly and
                 give the loss, without pixels of `semantic_loss_ignore_index`: cross-entropy, or
-                binary cross-entropy for `num_labels == 1`.
+                binary cross-entropy for `num_labels == 1`. The resized logits are never in memory
+                (`fastseg.kernels.upsample_cross_entropy`), but inside `fastseg.plain_path`.
             pixel_scale, pixel_offset: as of SegformerModel.
         """
         if output_hidden_states is None:
@@ -152,16 +154,7 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
                 f"labels: expected shape ({logits.shape[0]}, height, width), "
                 f"got {tuple(labels.shape)}"
             )
-        ignore_index = self.config.semantic_loss_ignore_index
-        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        if self.config.num_labels > 1:
-            return F.cross_entropy(logits, labels, ignore_index=ignore_index)
-        valid = ((labels >= 0) & (labels != ignore_index)).float()
-        loss = F.binary_cross_entropy_with_logits(
-            logits.squeeze(1), labels.float(), reduction="none"
-        )
-        # Over all pixels, ignored ones included, as transformers averages it.
-        return (loss * valid).mean()
+        return segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)
 
 
 class SegformerForImageClassification(SegformerPreTrainedModel):

@@ -1,0 +1,1 @@
+"""Training: what is faster there than the operators of a model's own code."""
