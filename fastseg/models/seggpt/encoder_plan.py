@@ -307,8 +307,43 @@ class EncoderPlan(ExportedPlan):
         self, hidden_states: torch.Tensor, feature_ensemble: bool, output_hidden_states: bool
     ) -> Encoded:
         """Encode both streams (2 B, H, W, C), images first."""
+        if feature_ensemble and _is_of_one_image(hidden_states):
+            return self._run_halves(hidden_states, output_hidden_states)
         runs = [layer.run for layer in self.layers]
         return encode(self.encoder, runs, hidden_states, feature_ensemble, output_hidden_states)
+
+    def _run_halves(self, hidden_states: torch.Tensor, output_hidden_states: bool) -> Encoded:
+        """The same of several prompts for one image, whose half is computed once."""
+        config = self.encoder.config
+        streams = [Halves.of(one) for one in hidden_states.chunk(2)]
+        states: list[torch.Tensor] = []
+        features = []
+        for index, layer in enumerate(self.layers):
+            if output_hidden_states:
+                states.append(torch.cat([one.joined() for one in streams]))
+            if index < config.merge_index:
+                streams = [layer.run_halves([one])[0] for one in streams]
+            else:
+                streams = layer.run_halves(streams, joint=True)
+            if index == config.merge_index:
+                streams = [Halves(*((a + b) * 0.5 for a, b in zip(*streams, strict=True)))]
+            if index in config.intermediate_hidden_state_indices:
+                features.append(self.encoder.layernorm(streams[0].joined()))
+        last = streams[0].joined()
+        if output_hidden_states:
+            states.append(last)
+        return Encoded(last, tuple(states) if output_hidden_states else None, features)
+
+
+def _is_of_one_image(hidden_states: torch.Tensor) -> bool:
+    """Return whether two prompts or more are above the same image, in both streams.
+
+    Not on a GPU, where a comparison would wait for it, nor in a graph.
+    """
+    if hidden_states.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    lower = hidden_states.unflatten(0, (2, -1))[:, :, hidden_states.shape[1] // 2 :]
+    return lower.shape[1] > 1 and torch.equal(lower[:, 1:], lower[:, :1].expand_as(lower[:, 1:]))
 
 
 def encode(

@@ -16,12 +16,11 @@ from torch.utils._pytree import tree_leaves
 import fastseg
 from fastseg.models.seggpt.decoder_plan import DecoderPlan
 from fastseg.models.seggpt.encoder_plan import LayerPlan
-from tests.models.hosts import test_parts, test_weights
+from tests.models.hosts import test_compile, test_parts, test_weights
 from tests.models.hosts.checks import assert_parity, run
 from tests.models.hosts.conftest import Calls
 from tests.models.hosts.test_compile import (  # noqa: F401
     forget_graphs,
-    test_compiled_graph_sees_changed_weights,
     test_whole_graph,
 )
 from tests.models.hosts.test_life import (  # noqa: F401
@@ -170,6 +169,11 @@ def references_are_exact():
 )
 def test_changed_weights_are_noticed(host, model, pixels, calls, change):
     test_weights.test_changed_weights_are_noticed(host, model, pixels, calls, change)
+
+
+@pytest.mark.slow
+def test_compiled_graph_sees_changed_weights(host, pixels):
+    test_compile.test_compiled_graph_sees_changed_weights(host, pixels)
 
 
 @pytest.mark.parametrize("name", ["rel_pos_h", "rel_pos_w"])

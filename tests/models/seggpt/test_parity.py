@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 import fastseg
 from fastseg.models.seggpt import attention
+from fastseg.models.seggpt.encoder_plan import LayerPlan
 from tests.half_precision import half_bound
 from tests.model_cases import relative_error
 
@@ -67,6 +68,33 @@ def test_float64_is_exact_but_for_rounding(way, class_name, call):
         if not isinstance(expected, tuple):
             assert list(results) == list(expected)
         assert_same(results, expected, 1e-12)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("way", ["folded", "accelerated", "hooked"])
+def test_several_prompts_of_one_image(way, count, monkeypatch):
+    """The image's half is computed once; the result is transformers', its ensemble's too."""
+    hosts, ours = (one.double() for one in twins())
+    model = of_way(way, hosts, ours)
+    if way == "hooked":  # layers half by half by their own code
+        model.model.encoder.layers[0].attention.register_forward_hook(lambda *arguments: None)
+        model.model.encoder.layers[3].register_forward_hook(lambda *arguments: None)
+    given = inputs(hosts, count)
+    given["pixel_values"] = given["pixel_values"][:1].expand_as(given["pixel_values"])
+    tokens = []
+    through = LayerPlan._through_mlp
+
+    def counted(plan, x):
+        tokens.append(x.numel() // 48)
+        return through(plan, x)
+
+    with torch.no_grad(), exact_softmax():
+        expected = hosts(**given, feature_ensemble=True, output_hidden_states=True)
+        monkeypatch.setattr(LayerPlan, "_through_mlp", counted)
+        results = model(**given, feature_ensemble=True, output_hidden_states=True)
+    assert_same(results, expected, 1e-12)
+    if way != "hooked":
+        assert sum(tokens) == (2 * 2 + 3) * 16 * (count + 1)
 
 
 @pytest.mark.parametrize("labels", [False, True], ids=["", "labels"])
