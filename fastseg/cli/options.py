@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import fastseg
+from fastseg.models.seggpt.prompts import is_seggpt
 
 EMBEDDED_MODEL = Path(fastseg.__file__).parent / "demo" / "assets" / "scenes-b0"
 EMBEDDED_NAME = "scenes-b0 (embedded)"
@@ -116,7 +117,7 @@ def load_model(source: str | None, device: torch.device, dtype: str | None) -> t
             model = fastseg.from_pretrained(place, device=device, dtype=chosen)
     except (OSError, ValueError, ImportError) as error:
         raise CommandError(f"--model {name}: {error}") from error
-    if not model.segments:
+    if not model.segments and not is_seggpt(model):
         kind = type(model).__name__
         raise CommandError(f"--model {name}: expected a segmentation model, got a {kind}")
     report: Any = model.load_report

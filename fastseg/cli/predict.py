@@ -39,6 +39,7 @@ from .options import (
     quiet,
     say,
 )
+from .prompts import add_prompt_options, config_with_classes, keep_prompts
 from .remote import MAX_MIB, REDIRECTS, SECONDS, Remote
 from .results import GREY, PALETTE, ResultWriter
 from .search import ImageFiles, find_images
@@ -100,6 +101,7 @@ def add_parser(commands: Any) -> None:
         help="folder to write to, made where absent (default: output)",
     )
     add_device_options(parser)
+    add_prompt_options(parser)
     parser.add_argument(
         "--batch-size",
         type=positive,
@@ -226,8 +228,10 @@ def _run(arguments: argparse.Namespace, copies: Path) -> int:
         )
     model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
     model_name = arguments.model or EMBEDDED_NAME
+    prompts = keep_prompts(arguments, model, processor)
+    config = model.config if prompts is None else config_with_classes(model.config, prompts)
     try:
-        classes = choose_classes(model.config, arguments.palette, arguments.classes, arguments.map)
+        classes = choose_classes(config, arguments.palette, arguments.classes, arguments.map)
     except ValueError as error:
         raise CommandError(f"--model {model_name}: {error}") from error
     endings = [LABELS]
@@ -253,6 +257,7 @@ def _run(arguments: argparse.Namespace, copies: Path) -> int:
         "slide": slide,
         "threshold": arguments.threshold,
         "input_data_format": CHANNELS_LAST,  # of arrays
+        "prompts": prompts,
     }
 
     def segment(images: list[Any]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:

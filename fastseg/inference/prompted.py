@@ -9,7 +9,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastseg.images.inputs import channels_last, flatten_images, is_unit, read_label_map
+from fastseg.images.inputs import (
+    CHANNELS_LAST,
+    channels_last,
+    flatten_images,
+    is_unit,
+    read_label_map,
+)
 from fastseg.models.seggpt.layers import EMBEDDING_TYPES
 from fastseg.models.seggpt.palette import colours_of, label_map
 from fastseg.models.seggpt.processor import SegGptImageProcessor
@@ -48,7 +54,7 @@ def keep_prompt(
             f"embedding_type: expected one of {', '.join(EMBEDDING_TYPES)}, got {embedding_type!r}"
         )
     processor = _processor_of(model) if processor is None else processor
-    mask, most = _read_mask(mask, processor)
+    mask, most = read_mask(mask, processor)
     num_labels = most if num_labels is None else num_labels
     image, _ = _as_pixels(image, "image", processor)
     found = processor(
@@ -57,6 +63,7 @@ def keep_prompt(
         num_labels=num_labels,
         size=_size(model),
         return_tensors="pt",
+        input_data_format=CHANNELS_LAST,
     )
     prompt = SegGptPrompt(
         model, found["prompt_pixel_values"], found["prompt_masks"], num_labels, embedding_type
@@ -75,6 +82,7 @@ def segment_by_prompts(
     embedding_type: str | None = None,
     ensemble_rule: str = RULES[0],
     processor: Any = None,
+    input_data_format: str | None = None,
 ) -> list[torch.Tensor]:
     """Label maps of images by prompts: see `segment`."""
     _check(model)
@@ -100,7 +108,7 @@ def segment_by_prompts(
             raise ValueError(f"prompts[{index}]: expected (image, mask), got {one!r}")
     if num_labels is None:  # the largest number of all masks: colours depend on it
         counts = [
-            one.num_labels if isinstance(one, SegGptPrompt) else _read_mask(one[1], processor)[1]
+            one.num_labels if isinstance(one, SegGptPrompt) else read_mask(one[1], processor)[1]
             for one in prompts
         ]
         num_labels = max((count for count in counts if count is not None), default=None)
@@ -124,8 +132,10 @@ def segment_by_prompts(
     with torch.no_grad():
         streams = kept[0].streams() if len(kept) == 1 else streams_of(model, kept, ensemble_rule)
         for index, image in enumerate(flatten_images(images)):
-            pixels, size = _as_pixels(image, f"images[{index}]", processor)
-            found = processor(pixels, size=_size(model), return_tensors="pt")
+            pixels, size = _as_pixels(image, f"images[{index}]", processor, input_data_format)
+            found = processor(
+                pixels, size=_size(model), return_tensors="pt", input_data_format=CHANNELS_LAST
+            )
             painted = paint(model, found["pixel_values"], streams, ensemble_rule)
             (colours,) = colours_of(painted, processor.image_mean, processor.image_std)
             labels.append(label_map(colours, size, kept[0].num_labels))
@@ -142,7 +152,7 @@ def _check(model: Any) -> None:
         raise ValueError("model: expected eval mode, got training mode; call model.eval() first")
 
 
-def _read_mask(mask: Any, processor: SegGptImageProcessor) -> tuple[Any, int | None]:
+def read_mask(mask: Any, processor: SegGptImageProcessor) -> tuple[Any, int | None]:
     """A prompt's mask as the processor takes it, and the classes in it; None for one in colours."""
     if not processor.do_convert_rgb:
         return mask, processor.num_labels
@@ -171,10 +181,10 @@ def _processor_of(model: Any) -> SegGptImageProcessor:
 
 
 def _as_pixels(
-    image: Any, name: str, processor: SegGptImageProcessor
+    image: Any, name: str, processor: SegGptImageProcessor, input_data_format: str | None = None
 ) -> tuple[Any, tuple[int, int]]:
     """One image as the processor takes it, floats in [0, 1] too, and its height and width."""
-    image = channels_last(image, name, None, 3)
+    image = channels_last(image, name, input_data_format, 3)
     if isinstance(image, Image.Image):
         return image, (image.height, image.width)
     if processor.do_rescale and is_unit(image):

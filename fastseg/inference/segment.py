@@ -141,6 +141,7 @@ def segment(
             embedding_type=embedding_type,
             ensemble_rule=ensemble_rule,
             processor=processor,
+            input_data_format=input_data_format,
         )
     if is_seggpt(model):
         raise ValueError("prompts: expected [(image, mask), ...] for a SegGPT, got None")
