@@ -194,6 +194,8 @@ def load_pretrained(
     family = families[source.model_type]
     classes = [one for one in classes if one.config_class.model_type == source.model_type]
     config_class = classes[0].config_class
+    # Those of another family were fine as long as this one was not known.
+    check_overrides([config_class], config_overrides, inspect.signature(load_pretrained).parameters)
     fields, translation = source.fields, source.translation
     tensors, names = translation.tensors, translation.names
     stored_dtype = fields.pop("dtype", None) or fields.get("torch_dtype")

@@ -185,6 +185,15 @@ def test_files_of_the_other_family(tmp_path):
         fastseg.SegGptModel.from_pretrained(tmp_path / "weights.safetensors")
 
 
+def test_fields_of_the_other_family(tmp_path):
+    theirs().save_pretrained(tmp_path / "seggpt")
+    fastseg.from_preset("segformer_b0", num_classes=2).save_pretrained(tmp_path / "segformer")
+    with pytest.raises(TypeError, match="hidden_sizes: .* a field of SegGptConfig"):
+        fastseg.from_pretrained(tmp_path / "seggpt", hidden_sizes=[1])
+    with pytest.raises(TypeError, match="image_size: .* a field of SegformerConfig"):
+        fastseg.from_pretrained(tmp_path / "segformer", image_size=[64, 64])
+
+
 def test_another_image_size(tmp_path):
     """Tables are resized as transformers' forward resizes them, for the grid that it is given."""
     hosts = theirs()
