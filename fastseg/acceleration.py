@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -13,13 +14,17 @@ from fastseg.cuda_graphs.default import MODEL_SWAP, Graphed, models_around
 from fastseg.folding.conditions import kind_of
 from fastseg.folding.swap import Accelerated, Host, Swapped, make_edits_count, swapped_class
 from fastseg.models.families import FAMILIES, Family
+from fastseg.training.loss import FastLoss
+from fastseg.training.swap import LOSS_SWAP, TakesLoss
 
 _log = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def accelerate(model: Model, *, strict: bool = False, graphs: bool = True) -> Model:
+def accelerate(
+    model: Model, *, strict: bool = False, graphs: bool = True, training: bool = False
+) -> Model:
     """Make the SegFormer or SegGPT in `model` run on folded weights and fused kernels, in place.
 
     It recognises, by the names of their modules, the encoders and heads of transformers (4.x and
@@ -35,7 +40,8 @@ def accelerate(model: Model, *, strict: bool = False, graphs: bool = True) -> Mo
     The object, its modules, parameters, `state_dict` and hooks stay the same; only the class of
     those modules becomes a subclass with the same name. Encoders and heads run fast in eval mode
     where no gradient can be asked for. In training, with gradients, with `output_attentions=True`
-    and under torch.fx and torch.jit tracing their own forward runs, bit for bit. Feature maps come
+    and under torch.fx and torch.jit tracing their own forward runs, bit for bit, but for what
+    `training` says. Feature maps come
     in channels-last memory, as from `model.to(memory_format=torch.channels_last)`, and so do logits
     on a CPU, but for those of transformers.
 
@@ -46,6 +52,13 @@ def accelerate(model: Model, *, strict: bool = False, graphs: bool = True) -> Mo
         strict: raise an error where a part stays as it is.
         graphs: replay CUDA graphs. Where False, neither these models nor fastseg's own in `model`
             do; `fastseg.graphs(False)` is a block without.
+        training: take over the loss that transformers' SegformerForSemanticSegmentation computes of
+            `labels`, in training and in evaluation: the same loss and gradients, but for rounding,
+            without resized logits (`fastseg.kernels.upsample_cross_entropy`, which a training loop
+            of its own calls itself). A later call without it gives transformers' back.
+
+    Warns:
+        UserWarning: `training`, and no model in `model` computes a loss that can be taken over.
 
     Returns:
         `model` itself.
@@ -56,7 +69,7 @@ def accelerate(model: Model, *, strict: bool = False, graphs: bool = True) -> Mo
             The model is then as it was.
     """
     _check(model)
-    for name, option in (("strict", strict), ("graphs", graphs)):
+    for name, option in (("strict", strict), ("graphs", graphs), ("training", training)):
         if not isinstance(option, bool):
             raise TypeError(f"{name}: expected a bool, got {option!r}")
     make_edits_count(model)
@@ -96,6 +109,9 @@ def accelerate(model: Model, *, strict: bool = False, graphs: bool = True) -> Mo
             f"got a {type(model).__name__} in which nothing has the names of one"
             + "".join(f"; {refusal}" for refusal in refusals)
         )
+    takers, reasons = _loss_takers(model) if training else ([], [])
+    if strict:
+        refusals += reasons
     if strict and refusals:
         for module in changed:
             _restore(module)
@@ -103,21 +119,57 @@ def accelerate(model: Model, *, strict: bool = False, graphs: bool = True) -> Mo
     _log.info("%s: %d parts made fast", type(model).__name__, len(changed))
     for refusal in refusals:
         _log.info("%s", refusal)
+    _set_losses(model, takers)
     _set_graphs(model, graphs)
+    for reason in reasons:
+        warnings.warn(reason, stacklevel=2)
     return model
+
+
+def _loss_takers(model: nn.Module) -> tuple[list[nn.Module], list[str]]:
+    """The models in `model` whose loss is taken over, and reasons where it is not."""
+    found, reasons = [], []
+    for name, module in model.named_modules():
+        for family in FAMILIES.values():
+            if family.computes_loss(module):
+                problem = family.loss_problem(module)
+                if problem is None:
+                    found.append(module)
+                else:
+                    reasons.append(f"training: the loss of {_label(name, module)} stays: {problem}")
+    if not found and not reasons and not any(isinstance(one, FastLoss) for one in model.modules()):
+        reasons.append(
+            f"training: no loss is taken over, as the forward of {type(model).__name__} computes "
+            "none that is known; your loop may call fastseg.kernels.upsample_cross_entropy"
+        )
+    return found, reasons
+
+
+def _set_losses(model: nn.Module, takers: list[nn.Module]) -> None:
+    """Take over the loss of `takers`, and of no other model in `model`."""
+    for module in model.modules():
+        takes = any(module is one for one in takers)
+        if takes == isinstance(module, TakesLoss):
+            continue
+        if isinstance(module, Swapped) and module._fastseg_class is not None:
+            _restore(module)
+        if takes:
+            module.__class__ = swapped_class(type(module), LOSS_SWAP)
 
 
 def _set_graphs(model: nn.Module, graphs: bool) -> None:
     """Let the models around accelerated parts replay graphs, or not."""
     parts = [one for one in model.modules() if isinstance(one, Accelerated) and one._fastseg_class]
-    for around in models_around(model, parts):
+    outermost = models_around(model, parts)
+    for around in outermost:
         if not isinstance(around, Graphed):
             with contextlib.suppress(Exception):  # of the class's own machinery: `report` tells
                 around.__class__ = swapped_class(type(around), MODEL_SWAP)
     for module in model.modules():
         if isinstance(module, Graphed):
             module.__dict__.pop("_fastseg_graphs", None)
-            if not graphs:
+            inside = isinstance(module, TakesLoss) and all(module is not one for one in outermost)
+            if not graphs or inside:
                 module._fastseg_graphs = False
                 module._drop_graphs()
 

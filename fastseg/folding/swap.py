@@ -28,7 +28,7 @@ HOST = object()  # "let the host's own forward answer"
 class Swap(Protocol):
     """What a module's class is replaced by: a subclass with a mixin, its `mixin` or `Accelerated`.
 
-    A `method` that it names is replaced too.
+    A `method` that it names is replaced too, by `wrap` of it, or else by `with_plan`.
     """
 
     @property
@@ -267,7 +267,7 @@ def _make_class(host_class: Any, host: Swap) -> Any:
         "_fastseg_class": host_class,
     }
     if method := getattr(host, "method", None):
-        names[method] = with_plan(getattr(host_class, method))
+        names[method] = getattr(host, "wrap", with_plan)(getattr(host_class, method))
     bases = getattr(host, "mixin", Accelerated), host_class
     return type(host_class)(host_class.__name__, bases, names)
 

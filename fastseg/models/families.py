@@ -14,6 +14,7 @@ from .base import PreTrainedModel
 from .segformer import modeling
 from .segformer.hosts.encoders import find_encoders, resembles_encoder
 from .segformer.hosts.heads import find_heads, resembles_head
+from .segformer.hosts.losses import computes_loss, loss_problem
 from .segformer.presets import PRESETS, from_preset
 from .segformer.trial import try_out
 from .seggpt import hosts as seggpt_hosts
@@ -37,6 +38,9 @@ class Family:
             not left out in silence.
         try_out: (module, host) -> the reason why the module computes something else than its names
             say, or None, and reasons of layers in it that do, by their names.
+        computes_loss: whether a module of another library has a forward that computes the loss of a
+            segmentation.
+        loss_problem: why that loss cannot be taken over, or None.
         presets: names that `from_preset` takes.
         from_preset: (name, arguments) -> a new model.
     """
@@ -46,6 +50,8 @@ class Family:
     find_hosts: Callable[[nn.Module], Sequence[Host]] = lambda module: ()
     resembles: Callable[[nn.Module], bool] = lambda module: False
     try_out: TryOut = lambda module, host: (None, {})
+    computes_loss: Callable[[nn.Module], bool] = lambda module: False
+    loss_problem: Callable[[nn.Module], str | None] = lambda module: None
     presets: Sequence[str] = ()
     from_preset: Callable[..., PreTrainedModel] | None = None
 
@@ -83,6 +89,8 @@ register_family(
         find_hosts=lambda module: [*find_encoders(module), *find_heads(module)],
         resembles=lambda module: resembles_encoder(module) or resembles_head(module),
         try_out=try_out,
+        computes_loss=computes_loss,
+        loss_problem=loss_problem,
         presets=PRESETS,
         from_preset=from_preset,
     )

@@ -1,0 +1,216 @@
+"""The loss that transformers' model computes, taken over by `accelerate(training=True)`."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import fastseg
+
+transformers = pytest.importorskip("transformers")  # this file is collected where it is there
+
+SIZES = {
+    "depths": [1, 1, 1, 1],
+    "hidden_sizes": [8, 16, 40, 64],
+    "decoder_hidden_size": 24,
+    "drop_path_rate": 0.0,
+    "classifier_dropout_prob": 0.0,
+}
+
+
+def build(classes=19, **options):
+    config = transformers.SegformerConfig(num_labels=classes, **SIZES, **options)
+    model = transformers.SegformerForSemanticSegmentation(config).train()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Not so small that there is no rounding to see.
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model
+
+
+def batch(classes=19, size=(61, 90), dtype=torch.float32):
+    labels = torch.randint(0, max(classes, 2), (2, *size))
+    labels[torch.rand(labels.shape) < 0.2] = 255
+    return torch.randn(2, 3, 64, 96, dtype=dtype), labels
+
+
+def gradients(model, pixels, labels):
+    model.zero_grad()
+    loss = model(pixels, labels=labels).loss
+    loss.backward()
+    return loss.detach(), {name: one.grad.clone() for name, one in model.named_parameters()}
+
+
+@pytest.mark.parametrize("classes", [1, 2, 19])
+def test_loss_and_all_gradients_in_float64(classes):
+    model = build(classes).double()
+    pixels, labels = batch(classes, dtype=torch.float64)
+    expected, exact = gradients(model, pixels, labels)
+    assert fastseg.accelerate(model, training=True, strict=True) is model
+    loss, found = gradients(model, pixels, labels)
+    # Of one class transformers computes a part in float32.
+    bound = 1e-12 if classes > 1 else 1e-6
+    assert abs(loss - expected) < bound * expected
+    largest = max(one.norm() for one in exact.values())
+    for name, one in exact.items():
+        assert (found[name] - one).norm() < bound * one.norm() + 1e-15 * largest, name
+
+
+def test_the_loss_is_taken_over_in_training_alone(monkeypatch):
+    """Proved by a loss that is none; without `training` all is transformers', bit for bit."""
+    monkeypatch.setattr("fastseg.training.swap.segmentation_loss", lambda *_: torch.tensor(7.0))
+    model = build()
+    pixels, labels = batch()
+    before = gradients(model, pixels, labels)
+    fastseg.accelerate(model)
+    after = gradients(model, pixels, labels)
+    assert torch.equal(before[0], after[0])
+    assert all(torch.equal(one, after[1][name]) for name, one in before[1].items())
+    fastseg.accelerate(model, training=True)
+    assert model(pixels, labels=labels).loss == 7
+    assert model.eval()(pixels, labels=labels).loss == 7
+    with fastseg.plain_path():
+        assert torch.equal(model.train()(pixels, labels=labels).loss, before[0])
+    assert model(pixels).loss is None
+    fastseg.accelerate(model)
+    assert torch.equal(model(pixels, labels=labels).loss, before[0])
+
+
+def test_outputs_are_of_the_same_kind():
+    model = build()
+    pixels, labels = batch()
+    accelerated = fastseg.accelerate(copy.deepcopy(model), training=True)
+    for options in ({}, {"output_hidden_states": True}, {"return_dict": False}):
+        for arguments in ({"labels": labels}, {}):
+            theirs = model(pixels, **arguments, **options)
+            ours = accelerated(pixels, **arguments, **options)
+            assert type(ours) is type(theirs)
+            if isinstance(theirs, dict):
+                assert list(ours) == list(theirs)
+            assert len(ours) == len(theirs)
+            pairs = zip(list(ours), list(theirs), strict=True)
+            assert options.get("return_dict", True) or all(
+                type(one) is type(other) for one, other in pairs
+            )
+    assert torch.equal(accelerated(pixels, labels).loss, accelerated(pixels, labels=labels).loss)
+    assert inspect.signature(accelerated.forward) == inspect.signature(model.forward)
+
+
+def test_restored_as_it_was():
+    model = build()
+    kind, attributes = type(model), set(model.__dict__)
+    state = torch.random.get_rng_state()
+    for _ in range(2):
+        fastseg.accelerate(model, training=True)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert isinstance(model, kind)
+    fastseg.restore(model)
+    assert type(model) is kind
+    assert set(model.__dict__) == attributes
+
+
+def test_copies_and_pickles():
+    model = fastseg.accelerate(build(), training=True)
+    pixels, labels = batch()
+    other = pickle.loads(pickle.dumps(model))
+    loss = model(pixels, labels=labels).loss
+    for one in (other, copy.deepcopy(model)):
+        assert type(one) is type(model)
+        assert torch.equal(one(pixels, labels=labels).loss, loss)
+
+
+def test_report():
+    model = fastseg.accelerate(build(), training=True)
+    line = "SegformerForSemanticSegmentation, loss: "
+    assert f"{line}without resized logits, eager" in fastseg.report(model)
+    assert "loss" not in fastseg.report(fastseg.accelerate(model))
+
+
+def test_inside_of_another_model():
+    model = build()
+    outer = nn.Sequential(nn.Identity(), model)
+    fastseg.accelerate(outer, training=True)
+    assert "1, loss: without resized logits" in fastseg.report(outer)
+
+
+class OtherLoss(transformers.SegformerForSemanticSegmentation):
+    def forward(self, pixel_values, labels=None, **kwargs):
+        output = super().forward(pixel_values, **kwargs)
+        output["loss"] = output.logits.sum()
+        return output
+
+
+def test_where_there_is_no_loss_to_take_over():
+    config = transformers.SegformerConfig(num_labels=19, **SIZES)
+    for model in (OtherLoss(config), transformers.SegformerModel(config)):
+        kind = type(model).__name__
+        message = f"no loss is taken over, as the forward of {kind} .*upsample_cross_entropy"
+        with pytest.warns(UserWarning, match=message):
+            fastseg.accelerate(model, training=True)
+        with pytest.raises(ValueError, match=message):
+            fastseg.accelerate(model, training=True, strict=True)
+    model = build()
+    model.forward = model.forward
+    with pytest.warns(UserWarning, match=r"loss of SegformerFor\w+ stays: it has a forward of its"):
+        fastseg.accelerate(model, training=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        own = fastseg.SegformerForSemanticSegmentation(fastseg.SegformerConfig(**SIZES))
+        fastseg.accelerate(own, training=True)
+    with pytest.raises(TypeError, match="training: expected a bool, got 'speed'"):
+        fastseg.accelerate(build(), training="speed")
+
+
+def test_a_loss_of_another_form_stays(monkeypatch):
+    from fastseg.models.segformer.hosts import losses
+
+    losses._trial.cache_clear()
+    monkeypatch.setattr(losses, "segmentation_loss", lambda logits, *_: logits.new_tensor(3.5))
+    with pytest.warns(UserWarning, match=r"stays: its loss is \d\.\d+ where 3.500000 was expected"):
+        fastseg.accelerate(build(), training=True)
+    losses._trial.cache_clear()
+
+
+@pytest.mark.slow
+def test_whole_graph():
+    model = fastseg.accelerate(build(), training=True)
+    pixels, labels = batch()
+    loss, exact = gradients(model, pixels, labels)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    found, of_graph = gradients(compiled, pixels, labels)
+    assert abs(found - loss) < 1e-6 * loss
+    largest = max(one.norm() for one in exact.values())
+    for one, other in zip(of_graph.values(), exact.values(), strict=True):
+        assert (one - other).norm() < 1e-5 * other.norm() + 1e-6 * largest
+
+
+def test_trainer(tmp_path):
+    """Losses of a run, its evaluation and its weights, with and without."""
+    pixels, labels = batch()
+    data = [{"pixel_values": one, "labels": two} for one, two in zip(pixels, labels, strict=True)]
+    torch.manual_seed(3)
+    first = build()
+    found = []
+    for model in (copy.deepcopy(first), fastseg.accelerate(first, training=True)):
+        arguments = transformers.TrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=4,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=2,
+            learning_rate=1e-3,
+            report_to=[],
+            save_strategy="no",
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        trainer = transformers.Trainer(
+            model=model, args=arguments, train_dataset=data, eval_dataset=data
+        )
+        found.append((trainer.train().training_loss, trainer.evaluate()["eval_loss"]))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
