@@ -77,6 +77,7 @@ def run_loader(run_smp, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_smp_there_and_back(run_smp, run_loader, tmp_path, capsys):
     """The real library's model, converted and converted back, loads there as it was."""
     run_smp(SAVE_SMP, tmp_path)
@@ -117,6 +118,7 @@ def of_transformers(tmp_path_factory):
     return folder / "model"
 
 
+@pytest.mark.slow
 def test_smp_computes_as_much_otherwise_as_is_said(of_transformers, run_loader, tmp_path, capsys):
     assert convert(of_transformers, tmp_path / "out", "--to", "smp") == 0
     told = capsys.readouterr().err

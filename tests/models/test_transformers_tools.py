@@ -309,5 +309,6 @@ print(segmenter(Image.new("RGB", (70, 50)))[0]["mask"].size)
 """
 
 
+@pytest.mark.slow
 def test_with_transformers_4(run_transformers4, tmp_path):
     assert run_transformers4(WITH_4, tmp_path).splitlines()[-1] == "(70, 50)"

@@ -52,6 +52,7 @@ def test_transformers_and_back(tmp_path, class_name, load):
         assert torch.equal(again(**given)[0], hosts(**given)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str
 )
