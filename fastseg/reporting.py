@@ -24,7 +24,8 @@ def report(model: nn.Module) -> str:
     whole or for the ops that are named. Parts of an accelerated model that stay the host's follow,
     each with the reason. Lines at the end tell of CUDA graphs: how many a model holds, their memory
     and what ran without one, by reason; and of ops that this process has run eagerly although
-    kernels could run on their device. Of a model in training mode there is a line on its loss.
+    kernels could run on their device. Of a model in training mode there are lines on its loss and
+    on its head with gradients.
 
     Gradient mode counts as it is now: call it inside `torch.no_grad()` to see what happens there.
 
@@ -41,6 +42,8 @@ def report(model: nn.Module) -> str:
             lines += _lines(label, part)
         elif "_fastseg_refusal" in part.__dict__:
             lines.append(f"{label}: the host's own: {part.__dict__['_fastseg_refusal']}")
+        if part.training and hasattr(part, "_training_line"):
+            lines.append(f"{label}, with gradients: {part._training_line()}")
         if part.training and isinstance(part, FastLoss):
             lines.append(f"{label}, loss: {part._loss_line()}")
     if not lines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import nn
 
 from fastseg.folding.swap import Accelerated, with_plan
 from fastseg.kernels.blocks.tokens import map_to_tokens
+from fastseg.training.head import fused_map, head_reason
 
 from .config import SegformerConfig
 from .hosts.own import HEAD
@@ -58,13 +60,33 @@ class SegformerDecodeHead(Accelerated, nn.Module):
                 tell their height and width.
         """
         maps = self.check(encoder_hidden_states)
-        size = maps[0].shape[2:]
-        projected = [
-            F.interpolate(linear(feature_map), size=size, mode="bilinear", align_corners=False)
-            for linear, feature_map in zip(self.linear_c, maps, strict=True)
-        ]
-        fused = self.batch_norm(self.linear_fuse(torch.cat(projected[::-1], dim=1)))
-        return self.classifier(self.dropout(self.activation(fused)))
+        if self._composed_reason(*maps) is None:
+            fused = fused_map(maps, self._projections(), self.linear_fuse)
+        else:
+            size = maps[0].shape[2:]
+            projected = [
+                F.interpolate(linear(feature_map), size=size, mode="bilinear", align_corners=False)
+                for linear, feature_map in zip(self.linear_c, maps, strict=True)
+            ]
+            fused = self.linear_fuse(torch.cat(projected[::-1], dim=1))
+        return self.classifier(self.dropout(self.activation(self.batch_norm(fused))))
+
+    def _composed_reason(self, *maps: torch.Tensor) -> str | None:
+        """Reason why the plain path projects as it is written; None where it composes."""
+        if any(type(linear) is not SegformerMLP for linear in self.linear_c):
+            return "one of its layers is of another class"
+        around = [self.linear_c, *self.linear_c]
+        return head_reason(self._projections(), around, self.linear_fuse, *maps)
+
+    def _projections(self) -> list[nn.Linear]:
+        return [cast(SegformerMLP, linear).proj for linear in self.linear_c]
+
+    def _training_line(self) -> str:
+        """How it runs with gradients, for people."""
+        reason = self._composed_reason()
+        if reason is not None:
+            return f"as it is written: {reason}"
+        return "every projection at its own stage's size"
 
     def check(self, encoder_hidden_states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The maps in a list; raise unless there is one for each stage."""
