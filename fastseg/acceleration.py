@@ -55,7 +55,8 @@ def accelerate(
         training: take over the loss that transformers' SegformerForSemanticSegmentation computes of
             `labels`, in training and in evaluation: the same loss and gradients, but for rounding,
             without resized logits (`fastseg.kernels.upsample_cross_entropy`, which a training loop
-            of its own calls itself). A later call without it gives transformers' back.
+            of its own calls itself). With gradients its head then projects every stage's map at its
+            own size. A later call without it gives transformers' code back.
 
     Warns:
         UserWarning: `training`, and no model in `model` computes a loss that can be taken over.
@@ -119,6 +120,7 @@ def accelerate(
     _log.info("%s: %d parts made fast", type(model).__name__, len(changed))
     for refusal in refusals:
         _log.info("%s", refusal)
+    _set_training(model, training)
     _set_losses(model, takers)
     _set_graphs(model, graphs)
     for reason in reasons:
@@ -143,6 +145,15 @@ def _loss_takers(model: nn.Module) -> tuple[list[nn.Module], list[str]]:
             "none that is known; your loop may call fastseg.kernels.upsample_cross_entropy"
         )
     return found, reasons
+
+
+def _set_training(model: nn.Module, training: bool) -> None:
+    """Let heads whose host has a form with gradients run it, or not."""
+    for module in model.modules():
+        if isinstance(module, Accelerated):
+            module.__dict__.pop("_fastseg_training", None)
+            if training and getattr(module._fastseg_host, "with_gradients", None) is not None:
+                module._fastseg_training = True
 
 
 def _set_losses(model: nn.Module, takers: list[nn.Module]) -> None:

@@ -42,8 +42,8 @@ def report(model: nn.Module) -> str:
             lines += _lines(label, part)
         elif "_fastseg_refusal" in part.__dict__:
             lines.append(f"{label}: the host's own: {part.__dict__['_fastseg_refusal']}")
-        if part.training and hasattr(part, "_training_line"):
-            lines.append(f"{label}, with gradients: {part._training_line()}")
+        if isinstance(part, Accelerated) and part.training:  # type: ignore[attr-defined]
+            lines += [f"{label}, with gradients: {line}" for line in _training_lines(part)]
         if part.training and isinstance(part, FastLoss):
             lines.append(f"{label}, loss: {part._loss_line()}")
     if not lines:
@@ -57,6 +57,21 @@ def report(model: nn.Module) -> str:
         for (op, reason), count in fallbacks().items()
     ]
     return "\n".join(lines)
+
+
+def _training_lines(part: Any) -> Iterator[str]:
+    """How a head runs with gradients, where there is a choice."""
+    if hasattr(part, "_training_reason"):
+        reason = part._training_reason()
+    elif part._fastseg_training:
+        reason = part._fastseg_host.training_reason(part)
+    else:
+        return
+    yield (
+        "every projection at its own stage's size"
+        if reason is None
+        else (f"as it is written: {reason}")
+    )
 
 
 def _graph_lines(model: Any) -> Iterator[str]:

@@ -104,10 +104,12 @@ class Accelerated(Swapped):
     Attributes:
         _fastseg_refused: why layers, by their names, stay the host's, as their check has found.
         _fastseg_kind: what the modules in it were when they were checked; None in a copy.
+        _fastseg_training: whether its host's `with_gradients` may run in the place of its own code.
     """
 
     _fastseg_refused: Mapping[str, str] = {}
     _fastseg_kind: Any = None
+    _fastseg_training = False
     _fastseg_state: State | None = None
 
     def fastseg_state(self) -> State:
@@ -249,6 +251,9 @@ def with_plan(method: Callable[..., Any]) -> Callable[..., Any]:
         if self.fastseg_reason(*args, *kwargs.values()) is not None:
             if torch.is_grad_enabled():
                 self._drop()
+            if self._fastseg_training:
+                output = self._fastseg_host.with_gradients(self, *args, **kwargs)
+                return method(self, *args, **kwargs) if output is HOST else output
             return method(self, *args, **kwargs)
         if not self._refresh_in_graph():
             return method(self, *args, **kwargs)

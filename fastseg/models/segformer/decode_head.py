@@ -60,7 +60,7 @@ class SegformerDecodeHead(Accelerated, nn.Module):
                 tell their height and width.
         """
         maps = self.check(encoder_hidden_states)
-        if self._composed_reason(*maps) is None:
+        if self._training_reason(*maps) is None:
             fused = fused_map(maps, self._projections(), self.linear_fuse)
         else:
             size = maps[0].shape[2:]
@@ -71,7 +71,7 @@ class SegformerDecodeHead(Accelerated, nn.Module):
             fused = self.linear_fuse(torch.cat(projected[::-1], dim=1))
         return self.classifier(self.dropout(self.activation(self.batch_norm(fused))))
 
-    def _composed_reason(self, *maps: torch.Tensor) -> str | None:
+    def _training_reason(self, *maps: torch.Tensor) -> str | None:
         """Reason why the plain path projects as it is written; None where it composes."""
         if any(type(linear) is not SegformerMLP for linear in self.linear_c):
             return "one of its layers is of another class"
@@ -80,13 +80,6 @@ class SegformerDecodeHead(Accelerated, nn.Module):
 
     def _projections(self) -> list[nn.Linear]:
         return [cast(SegformerMLP, linear).proj for linear in self.linear_c]
-
-    def _training_line(self) -> str:
-        """How it runs with gradients, for people."""
-        reason = self._composed_reason()
-        if reason is not None:
-            return f"as it is written: {reason}"
-        return "every projection at its own stage's size"
 
     def check(self, encoder_hidden_states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The maps in a list; raise unless there is one for each stage."""

@@ -38,6 +38,9 @@ class HeadHost:
         exports: whether `fastseg.export` takes models with this head.
         matches: whether a module is of this kind, by the names of its parts.
         own: it is fastseg's own, which needs no trial.
+        with_gradients: (head, *arguments of forward) -> what forward returns, or HOST, in the place
+            of the host's own code; for `accelerate(training=True)`.
+        training_reason: why that is HOST, or None.
     """
 
     name: str
@@ -53,6 +56,8 @@ class HeadHost:
     method: str = "forward"
     matches: Callable[[nn.Module], bool] = lambda module: False
     own: bool = False
+    with_gradients: Callable[..., Any] | None = None
+    training_reason: Callable[..., str | None] | None = None
 
     def plan(self, head: nn.Module, refused: Mapping[str, str]) -> HeadPlan:
         """Make the plan of `head`; there are no layers in it to refuse."""

@@ -214,3 +214,71 @@ def test_trainer(tmp_path):
         )
         found.append((trainer.train().training_loss, trainer.evaluate()["eval_loss"]))
     assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
+@pytest.fixture
+def composed(monkeypatch):
+    """Calls of the head's form with every projection at its own size."""
+    from fastseg.models.segformer.hosts import training
+
+    made, function = [], training.fused_map
+    monkeypatch.setattr(
+        training, "fused_map", lambda *arguments: made.append(1) or function(*arguments)
+    )
+    return made
+
+
+def test_the_head_draws_and_counts_as_its_own_code(composed):
+    """With dropout and running statistics."""
+    model = build()
+    model.decode_head.dropout.p = 0.4
+    model.double()
+    pixels, labels = batch(dtype=torch.float64)
+    theirs = copy.deepcopy(model)
+    fastseg.accelerate(model, training=True)
+    found = []
+    for one in (model, theirs):
+        torch.manual_seed(5)
+        found.append(gradients(one, pixels, labels))
+    assert len(composed) == 1
+    assert abs(found[0][0] - found[1][0]) < 1e-12
+    largest = max(one.norm() for one in found[1][1].values())
+    for name, one in found[1][1].items():
+        assert (found[0][1][name] - one).norm() < 1e-11 * one.norm() + 1e-14 * largest, name
+    for one, other in zip(model.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_the_head_runs_as_it_is_written(composed):
+    pixels, labels = batch()
+    model = fastseg.accelerate(build())
+    gradients(model, pixels, labels)
+    assert "with gradients" not in fastseg.report(model)
+    fastseg.accelerate(model, training=True)
+    line = "decode_head, with gradients: "
+    assert f"{line}every projection at its own stage's size" in fastseg.report(model)
+    with fastseg.plain_path():
+        gradients(model, pixels, labels)
+    handle = model.decode_head.linear_fuse.register_forward_hook(lambda *_: None)
+    gradients(model, pixels, labels)
+    assert not composed
+    assert f"{line}as it is written: one of its layers has hooks" in fastseg.report(model)
+    handle.remove()
+    gradients(model, pixels, labels)
+    assert len(composed) == 1
+
+
+def test_lora_on_the_projections(composed):
+    peft = pytest.importorskip("peft")
+    model = fastseg.accelerate(build(), training=True)
+    names = [name for name, _ in model.named_modules() if name.endswith(".proj")]
+    targets = [name for name in names if name.startswith("decode_head")]
+    config = peft.LoraConfig(r=2, target_modules=targets, modules_to_save=["classifier"])
+    adapted = peft.get_peft_model(model, config)
+    pixels, labels = batch()
+    adapted(pixels, labels=labels).loss.backward()
+    assert not composed
+    assert "as it is written: one of its layers is a Linear" in fastseg.report(adapted)
+    trained = [name for name, one in adapted.named_parameters() if one.grad is not None]
+    assert any("lora_B" in name for name in trained)
+    assert any("classifier" in name for name in trained)

@@ -17,6 +17,7 @@ from ..encoder_plan import Maps
 from ..fold import fold_fuse
 from ..head_plan import HeadHost
 from .encoders import has
+from .training import training_reason, with_gradients
 
 
 def _batch_norm(head: nn.Module, path: str) -> nn.BatchNorm2d:
@@ -191,6 +192,8 @@ HEADS: Sequence[HeadHost] = (
         maps=_transformers_maps,
         finish=_transformers_logits,
         exports=True,
+        with_gradients=with_gradients,
+        training_reason=training_reason,
         matches=_is_transformers,
     ),
     HeadHost(
