@@ -140,6 +140,7 @@ def test_smp_computes_as_much_otherwise_as_is_said(of_transformers, run_loader, 
         assert relative_error(model(pixels).logits, found["logits"]) <= 1e-12
 
 
+@pytest.mark.slow
 def test_an_encoder_for_smp_is_a_file(of_transformers, run_loader, tmp_path):
     out = tmp_path / "encoder.pth"
     assert convert(of_transformers, out, "--to", "smp", "--encoder") == 0

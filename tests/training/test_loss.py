@@ -150,6 +150,7 @@ def test_transforms_of_torch_func_take_torchs_operators(calls):
         assert (one - other).norm() < 1e-12 * other.norm() + 1e-15 * largest
 
 
+@pytest.mark.slow
 def test_whole_graph(calls):
     model = tiny_model(**PLAIN).double().train()
     pixels, labels = batch(5, (64, 96))
