@@ -25,13 +25,10 @@ from .inputs import (
     CHANNELS_FIRST,
     CHANNELS_LAST,
     flatten_images,
-    read_image,
-    read_label_map,
-    why_out_of_range,
 )
 from .label_maps import post_process_semantic_segmentation
-from .options import ImageOptions, Size, resized_size
-from .transforms import Pixels, reduce_labels, resize_image, resize_label_map
+from .loading import check_equal, load, load_labels, scale_all
+from .options import ImageOptions, Size
 
 PROCESSOR_FILE = "processor_config.json"
 
@@ -163,18 +160,20 @@ class SegformerImageProcessor(PushesToHub):
                     f"got {len(maps)}"
                 )
         pixels = [
-            _load(image, f"images[{i}]", resolved, input_data_format)
+            load(image, f"images[{i}]", resolved, input_data_format)
             for i, image in enumerate(singles)
         ]
-        values = _scale(pixels, resolved, data_format == CHANNELS_LAST, return_tensors is not None)
+        values = scale_all(
+            pixels, resolved, data_format == CHANNELS_LAST, return_tensors is not None
+        )
         features = BatchFeature(pixel_values=values)
         if maps is not None:
             labels = [
-                _load_labels(label_map, f"segmentation_maps[{i}]", resolved)
+                load_labels(label_map, f"segmentation_maps[{i}]", resolved)
                 for i, label_map in enumerate(maps)
             ]
             if return_tensors is not None:
-                _check_equal("segmentation_maps", [label_map.shape for label_map in labels])
+                check_equal("segmentation_maps", [label_map.shape for label_map in labels])
             features["labels"] = labels if return_tensors is None else np.stack(labels)
         if return_tensors == "pt":
             return BatchFeature({name: torch.from_numpy(v) for name, v in features.items()})
@@ -187,7 +186,7 @@ class SegformerImageProcessor(PushesToHub):
         and what is to be added to give `preprocess`'s values; None for an image of no bytes.
         """
         resolved = self._resolve(options)
-        pixels = _load(image, "images[0]", resolved, input_data_format)
+        pixels = load(image, "images[0]", resolved, input_data_format)
         if pixels.unit or pixels.values.dtype != np.uint8:
             return None
         return pixels.values, *resolved.value_scale.by_channel(pixels.values.shape[-1])
@@ -349,71 +348,6 @@ class SegformerImageProcessor(PushesToHub):
         return ImageOptions(**values)
 
 
-def _load(image: Any, name: str, options: ImageOptions, input_data_format: str | None) -> Pixels:
-    """Load one image, resized where that is asked for."""
-    loaded = read_image(
-        image,
-        name,
-        channels=options.channels,
-        convert_rgb=options.do_convert_rgb,
-        input_data_format=input_data_format,
-        floats=not options.do_rescale,
-    )
-    if options.do_rescale:
-        reason = why_out_of_range(loaded, options.rescale_factor, options.do_resize)
-        if reason is not None:
-            warnings.warn(f"{name}: {reason}", stacklevel=4)
-    if not options.do_resize:
-        return Pixels(np.asarray(loaded))
-    height, width = loaded.shape[:2] if isinstance(loaded, np.ndarray) else loaded.size[::-1]
-    return resize_image(loaded, resized_size(options.size, height, width), options.resample, name)
-
-
-def _load_labels(label_map: Any, name: str, options: ImageOptions) -> np.ndarray:
-    labels = read_label_map(label_map, name)
-    ignored = labels == 255
-    if ignored.any() and (ignored | (labels == 0)).all() and not ignored.all():
-        warnings.warn(
-            f"{name}: holds 0 and 255 alone, and training leaves out 255; where it is the second "
-            "class, give labels of 0 and 1",
-            stacklevel=4,
-        )
-    if options.do_resize:
-        labels = resize_label_map(labels, resized_size(options.size, *labels.shape), name)
-    labels = labels.astype(np.int64)
-    return reduce_labels(labels) if options.do_reduce_labels else labels
-
-
-def _scale(
-    pixels: list[Pixels], options: ImageOptions, channels_last: bool, stacked: bool
-) -> np.ndarray | list[np.ndarray]:
-    """Rescale and normalize, into one array (B, ...) if `stacked`, else into one each."""
-    scale = options.value_scale
-    shapes: list[tuple[int, ...]] = []
-    for item in pixels:
-        height, width, channels = item.values.shape
-        shapes.append((height, width, channels) if channels_last else (channels, height, width))
-    dtypes = [scale.dtype(item) for item in pixels]
-    outs: np.ndarray | list[np.ndarray]
-    if stacked:
-        _check_equal("images", shapes)
-        outs = np.empty((len(pixels), *shapes[0]), dtype=np.result_type(*dtypes))
-    else:
-        outs = [np.empty(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
-    for item, out in zip(pixels, outs, strict=True):
-        scale.write(item, out if channels_last else np.moveaxis(out, 0, -1))
-    return outs
-
-
 def _check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}; got {value!r}")
-
-
-def _check_equal(argument: str, shapes: list[tuple[int, ...]]) -> None:
-    for i, shape in enumerate(shapes):
-        if shape != shapes[0]:
-            raise ValueError(
-                f"{argument}: expected equal sizes to make one batch, got {shapes[0]} of the "
-                f"first and {shape} of number {i}; resize them, or pass return_tensors=None"
-            )
