@@ -22,7 +22,7 @@ NEWEST := $(VENV)/newest
 # What another version of torch, Triton or a host can break.
 OF_VERSIONS := tests/folding tests/cuda_graphs tests/models tests/kernels tests/test_accelerate.py
 
-.PHONY: demo test test-all test-gpu-versions test-newest lint bench clean
+.PHONY: demo test test-all test-gpu-versions test-newest lint bench docs clean
 
 demo: $(VENV)/.run
 	$(BIN)/fastseg demo --output output
@@ -62,6 +62,10 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m bench
+
+# Pages that open from files: site/index.html.
+docs: $(VENV)/.test
+	$(BIN)/mkdocs build --strict
 
 # torch goes first and alone, so that nothing after it can choose another build of it.
 $(VENV)/.torch: constraints.txt
@@ -107,4 +111,4 @@ $(NEWEST)/.done: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info output
+	rm -rf $(VENV) build *.egg-info output site

@@ -111,6 +111,12 @@ def test_an_sdist_holds_real_files(build, links):
     assert wanted <= members.keys()
 
 
+def test_an_index_takes_the_metadata(build):
+    from twine.commands.check import check
+
+    assert not check([str(build("wheel", links=True))], strict=True)
+
+
 @pytest.mark.slow
 def test_an_installed_wheel_runs(build, tmp_path):
     """Outside of the checkout, and with no other fastseg; torch and the rest are this process'."""

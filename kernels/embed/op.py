@@ -127,7 +127,9 @@ def _next_power_of_2(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def _is_tokens(weight, pixel_scale, pixel_offset) -> bool:
+def _is_tokens(
+    weight: torch.Tensor, pixel_scale: torch.Tensor | None, pixel_offset: torch.Tensor | None
+) -> bool:
     """Return whether the kernels from tokens serve, and not the one from pixels."""
     plain = pixel_scale is None and pixel_offset is None
     return plain and weight.shape[0] % 32 == 0 and weight.shape[1] % 32 == 0

@@ -59,7 +59,9 @@ class Canvas:
         bottom = min(self.camera.height, int(np.ceil(y1)))
         return (left, top, right, bottom) if left < right and top < bottom else None
 
-    def lay(self, box: tuple[int, int, int, int], rgb: Array, alpha: Array, label: int, z: float):
+    def lay(
+        self, box: tuple[int, int, int, int], rgb: Array, alpha: Array, label: int, z: float
+    ) -> None:
         """Blend rgb (h, w, 3), multiplied by alpha (h, w) already, over the window `box`."""
         left, top, right, bottom = box
         haze = self.light.haze(z)

@@ -93,7 +93,9 @@ def draw_light(rng: np.random.Generator) -> Light:
     )
 
 
-def add_glows(image: Array, glows: list[tuple[float, float, float, tuple[float, float, float]]]):
+def add_glows(
+    image: Array, glows: list[tuple[float, float, float, tuple[float, float, float]]]
+) -> None:
     """Add round lights (column, row, radius in pixels, colour) to image (H, W, 3), in place."""
     height, width = image.shape[:2]
     for x, y, radius, colour in glows:

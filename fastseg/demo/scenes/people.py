@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,7 +144,9 @@ def draw_person(person: Person, canvas: Canvas) -> None:
     sprite.paint(canvas, PERSON, person.z, noise.tile(*noise.STAIN))
 
 
-def _umbrella(sprite: Sprite, hand: Point, unit: float, colour: Colour, darker) -> None:
+def _umbrella(
+    sprite: Sprite, hand: Point, unit: float, colour: Colour, darker: Callable[..., Colour]
+) -> None:
     tip = (hand[0], hand[1] - 0.42 * unit)
     sprite.limb(hand, tip, 0.02 * unit, 0.02 * unit, (0.15, 0.15, 0.15))
     for start, end, shade in ((0.0, 1.0, 1.0), (0.0, 0.3, 0.75), (0.55, 0.8, 0.86)):
