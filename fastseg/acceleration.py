@@ -55,8 +55,9 @@ def accelerate(
         training: take over the loss that transformers' SegformerForSemanticSegmentation computes of
             `labels`, in training and in evaluation: the same loss and gradients, but for rounding,
             without resized logits (`fastseg.kernels.upsample_cross_entropy`, which a training loop
-            of its own calls itself). With gradients its head then projects every stage's map at its
-            own size. A later call without it gives transformers' code back.
+            of its own calls itself). With gradients heads of transformers, NVlabs and
+            segmentation_models_pytorch then project every stage's map at its own size, and keep
+            little. A later call without it gives the library's code back.
 
     Warns:
         UserWarning: `training`, and no model in `model` computes a loss that can be taken over.

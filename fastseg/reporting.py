@@ -61,17 +61,9 @@ def report(model: nn.Module) -> str:
 
 def _training_lines(part: Any) -> Iterator[str]:
     """How a head runs with gradients, where there is a choice."""
-    if hasattr(part, "_training_reason"):
-        reason = part._training_reason()
-    elif part._fastseg_training:
-        reason = part._fastseg_host.training_reason(part)
-    else:
-        return
-    yield (
-        "every projection at its own stage's size"
-        if reason is None
-        else (f"as it is written: {reason}")
-    )
+    host = part._fastseg_host
+    if hasattr(host, "training_line") and (host.own or part._fastseg_training):
+        yield host.training_line(part)
 
 
 def _graph_lines(model: Any) -> Iterator[str]:

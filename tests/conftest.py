@@ -68,3 +68,19 @@ def _run_beside(packages: Path, code: str, *arguments: object) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.fixture
+def head_forms(monkeypatch):
+    """The names of the decode head's forms with gradients that ran, in turn; of trials too."""
+    from fastseg.training import head
+
+    made = []
+    for name in ("logits_in_stripes", "_fused_map"):
+        function = getattr(head, name)
+        monkeypatch.setattr(
+            head,
+            name,
+            lambda *given, name=name, function=function: made.append(name) or function(*given),
+        )
+    return made

@@ -113,14 +113,8 @@ def register(op: Op) -> Op:
     return op
 
 
-def register_differentiable(
-    schema: str,
-    run: Callable[..., Any],
-    fake: Callable[..., Any],
-    setup_context: Callable[..., None],
-    backward: Callable[..., Any],
-) -> None:
-    """Register an op with a gradient, which `OPS` does not have: those make up a forward.
+def register_plain(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Register an op that `OPS` does not have, as those make up a forward.
 
     Args:
         schema: in torch.library's language.
@@ -132,9 +126,22 @@ def register_differentiable(
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastseg::{name}", fake, lib=_LIBRARY)
-    torch.library.register_autograd(
-        f"fastseg::{name}", backward, setup_context=setup_context, lib=_LIBRARY
-    )
+
+
+def register_differentiable(
+    schema: str,
+    run: Callable[..., Any],
+    fake: Callable[..., Any],
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+) -> None:
+    """Register an op as `register_plain` does, and its gradient."""
+    register_plain(schema, run, fake)
+    if _registers():
+        name = schema.partition("(")[0]
+        torch.library.register_autograd(
+            f"fastseg::{name}", backward, setup_context=setup_context, lib=_LIBRARY
+        )
 
 
 def _registers() -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +10,11 @@ from torch import nn
 
 from fastseg.folding.swap import Accelerated, with_plan
 from fastseg.kernels.blocks.tokens import map_to_tokens
-from fastseg.training.head import fused_map, head_reason
+from fastseg.training.head import head_logits
 
 from .config import SegformerConfig
+from .head_training import training_reason
+from .hosts.heads import transformers_modules
 from .hosts.own import HEAD
 
 
@@ -60,26 +61,15 @@ class SegformerDecodeHead(Accelerated, nn.Module):
                 tell their height and width.
         """
         maps = self.check(encoder_hidden_states)
-        if self._training_reason(*maps) is None:
-            fused = fused_map(maps, self._projections(), self.linear_fuse)
-        else:
-            size = maps[0].shape[2:]
-            projected = [
-                F.interpolate(linear(feature_map), size=size, mode="bilinear", align_corners=False)
-                for linear, feature_map in zip(self.linear_c, maps, strict=True)
-            ]
-            fused = self.linear_fuse(torch.cat(projected[::-1], dim=1))
+        if training_reason(HEAD, self, *maps) is None:
+            return head_logits(transformers_modules(self), maps)
+        size = maps[0].shape[2:]
+        projected = [
+            F.interpolate(linear(feature_map), size=size, mode="bilinear", align_corners=False)
+            for linear, feature_map in zip(self.linear_c, maps, strict=True)
+        ]
+        fused = self.linear_fuse(torch.cat(projected[::-1], dim=1))
         return self.classifier(self.dropout(self.activation(self.batch_norm(fused))))
-
-    def _training_reason(self, *maps: torch.Tensor) -> str | None:
-        """Reason why the plain path projects as it is written; None where it composes."""
-        if any(type(linear) is not SegformerMLP for linear in self.linear_c):
-            return "one of its layers is of another class"
-        around = [self.linear_c, *self.linear_c]
-        return head_reason(self._projections(), around, self.linear_fuse, *maps)
-
-    def _projections(self) -> list[nn.Linear]:
-        return [cast(SegformerMLP, linear).proj for linear in self.linear_c]
 
     def check(self, encoder_hidden_states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The maps in a list; raise unless there is one for each stage."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,9 +17,11 @@ from fastseg.folding.find import find, find_pointwise
 from fastseg.folding.fold import Known, Part
 from fastseg.kernels import DecodeHeadWeights
 from fastseg.kernels.core.weights import Weights
+from fastseg.training.head import HeadModules
 
 from .encoder_plan import Maps
 from .fold import fold_classifier
+from .head_training import training_line, with_gradients
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,7 @@ class HeadHost:
         exports: whether `fastseg.export` takes models with this head.
         matches: whether a module is of this kind, by the names of its parts.
         own: it is fastseg's own, which needs no trial.
-        with_gradients: (head, *arguments of forward) -> what forward returns, or HOST, in the place
-            of the host's own code; for `accelerate(training=True)`.
-        training_reason: why that is HOST, or None.
+        modules: the head by the roles of its modules; None where it has no form with gradients.
     """
 
     name: str
@@ -56,8 +57,7 @@ class HeadHost:
     method: str = "forward"
     matches: Callable[[nn.Module], bool] = lambda module: False
     own: bool = False
-    with_gradients: Callable[..., Any] | None = None
-    training_reason: Callable[..., str | None] | None = None
+    modules: Callable[[Any], HeadModules] | None = None
 
     def plan(self, head: nn.Module, refused: Mapping[str, str]) -> HeadPlan:
         """Make the plan of `head`; there are no layers in it to refuse."""
@@ -66,6 +66,18 @@ class HeadHost:
     def answer(self, head: nn.Module, plan: Any, *args: Any, **kwargs: Any) -> Any:
         """Return what forward returns."""
         return plan.run(self.maps(head, *args, **kwargs))
+
+    @property
+    def with_gradients(self) -> Callable[..., Any] | None:
+        """(head, *arguments of forward) -> what forward returns, or HOST; None where there is none.
+
+        It runs in the place of the host's own code, for `accelerate(training=True)`.
+        """
+        return None if self.modules is None else functools.partial(with_gradients, self)
+
+    def training_line(self, head: Any) -> str:
+        """How `head` runs with gradients, for people."""
+        return training_line(self, head)
 
 
 class HeadPlan(ExportedPlan):

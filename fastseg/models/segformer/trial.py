@@ -17,7 +17,8 @@ from fastseg.folding.swap import HOST
 from fastseg.folding.trial import apart, difference, failed, seeded, trial_copy
 
 from .encoder_plan import EncoderHost, LayerPlan
-from .head_plan import HeadHost
+from .head_plan import HeadHost, HeadPlan
+from .head_training import TRIAL
 from .hosts.encoders import find_encoders
 from .hosts.names import LayerNames
 
@@ -29,7 +30,7 @@ _PIXELS = (64, 96)
 def try_out(module: nn.Module, host: EncoderHost | HeadHost) -> tuple[str | None, dict[str, str]]:
     """Reason why `module` has to stay the host's, or None; and of layers in it, by their names."""
     if isinstance(host, HeadHost):
-        return head_refusal(module, host), {}
+        return head_refusal(module, host), _training_refusal(module, host)
     refused = _refused_layers(module, host)
     return encoder_refusal(module, host, refused), refused
 
@@ -111,26 +112,48 @@ def head_refusal(head: Any, host: HeadHost) -> str | None:
         plan = host.plan(twin, {})
         if plan.settle() is not None:
             return None  # nothing of it would be replaced
-        generator = seeded()
-        if host.takes_pixels:
-            conv = next(m for m in twin.modules() if isinstance(m, nn.Conv2d))
-            inputs: Any = torch.randn(1, conv.in_channels, *_PIXELS, generator=generator)
-        else:
-            neck = plan.neck.folded()
-            before = neck["projections"]
-            first = neck["weights"].weights if before is None else [pair[0] for pair in before]
-            widths = [weight.shape[1] for weight in first]
-            inputs = [
-                torch.randn(
-                    *(2, channels, -(-8 // 2**stage), -(-12 // 2**stage)),
-                    generator=generator,
-                )
-                for stage, channels in enumerate(widths)
-            ]
+        inputs = _head_inputs(twin, host, plan)
         output = plan.run(host.maps(twin, inputs))
         return difference(type(twin).forward(twin, inputs), output, _FAMILY)
     except Exception as error:  # of the host's code, which may be anything
         return failed(error)
+
+
+def _head_inputs(head: nn.Module, host: HeadHost, plan: HeadPlan) -> Any:
+    """Pixels, or maps in a list."""
+    generator = seeded()
+    if host.takes_pixels:
+        conv = next(m for m in head.modules() if isinstance(m, nn.Conv2d))
+        return torch.randn(1, conv.in_channels, *_PIXELS, generator=generator)
+    neck = plan.neck.folded()
+    before = neck["projections"]
+    first = neck["weights"].weights if before is None else [pair[0] for pair in before]
+    sizes = [(-(-8 // 2**stage), -(-12 // 2**stage)) for stage in range(len(first))]
+    return [
+        torch.randn(2, weight.shape[1], *size, generator=generator)
+        for weight, size in zip(first, sizes, strict=True)
+    ]
+
+
+@apart()
+def _training_refusal(head: Any, host: HeadHost) -> dict[str, str]:
+    """Reason why its form with gradients computes something else, dropout included; or none."""
+    try:
+        twin: Any = trial_copy(head, _stage_layers)
+        plan = host.plan(twin, {})
+        if host.with_gradients is None or plan.settle() is not None:
+            return {}  # nothing of it would be replaced
+        inputs, outputs = _head_inputs(twin, host, plan), []
+        twin.train()
+        for form in (type(twin).forward, host.with_gradients):
+            with torch.random.fork_rng([]):
+                torch.manual_seed(0)
+                outputs.append(form(twin, inputs))
+        expected, output = outputs
+        reason = None if output is HOST else difference(expected, output, _FAMILY)
+    except Exception as error:  # of the host's code, which may be anything
+        reason = failed(error)
+    return {} if reason is None else {TRIAL: reason}
 
 
 def _grid(module: nn.Module) -> tuple[int, int]:

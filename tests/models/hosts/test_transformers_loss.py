@@ -34,10 +34,10 @@ def build(classes=19, **options):
     return model
 
 
-def batch(classes=19, size=(61, 90), dtype=torch.float32):
+def batch(classes=19, size=(61, 90), dtype=torch.float32, image=(64, 96), ignored=0.2):
     labels = torch.randint(0, max(classes, 2), (2, *size))
-    labels[torch.rand(labels.shape) < 0.2] = 255
-    return torch.randn(2, 3, 64, 96, dtype=dtype), labels
+    labels[torch.rand(labels.shape) < ignored] = 255
+    return torch.randn(2, 3, *image, dtype=dtype), labels
 
 
 def gradients(model, pixels, labels):
@@ -47,19 +47,65 @@ def gradients(model, pixels, labels):
     return loss.detach(), {name: one.grad.clone() for name, one in model.named_parameters()}
 
 
-@pytest.mark.parametrize("classes", [1, 2, 19])
-def test_loss_and_all_gradients_in_float64(classes):
+@pytest.mark.parametrize(
+    ("classes", "image", "size", "ignored"),
+    [
+        (1, (64, 96), (61, 90), 0.2),
+        (2, (64, 96), (64, 96), 0.0),
+        (2, (33, 50), (33, 50), 0.5),
+        (19, (64, 96), (61, 90), 0.2),
+        (19, (32, 160), (7, 200), 0.97),
+        (19, (29, 32), (1, 3), 0.2),  # the last stage has one position
+        pytest.param(150, (64, 64), (64, 64), 0.2, marks=pytest.mark.slow),
+        pytest.param(150, (30, 95), (30, 95), 0.9, marks=pytest.mark.slow),
+    ],
+)
+def test_loss_and_all_gradients_in_float64(classes, image, size, ignored, head_forms):
     model = build(classes).double()
-    pixels, labels = batch(classes, dtype=torch.float64)
+    pixels, labels = batch(classes, size, torch.float64, image, ignored)
     expected, exact = gradients(model, pixels, labels)
     assert fastseg.accelerate(model, training=True, strict=True) is model
+    head_forms.clear()
     loss, found = gradients(model, pixels, labels)
+    assert head_forms == ["logits_in_stripes"]
     # Of one class transformers computes a part in float32.
     bound = 1e-12 if classes > 1 else 1e-6
     assert abs(loss - expected) < bound * expected
     largest = max(one.norm() for one in exact.values())
     for name, one in exact.items():
         assert (found[name] - one).norm() < bound * one.norm() + 1e-15 * largest, name
+
+
+def test_all_pixels_ignored():
+    model = fastseg.accelerate(build(), training=True)
+    pixels, labels = batch(ignored=1.0)
+    loss, found = gradients(model, pixels, labels)
+    assert loss.isnan()
+    assert not any(one.any() for one in found.values())
+
+
+def test_ten_steps_of_adamw():
+    """With dropout and stochastic depth, which draw the same numbers."""
+    first = build().double()
+    first.decode_head.dropout.p = 0.1
+    pixels, labels = batch(dtype=torch.float64)
+    losses = []
+    for fast in (True, False):
+        model = copy.deepcopy(first)
+        if fast:
+            fastseg.accelerate(model, training=True)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        torch.manual_seed(1)
+        steps = []
+        for _ in range(10):
+            loss = model(pixels, labels=labels).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            steps.append(loss.item())
+        losses.append(steps)
+    assert losses[0][-1] < losses[0][0]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
 
 
 def test_the_loss_is_taken_over_in_training_alone(monkeypatch):
@@ -216,19 +262,7 @@ def test_trainer(tmp_path):
     assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
-@pytest.fixture
-def composed(monkeypatch):
-    """Calls of the head's form with every projection at its own size."""
-    from fastseg.models.segformer.hosts import training
-
-    made, function = [], training.fused_map
-    monkeypatch.setattr(
-        training, "fused_map", lambda *arguments: made.append(1) or function(*arguments)
-    )
-    return made
-
-
-def test_the_head_draws_and_counts_as_its_own_code(composed):
+def test_the_head_draws_and_counts_as_its_own_code(head_forms):
     """With dropout and running statistics."""
     model = build()
     model.decode_head.dropout.p = 0.4
@@ -236,11 +270,12 @@ def test_the_head_draws_and_counts_as_its_own_code(composed):
     pixels, labels = batch(dtype=torch.float64)
     theirs = copy.deepcopy(model)
     fastseg.accelerate(model, training=True)
+    head_forms.clear()
     found = []
     for one in (model, theirs):
         torch.manual_seed(5)
         found.append(gradients(one, pixels, labels))
-    assert len(composed) == 1
+    assert len(head_forms) == 1
     assert abs(found[0][0] - found[1][0]) < 1e-12
     largest = max(one.norm() for one in found[1][1].values())
     for name, one in found[1][1].items():
@@ -249,35 +284,55 @@ def test_the_head_draws_and_counts_as_its_own_code(composed):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
-def test_the_head_runs_as_it_is_written(composed):
+def test_the_head_runs_as_it_is_written(head_forms):
     pixels, labels = batch()
     model = fastseg.accelerate(build())
     gradients(model, pixels, labels)
     assert "with gradients" not in fastseg.report(model)
     fastseg.accelerate(model, training=True)
+    head_forms.clear()
     line = "decode_head, with gradients: "
     assert f"{line}every projection at its own stage's size" in fastseg.report(model)
     with fastseg.plain_path():
         gradients(model, pixels, labels)
     handle = model.decode_head.linear_fuse.register_forward_hook(lambda *_: None)
     gradients(model, pixels, labels)
-    assert not composed
+    assert not head_forms
     assert f"{line}as it is written: one of its layers has hooks" in fastseg.report(model)
     handle.remove()
     gradients(model, pixels, labels)
-    assert len(composed) == 1
+    assert len(head_forms) == 1
 
 
-def test_lora_on_the_projections(composed):
+def test_a_head_with_another_dropout_stays(head_forms):
+    """In eval mode it is none, so it takes a trial in training mode to see it."""
+    model = build()
+
+    class Twice(type(model.decode_head)):
+        def forward(self, *given, **named):
+            logits = super().forward(*given, **named)
+            return nn.functional.dropout(logits, 0.5, self.training)
+
+    model.decode_head.__class__ = Twice
+    fastseg.accelerate(model, training=True)
+    head_forms.clear()
+    gradients(model, *batch())
+    assert not head_forms
+    line = "decode_head, with gradients: as it is written: it computes something else"
+    assert line in fastseg.report(model)
+
+
+def test_lora_on_the_projections(head_forms):
     peft = pytest.importorskip("peft")
     model = fastseg.accelerate(build(), training=True)
     names = [name for name, _ in model.named_modules() if name.endswith(".proj")]
     targets = [name for name in names if name.startswith("decode_head")]
     config = peft.LoraConfig(r=2, target_modules=targets, modules_to_save=["classifier"])
     adapted = peft.get_peft_model(model, config)
+    head_forms.clear()
     pixels, labels = batch()
     adapted(pixels, labels=labels).loss.backward()
-    assert not composed
+    assert not head_forms
     assert "as it is written: one of its layers is a Linear" in fastseg.report(adapted)
     trained = [name for name, one in adapted.named_parameters() if one.grad is not None]
     assert any("lora_B" in name for name in trained)

@@ -12,12 +12,12 @@ from fastseg.folding.algebra import batch_norm_affine, narrow, wide_affine
 from fastseg.folding.find import Declined, find, find_leaf, find_pointwise
 from fastseg.folding.swap import register_host
 from fastseg.kernels import DecodeHeadWeights
+from fastseg.training.head import HeadModules
 
 from ..encoder_plan import Maps
 from ..fold import fold_fuse
 from ..head_plan import HeadHost
 from .encoders import has
-from .training import training_reason, with_gradients
 
 
 def _batch_norm(head: nn.Module, path: str) -> nn.BatchNorm2d:
@@ -55,6 +55,20 @@ def fold_transformers(head: Any) -> DecodeHeadWeights:
     return fold_fuse(projections, fuse, _batch_norm(head, "batch_norm"))
 
 
+def transformers_modules(head: Any) -> HeadModules:
+    """A head with transformers' names, old or new, by the roles of its modules."""
+    mlps = list(find(head, _transformers_projections(head)))
+    return HeadModules(
+        [mlp.proj for mlp in mlps],
+        mlps,
+        head.linear_fuse,
+        head.batch_norm,
+        head.activation,
+        head.dropout,
+        head.classifier,
+    )
+
+
 def _transformers_logits(head: Any, logits: torch.Tensor, maps: Maps) -> torch.Tensor:
     """Return `logits` in memory where classes are planes.
 
@@ -89,6 +103,14 @@ def _fold_nvlabs(head: Any) -> DecodeHeadWeights:
     projections = [find_leaf(head, f"linear_c{stage}.proj", nn.Linear) for stage in range(1, 5)]
     fuse = find_pointwise(head, "linear_fuse.conv")
     return fold_fuse(projections, fuse, _batch_norm(head, "linear_fuse.bn"))
+
+
+def _nvlabs_modules(head: Any) -> HeadModules:
+    mlps = [find(head, f"linear_c{stage}") for stage in range(1, 5)]
+    unit = head.linear_fuse
+    projections = [mlp.proj for mlp in mlps]
+    behind = unit.bn, unit.activate, head.dropout, head.linear_pred
+    return HeadModules(projections, [unit, *mlps], unit.conv, *behind)
 
 
 # DAFormer's copy has the projections in a ModuleDict, and concatenates the finest map first.
@@ -164,6 +186,14 @@ def _fold_smp(model: Any) -> DecodeHeadWeights:
     return fold_fuse(projections, fuse, _batch_norm(model, "decoder.fuse_stage.1"))
 
 
+def _smp_modules(model: Any) -> HeadModules:
+    decoder, last = model.decoder, model.segmentation_head
+    mlps = list(decoder.mlp_stage)[::-1]
+    around = [decoder, decoder.fuse_stage, last, *mlps]
+    fuse, norm, activation = decoder.fuse_stage
+    return HeadModules([mlp.linear for mlp in mlps], around, fuse, norm, activation, None, last[0])
+
+
 def _smp_maps(model: Any, x: torch.Tensor) -> Maps:
     if not torch.compiler.is_compiling():
         model.check_input_shape(x)
@@ -192,8 +222,7 @@ HEADS: Sequence[HeadHost] = (
         maps=_transformers_maps,
         finish=_transformers_logits,
         exports=True,
-        with_gradients=with_gradients,
-        training_reason=training_reason,
+        modules=transformers_modules,
         matches=_is_transformers,
     ),
     HeadHost(
@@ -203,6 +232,7 @@ HEADS: Sequence[HeadHost] = (
         classifier="linear_pred",
         maps=_mmseg_maps,
         exports=True,
+        modules=_nvlabs_modules,
         matches=_is_nvlabs,
     ),
     HeadHost(
@@ -231,6 +261,7 @@ HEADS: Sequence[HeadHost] = (
         maps=_smp_maps,
         called=lambda model: [model.segmentation_head],
         finish=_smp_masks,
+        modules=_smp_modules,
         takes_pixels=True,
         matches=_is_smp,
     ),

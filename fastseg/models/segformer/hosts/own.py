@@ -12,7 +12,7 @@ from fastseg.folding.swap import HOST
 from ..encoder_plan import EncoderHost, RunStages
 from ..head_plan import HeadHost
 from .encoders import lists_of_stages
-from .heads import children, fold_transformers
+from .heads import children, fold_transformers, transformers_modules
 from .names import TRANSFORMERS_EMBED, TRANSFORMERS_OLD
 
 
@@ -47,5 +47,6 @@ HEAD = HeadHost(
     classifier="classifier",
     maps=lambda head, encoder_hidden_states: head.check(encoder_hidden_states),
     exports=True,
+    modules=transformers_modules,
     own=True,
 )
