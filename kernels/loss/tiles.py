@@ -26,9 +26,9 @@ from .axis import Axis
 
 TILE_BYTES = 5 << 18  # of the second-level cache of a core
 _LARGE_TILE_BYTES = 1 << 28  # elsewhere, where launches should be few
-# Up to here all pixels at once are quicker on a CPU: 27 ms against 41 for 5 classes, 45 against 52
-# for 8, of two maps of 512x512 with one thread. They take 32 bytes a pixel at most, labels 8.
+# Up to here all pixels at once are quicker on a CPU. They take 100 bytes a pixel at most, labels 8.
 FEW_CLASSES = 8
+_SUM = 2  # the reduction, as torch's operators have it
 LEAST_SUM = 1e-25  # of exponentials; below it terms that count may have underflowed
 
 
@@ -76,16 +76,20 @@ def eager(
         precision too: a GradScaler makes the gradient large only later.
     """
     classes = logits.shape[1]
+    options = ignore_index, label_smoothing, align_corners, wants_gradient
+    if classes == 1:
+        both = torch.cat([torch.zeros_like(logits), logits], dim=1)
+        total, count, gradient = eager(both, labels, weight, *options)
+        return total, count, gradient[:, 1:].contiguous() if wants_gradient else gradient
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    weight = None if weight is None else weight.to(logits.dtype)
+    if classes <= FEW_CLASSES and logits.device.type == "cpu":
+        return _by_whole_maps(logits, labels, weight, *options)
     valid = labels != ignore_index
     target = torch.where(valid, labels, 0)
-    _check_targets(labels, target, max(classes, 2), ignore_index)
+    _check_targets(labels, target, classes, ignore_index)
     factor = valid.to(logits.dtype)
-    if classes == 1:
-        pixels = _Pixels(target, valid, factor, factor)
-        return _binary(logits, pixels, align_corners, wants_gradient)
     if weight is not None:
-        weight = weight.to(logits.dtype)
         factor = factor * weight[target]
     pixels, smooth = _Pixels(target, valid, factor, factor), None
     if label_smoothing:
@@ -93,10 +97,45 @@ def eager(
         smooth = smooth * (label_smoothing / classes)
         on_label = factor * (1 - label_smoothing)
         pixels = _Pixels(target, valid, on_label + valid.to(factor.dtype) * smooth.sum(), on_label)
-    whole = classes <= FEW_CLASSES and logits.device.type == "cpu"
-    form = _by_whole_maps if whole else _by_tiles
-    total, gradient = form(logits, pixels, smooth, align_corners, wants_gradient)
+    total, gradient = _by_tiles(logits, pixels, smooth, align_corners, wants_gradient)
     return total.to(logits.dtype), factor.sum(), gradient
+
+
+def _by_whole_maps(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    weight: torch.Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    align_corners: bool,
+    wants_gradient: bool,
+) -> Result:
+    """What `eager` returns, by torch's own operators on all resized logits."""
+    aten = torch.ops.aten
+    resized = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=align_corners)
+    log_shares = resized.log_softmax(1)
+    of_labels = labels, weight, _SUM, ignore_index
+    try:
+        total, count = aten.nll_loss2d_forward(log_shares, *of_labels)
+    except IndexError:  # of a label that is no class; torch does not say where it is
+        target = torch.where(labels != ignore_index, labels, 0)
+        _check_targets(labels, target, logits.shape[1], ignore_index)
+        raise
+    smooth = None
+    if label_smoothing:
+        smooth = logits.new_ones(logits.shape[1]) if weight is None else weight
+        smooth = (label_smoothing / len(smooth)) * smooth.view(-1, 1, 1)
+        smooth = smooth * (labels != ignore_index).unsqueeze(1)
+        total = (1 - label_smoothing) * total - (smooth * log_shares).sum()
+    if not wants_gradient:
+        return total, count, logits.new_empty(0)
+    change = aten.nll_loss2d_backward(torch.ones_like(total), log_shares, *of_labels, count)
+    if smooth is not None:
+        change.mul_(1 - label_smoothing).sub_(smooth)
+    change = aten._log_softmax_backward_data(change, log_shares, 1, change.dtype)
+    size = labels.shape[1:]
+    gradient = aten.upsample_bilinear2d_backward(change, size, logits.shape, align_corners)
+    return total, count, gradient.contiguous()
 
 
 def _by_tiles(
@@ -182,59 +221,6 @@ def _tile(
     tile.mul_(pixels.on_sum / sums).scatter_add_(1, pixels.target, pixels.on_label.neg())
     narrow = (column.shares.t() @ flat).view(-1, rows)
     return loss, (row.shares.t() @ narrow.t()).view(window.shape)
-
-
-def _by_whole_maps(
-    logits: torch.Tensor,
-    pixels: _Pixels,
-    smooth: torch.Tensor | None,
-    align_corners: bool,
-    wants_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `_by_tiles` gives, by all resized logits at once."""
-    of_pixels = pixels.at(...)
-    resized = _resize(logits, pixels, align_corners)
-    log_shares = resized.log_softmax(1)
-    total = -(log_shares.gather(1, of_pixels.target) * of_pixels.on_label).sum(dtype=torch.float64)
-    change = None
-    if smooth is not None:
-        change = smooth.view(-1, 1, 1) * of_pixels.valid
-        total -= (log_shares * change).sum(dtype=torch.float64)
-    if not wants_gradient:
-        return total, logits.new_empty(0)
-    shares = log_shares.exp_().mul_(of_pixels.on_sum)
-    shares.scatter_add_(1, of_pixels.target, of_pixels.on_label.neg())
-    if change is not None:
-        shares -= change
-    return total, _to_positions(shares, logits, align_corners)
-
-
-def _binary(
-    logits: torch.Tensor, pixels: _Pixels, align_corners: bool, wants_gradient: bool
-) -> Result:
-    """What `eager` returns for one class: u (1 - y) - log sigmoid(u), by all pixels at once."""
-    of_pixels = pixels.at(...)
-    u, counts = _resize(logits, pixels, align_corners), of_pixels.on_sum
-    losses = (u * (1 - of_pixels.target)).sub_(F.logsigmoid(u)).mul_(counts)
-    gradient = logits.new_empty(0)
-    if wants_gradient:
-        change = u.sigmoid().sub_(of_pixels.target).mul_(counts)
-        gradient = _to_positions(change, logits, align_corners)
-    return losses.sum(dtype=torch.float64).to(logits.dtype), counts.sum(), gradient
-
-
-def _resize(logits: torch.Tensor, pixels: _Pixels, align_corners: bool) -> torch.Tensor:
-    size = pixels.target.shape[1:]
-    return F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
-
-
-def _to_positions(
-    of_pixels: torch.Tensor, logits: torch.Tensor, align_corners: bool
-) -> torch.Tensor:
-    """The gradient of `logits`, of that of their pixels."""
-    return torch.ops.aten.upsample_bilinear2d_backward(
-        of_pixels, of_pixels.shape[2:], logits.shape, align_corners
-    ).contiguous()
 
 
 def _check_targets(
