@@ -12,8 +12,10 @@ from fastseg.training.head import head_logits, head_reason, stripes_reason
 # Under this name a head's trial has the reason why it has no other form in training.
 TRIAL = "with gradients"
 # Modules that call others, by the names of their classes.
-_CALLERS = ("SegformerMLP", "MLP", "ConvModule", "SegformerDecoder", "Conv2dReLU")
-_CALLERS += ("SegmentationHead",)
+_CALLERS = (
+    *("SegformerMLP", "MLP", "ConvModule"),
+    *("SegformerDecoder", "Conv2dReLU", "SegmentationHead"),  # smp's
+)
 
 
 def training_reason(host: Any, head: Any, *maps: torch.Tensor) -> str | None:
