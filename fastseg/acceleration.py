@@ -12,6 +12,7 @@ from torch import nn
 
 from fastseg.cuda_graphs.default import MODEL_SWAP, Graphed, models_around
 from fastseg.folding.conditions import kind_of
+from fastseg.folding.dequantize import Dequantized, dequantize_layers, first_quantized
 from fastseg.folding.swap import Accelerated, Host, Swapped, make_edits_count, swapped_class
 from fastseg.models.families import FAMILIES, Family
 from fastseg.training.loss import FastLoss
@@ -23,7 +24,12 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def accelerate(
-    model: Model, *, strict: bool = False, graphs: bool = True, training: bool = False
+    model: Model,
+    *,
+    strict: bool = False,
+    graphs: bool = True,
+    training: bool = False,
+    dequantize: bool = False,
 ) -> Model:
     """Make the SegFormer or SegGPT in `model` run on folded weights and fused kernels, in place.
 
@@ -58,6 +64,10 @@ def accelerate(
             of its own calls itself). With gradients heads of transformers, NVlabs and
             segmentation_models_pytorch then project every stage's map at its own size, and keep
             little. A later call without it gives the library's code back.
+        dequantize: let linear layers that bitsandbytes or torchao has quantised compute with their
+            weights as floats, which are then folded: faster than 8-bit products on a CPU, and
+            nearer to the model before it was quantised, in the memory of a model of floats. Their
+            quantised weights stay beside: `state_dict` has these, and `restore` gives them back.
 
     Warns:
         UserWarning: `training`, and no model in `model` computes a loss that can be taken over.
@@ -71,9 +81,11 @@ def accelerate(
             The model is then as it was.
     """
     _check(model)
-    for name, option in (("strict", strict), ("graphs", graphs), ("training", training)):
+    options = {"strict": strict, "graphs": graphs, "training": training, "dequantize": dequantize}
+    for name, option in options.items():
         if not isinstance(option, bool):
             raise TypeError(f"{name}: expected a bool, got {option!r}")
+    dequantized = dequantize_layers(model) if dequantize else []
     make_edits_count(model)
     is_found = False
     refusals: list[str] = []
@@ -115,7 +127,7 @@ def accelerate(
     if strict:
         refusals += reasons
     if strict and refusals:
-        for module in changed:
+        for module in (*changed, *dequantized):
             _restore(module)
         raise ValueError("model: not all of it can be accelerated:\n" + "\n".join(refusals))
     _log.info("%s: %d parts made fast", type(model).__name__, len(changed))
@@ -209,6 +221,8 @@ def _take(module: nn.Module, family: Family, host: Host) -> str | None:
     if "forward" in module.__dict__:
         reason: str | None = "it has a forward of its own"
     else:
+        reason = first_quantized(module)
+    if reason is None:
         reason, refused = family.try_out(module, host)
     if reason is None:
         try:
@@ -276,6 +290,8 @@ def _check(model: Any) -> None:
 def _restore(module: Any) -> None:
     if isinstance(module, Graphed):
         module._drop_graphs()
+    if isinstance(module, Dequantized):
+        module.give_back()
     module.__class__ = module._fastseg_class
     for name in [name for name in module.__dict__ if name.startswith("_fastseg_")]:
         del module.__dict__[name]

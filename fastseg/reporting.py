@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from fastseg.cuda_graphs.default import CAPTURERS, Graphed
+from fastseg.folding.dequantize import Dequantized
 from fastseg.folding.swap import Accelerated
 from fastseg.kernels import fallbacks, select_backend
 from fastseg.kernels.core.registry import OPS
@@ -51,6 +53,10 @@ def report(model: nn.Module) -> str:
             "model: expected one with a model of fastseg in it, or one that fastseg.accelerate "
             f"has made fast, got a {type(model).__module__}.{type(model).__name__}"
         )
+    stored = [m._fastseg_stored for m in model.modules() if isinstance(m, Dequantized)]
+    lines += [
+        f"{n} layers compute with floats of their {kind}" for kind, n in Counter(stored).items()
+    ]
     lines += _graph_lines(model)
     lines += [
         f"so far {op} ran eagerly {count} times: {reason}"

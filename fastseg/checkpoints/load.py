@@ -107,9 +107,10 @@ def load_pretrained(
     run), also those of training programs. Whose tensors they are is told by their names: those of
     transformers 4 or 5, in PyTorch or TensorFlow, NVlabs, mmseg (the encoder),
     segmentation_models_pytorch or KerasHub. Where there is no config.json of transformers, sizes
-    come from the tensors. A head that the file does not have at all is newly initialised; the head
-    of another class in the file is left out. Both are told by a CheckpointWarning and in
-    `model.load_report`, as is which of two sets of weights was taken.
+    come from the tensors. 8-bit weights of bitsandbytes become floats. A head that the file does
+    not have at all is newly initialised; the head of another class in the file is left out. Both
+    are told by a CheckpointWarning and in `model.load_report`, as is which of two sets of weights
+    was taken.
 
     Args:
         path: a directory, a file or a Hugging Face hub id. Beside a file with the name that it has
@@ -200,6 +201,7 @@ def load_pretrained(
     tensors, names = translation.tensors, translation.names
     stored_dtype = fields.pop("dtype", None) or fields.get("torch_dtype")
     fields.pop("torch_dtype", None)
+    fields.pop("quantization_config", None)  # the model has floats
     if config is not None:  # of a model in use, it may name the class that it was loaded from
         fields.pop("architectures", None)
     chosen = _choose_class(classes, fields, family.class_name(names.values()))

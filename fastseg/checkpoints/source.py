@@ -25,6 +25,7 @@ from .files import (
     read_weights,
 )
 from .pickles import take_weights
+from .quantized import dequantized
 from .report import CheckpointError
 from .training import DEFAULT_CHOICE, Choice
 from .translation import CheckpointNames, Translation
@@ -136,6 +137,7 @@ def read_source(
         weights_path, weights = file, read_file(file, choice)
     else:
         weights_path, weights = read_weights(resolve, choice, variant)
+    weights.tensors = dequantized(weights.tensors, weights_path)
     is_described = config_path is not None and library == "transformers"
     described_by = config_path if is_described else None
     first_error: CheckpointError | None = None

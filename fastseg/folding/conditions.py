@@ -15,6 +15,8 @@ from torch import nn
 from torch.fx import Proxy
 from torch.nn.modules import module as _module
 
+from .quantized import quantized_problem
+
 # Modules of torch that are what they are called.
 _PLAIN_KINDS = {
     nn.BatchNorm2d,
@@ -127,13 +129,18 @@ def part_problem(part: nn.Module, any_mode: bool = False) -> str | None:
 
 def is_plain(parts: list[nn.Module]) -> bool:
     """Return whether all of `parts` are modules of torch that are what they are called."""
-    return all(type(part) in _PLAIN_KINDS for part in parts)
+    return all(_plain_kind(part) in _PLAIN_KINDS for part in parts)
 
 
 def kind_problem(part: nn.Module) -> str | None:
     """Reason why `part` is none of what fastseg's own models are made of, or None."""
-    kind = type(part)
+    kind = _plain_kind(part)
     return None if kind in _PLAIN_KINDS or is_of_fastseg(kind) else f"is a {kind.__name__}"
+
+
+def _plain_kind(part: nn.Module) -> type:
+    """The class of `part`; of a dequantised layer the one that it computes as."""
+    return getattr(type(part), "_fastseg_plain_kind", type(part))
 
 
 def first_problem(
@@ -178,7 +185,7 @@ def tensor_problem(part: nn.Module) -> str | None:
         if tensor is None:
             continue
         if type(tensor) not in (nn.Parameter, torch.Tensor):
-            return f"has a {type(tensor).__name__}"
+            return f"has {quantized_problem(part) or f'a {type(tensor).__name__}'}"
         if not counts_edits(tensor):
             return "was made in inference mode, where edits are not counted; eval() mends that"
     return None

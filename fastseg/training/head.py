@@ -52,6 +52,8 @@ def head_reason(head: HeadModules, *inputs: Any) -> str | None:
     for one, kind in kinds:
         if type(one) is not kind:  # LoRA, quantised layers, parametrizations
             return f"one of its layers is a {type(one).__name__}"
+        if type(one.weight) not in (nn.Parameter, torch.Tensor):
+            return f"one of its layers has a {type(one.weight).__name__}"
     if not _is_pointwise(head.fuse):
         return "its fuse convolution is not pointwise"
     for one in (*head.projections, *head.around, head.fuse):
