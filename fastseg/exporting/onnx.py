@@ -228,11 +228,8 @@ class _Network:
         key_weight = torch.cat([key_weight, attention.key_offset_weight[None]])
         query = graph.op("Reshape", normalized, graph.integers([0, -1, channels]))
         query = graph.op("Pad", query, graph.integers([0, 0, 0, 0, 0, 1]), graph.number(1.0))
-        keys = graph.op(
-            "MatMul",
-            graph.weight("key_weight", key_weight),
-            graph.op("Transpose", reduced, perm=[0, 2, 1]),
-        )
+        # Weights are second in products: tools that quantise scale them by column.
+        keys = graph.op("Transpose", self._linear("key", reduced, key_weight), perm=[0, 2, 1])
         values = self._linear("value", reduced, value_weight, attention.output_bias)
         scores = graph.op("MatMul", query, keys)
         context = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), values)

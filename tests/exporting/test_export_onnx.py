@@ -39,6 +39,19 @@ def test_logits_of_any_number_and_size(config, tmp_path):
             assert relative(run(pixels)[0], expected) <= 2e-6
 
 
+def test_weights_are_second_in_products(tmp_path):
+    """As tools that quantise expect them, which scale a weight by its columns."""
+    _, model = twins(**WIDE)
+    path = tmp_path / "model.onnx"
+    fastseg.export(model, path, check=False)
+    graph = onnx.load(path).graph
+    constants = {constant.name for constant in graph.initializer}
+    products = [node for node in graph.node if node.op_type == "MatMul"]
+    assert len(products) > 8
+    assert not [node.name for node in products if node.input[0] in constants]
+    assert sum(node.input[1] in constants for node in products) > 4
+
+
 OPSETS = (11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 23)
 
 
