@@ -41,9 +41,14 @@ class PreTrainedConfig:
 
     A subclass has its fields as arguments of its constructor, which keeps them as attributes, and
     hands what it does not know to `_keep`.
+
+    Attributes:
+        model_type: of config.json.
+        other_model_types: what `to_dict` writes for networks that transformers does not have.
     """
 
     model_type: ClassVar[str]
+    other_model_types: ClassVar[tuple[str, ...]] = ()
     _commit_hash: str | None = None  # pipelines of transformers 4 read it
 
     def _keep(self, others: Mapping[str, Any]) -> None:
@@ -154,7 +159,8 @@ class PreTrainedConfig:
             )
         stored = read_json(path)
         stated = stored.get("model_type")
-        if stated != cls.model_type and (stated or not field_names(cls) & stored.keys()):
+        known = (cls.model_type, *cls.other_model_types)
+        if stated not in known and (stated or not field_names(cls) & stored.keys()):
             raise CheckpointError(f"{path}: expected model_type {cls.model_type!r}, got {stated!r}")
         config: Self = make_config(cls, path, stored, num_labels, id2label, fields)
         return config

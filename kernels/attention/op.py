@@ -11,6 +11,10 @@ every score of a row, which softmax ignores; a value bias passes through rows th
 joins `bo`. With one head the query and output projections are absorbed by the few reduced tokens:
 Wqk = Wk Wq^T, Wvo = Wv Wo, and the query bias becomes a score offset of each key.
 
+KerasCV's network mixes channels (`mix_channels`) of z gamma + beta before the convolution, and
+unmixes them after it. There gamma and beta stay outside of its weights, as a tap meets other
+channels at each place.
+
 Kernels: one launch or two for keys and values, in spatial_reduction.py and key_value.py, then one
 or two for attention, in attention.py. `choose` says which.
 """
@@ -23,6 +27,7 @@ import torch.nn.functional as F
 
 from ..blocks.linear import linear
 from ..blocks.onednn import add_residual, dense, dense_residual
+from ..blocks.tokens import mix_channels, unmix_channels
 from ..core.checks import check_matrix, check_parameter, check_wide, common_reason
 from ..core.configurations import look_up
 from ..core.registry import Op, register
@@ -85,6 +90,8 @@ class SrAttentionWeights(Weights):
             (float64 for float64), sums over the input channels of the weights as they are: what a
             row's mean adds to each output. Kernels need them in half precision, and make them at
             each call where they are not given.
+        norm_weight, norm_bias: (C,), gain and shift of the LayerNorm before attention, where the
+            reduction mixes channels. They are inside the other weights all the same.
 
     Raises:
         TypeError: dtypes differ.
@@ -106,6 +113,8 @@ class SrAttentionWeights(Weights):
     query_weight_sum: torch.Tensor | None = None
     key_value_weight_sum: torch.Tensor | None = None
     sr_weight_sum: torch.Tensor | None = None
+    norm_weight: torch.Tensor | None = None
+    norm_bias: torch.Tensor | None = None
 
     derived = ("query_weight_sum", "key_value_weight_sum", "sr_weight_sum")
 
@@ -142,6 +151,8 @@ class SrAttentionWeights(Weights):
             shapes["query_bias"] = (channels,)
         if self.sr_ratio > 1:
             shapes["sr_weight"], shapes["sr_bias"] = (channels, taps * channels), (channels,)
+        if self.norm_weight is not None:
+            shapes["norm_weight"] = shapes["norm_bias"] = (channels,)
         for name, shape in shapes.items():
             check_parameter(name, getattr(self, name), shape, like)
         check_wide("query_weight_sum", self.query_weight_sum, (channels,), like)
@@ -158,7 +169,13 @@ def eager(x: torch.Tensor, height: int, width: int, weights: SrAttentionWeights)
         assert weights.sr_weight is not None
         assert weights.sr_bias is not None
         convolution = (weights.sr_weight, weights.sr_bias, weights.sr_ratio)
-        reduced = reduce_tokens(normalized, height, width, *convolution)
+        if weights.norm_weight is None:
+            reduced = reduce_tokens(normalized, height, width, *convolution)
+        else:
+            assert weights.norm_bias is not None
+            affine = torch.addcmul(weights.norm_bias, normalized, weights.norm_weight)
+            reduced = reduce_tokens(mix_channels(affine), height, width, *convolution)
+            reduced = unmix_channels(reduced)
         reduced = F.layer_norm(reduced, (channels,), eps=weights.sr_eps)
     key, value = dense(reduced, weights.key_value_weight).chunk(2, dim=-1)
 
@@ -254,6 +271,8 @@ def fused(x: torch.Tensor, height: int, width: int, weights: SrAttentionWeights)
 def supports(x: torch.Tensor, height: int, width: int, weights: SrAttentionWeights) -> str | None:
     """Reason why the kernels cannot take these arguments; None where they can."""
     channels, num_heads = weights.channels, weights.num_heads
+    if weights.norm_weight is not None:
+        return "its reduction mixes channels, as KerasCV's does"
     if channels % 32 != 0:
         return f"{channels} channels are no multiple of 32"
     if channels > MAX_CHANNELS:

@@ -25,7 +25,7 @@ from fastseg.models.segformer.fold import (
 )
 from fastseg.models.segformer.hosts.own import ENCODER
 from fastseg.models.segformer.layers import SegformerLayer, SegformerOverlapPatchEmbeddings
-from tests.model_cases import randomize, relative_error
+from tests.model_cases import randomize, relative_error, tiny_model
 
 BOUND = 1e-12
 GRIDS = [(1, 1), (7, 5), (16, 16), (33, 9)]
@@ -285,3 +285,15 @@ def test_sums_are_those_of_the_rounded_weights(sr_ratio):
         if name == "sr_weight_sum":
             weight = weight.view(20, 4, 20).transpose(0, 1)
         torch.testing.assert_close(value.double(), weight.sum(-1), rtol=1e-6, atol=1e-6)
+
+
+@torch.no_grad()
+def test_keras_cv_network():
+    """Uneven padding and mixed channels; grids that their channels divide, and that they do not."""
+    fields = {"same_padding": True, "mixes_channels": True, "batch_norm_eps": 1e-3}
+    model = tiny_model(**fields, depths=[2, 1, 1, 1])
+    for side in (32, 96):
+        pixels = torch.randn(2, 3, side, side)
+        folded = model(pixels).logits
+        with fastseg.plain_path():
+            assert_equal(folded, model(pixels).logits)

@@ -6,6 +6,9 @@ for are kept as attributes and written back.
 
 from __future__ import annotations
 
+import itertools
+import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +32,10 @@ _PROBABILITIES = (
     "classifier_dropout_prob",
     "drop_path_rate",
 )
-_NORM_EPSILONS = ("patch_norm_eps", "block_norm_eps", "reduction_norm_eps", "stage_norm_eps")
+_NORM_EPSILONS = (
+    *("patch_norm_eps", "block_norm_eps", "reduction_norm_eps", "stage_norm_eps"),
+    "batch_norm_eps",
+)
 _PROBLEM_TYPES = (
     None,
     "regression",
@@ -69,6 +75,12 @@ class SegformerConfig(PreTrainedConfig):
             the LayerNorms of patch embeddings, before attention and Mix-FFN, after the spatial
             reduction, and at the end of a stage. Not in transformers, which has 1e-5 everywhere
             and ignores them; models from elsewhere have other values.
+        batch_norm_eps: the same in the decode head's BatchNorm.
+        same_padding, mixes_channels, upsamples_probabilities: of KerasCV's network, which is not in
+            transformers: patch embeddings pad unevenly, as Keras' padding "same" does; a spatial
+            reduction reads the memory of tokens as if channels came first; the softmax comes before
+            the upsampling to the image's size. With one of the first two, images are squares whose
+            sides are multiples of `side_multiple`.
         problem_type: None, "regression", "single_label_classification" or
             "multi_label_classification": the loss of the image classifier.
         output_attentions, output_hidden_states, return_dict: defaults of `forward`'s arguments.
@@ -83,6 +95,7 @@ class SegformerConfig(PreTrainedConfig):
     """
 
     model_type = "segformer"
+    other_model_types = ("segformer_keras_cv",)
 
     def __init__(
         self,
@@ -113,6 +126,10 @@ class SegformerConfig(PreTrainedConfig):
         block_norm_eps: float = 1e-5,
         reduction_norm_eps: float = 1e-5,
         stage_norm_eps: float = 1e-5,
+        batch_norm_eps: float = 1e-5,
+        same_padding: bool = False,
+        mixes_channels: bool = False,
+        upsamples_probabilities: bool = False,
         problem_type: str | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
@@ -146,6 +163,10 @@ class SegformerConfig(PreTrainedConfig):
         self.block_norm_eps = number("block_norm_eps", block_norm_eps)
         self.reduction_norm_eps = number("reduction_norm_eps", reduction_norm_eps)
         self.stage_norm_eps = number("stage_norm_eps", stage_norm_eps)
+        self.batch_norm_eps = number("batch_norm_eps", batch_norm_eps)
+        self.same_padding = flag("same_padding", same_padding)
+        self.mixes_channels = flag("mixes_channels", mixes_channels)
+        self.upsamples_probabilities = flag("upsamples_probabilities", upsamples_probabilities)
         self.problem_type = problem_type
         self.output_attentions = flag("output_attentions", output_attentions)
         self.output_hidden_states = flag("output_hidden_states", output_hidden_states)
@@ -192,6 +213,26 @@ class SegformerConfig(PreTrainedConfig):
         """transformers' alias of `num_encoder_blocks`."""
         return self.num_encoder_blocks
 
+    @property
+    def is_keras_cv(self) -> bool:
+        """Whether it is KerasCV's network, or a part of it: one that transformers does not have."""
+        return self.same_padding or self.mixes_channels or self.upsamples_probabilities
+
+    @property
+    def side_multiple(self) -> int:
+        """What the sides of images are multiples of, which then are squares; 0 for any images."""
+        if not (self.same_padding or self.mixes_channels):
+            return 0
+        scales = itertools.accumulate(self.strides, operator.mul)
+        return math.lcm(*map(operator.mul, scales, self.sr_ratios))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as written into `config.json`, with a `model_type` that transformers refuses
+        where it does not have the network.
+        """
+        fields = super().to_dict()
+        return {**fields, "model_type": self.other_model_types[0]} if self.is_keras_cv else fields
+
     def _validate(self) -> None:
         for name in ("num_channels", "num_encoder_blocks", "decoder_hidden_size"):
             value = getattr(self, name)
@@ -222,6 +263,12 @@ class SegformerConfig(PreTrainedConfig):
             epsilon = getattr(self, name)
             if not 0 < epsilon < 1:
                 raise ValueError(f"{name}: expected a number between 0 and 1, got {epsilon!r}")
+        sizes = list(zip(self.patch_sizes, self.strides, strict=True))
+        if self.same_padding and any(size % 2 == 0 or size < stride for size, stride in sizes):
+            raise ValueError(
+                "same_padding: expected odd patch_sizes that are no smaller than the strides, got "
+                f"{self.patch_sizes} and {self.strides}"
+            )
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(
                 f"hidden_act: expected one of {', '.join(sorted(ACTIVATIONS))}, "

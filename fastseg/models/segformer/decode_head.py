@@ -46,7 +46,7 @@ class SegformerDecodeHead(Accelerated, nn.Module):
         self.linear_fuse = nn.Conv2d(
             width * config.num_encoder_blocks, width, kernel_size=1, bias=False
         )
-        self.batch_norm = nn.BatchNorm2d(width)
+        self.batch_norm = nn.BatchNorm2d(width, eps=config.batch_norm_eps)
         self.activation = nn.ReLU()
         self.dropout = nn.Dropout(config.classifier_dropout_prob)
         self.classifier = nn.Conv2d(width, config.num_labels, kernel_size=1)

@@ -34,6 +34,7 @@ class SegformerEncoder(Accelerated, nn.Module):
                 num_channels=channels[stage],
                 hidden_size=channels[stage + 1],
                 norm_eps=config.patch_norm_eps,
+                same_padding=config.same_padding,
             )
             for stage in range(config.num_encoder_blocks)
         )
@@ -104,7 +105,7 @@ class SegformerEncoder(Accelerated, nn.Module):
         return grids
 
     def check(self, pixel_values: torch.Tensor, pixel_scale: torch.Tensor | None) -> None:
-        """Raise unless these are pixels that every stage has a grid for."""
+        """Raise unless these are pixels of a size that every stage has a grid for."""
         is_tensor = isinstance(pixel_values, torch.Tensor)
         are_bytes = is_tensor and pixel_values.dtype == torch.uint8 and pixel_scale is not None
         if not is_tensor or not (pixel_values.is_floating_point() or are_bytes):
@@ -116,7 +117,14 @@ class SegformerEncoder(Accelerated, nn.Module):
                 f"pixel_values: expected shape (batch, {expected}, height, width), none of them 0, "
                 f"got {tuple(pixel_values.shape)}"
             )
-        grids = self.grids(*pixel_values.shape[2:])
+        height, width = pixel_values.shape[2:]
+        multiple = self.config.side_multiple
+        if multiple and (height != width or height % multiple):
+            raise ValueError(
+                f"pixel_values: expected squares with sides that are multiples of {multiple}, the "
+                f"only ones that KerasCV's network takes, got {height}x{width} pixels"
+            )
+        grids = self.grids(height, width)
         for stage, (height, width) in enumerate(grids):
             if min(height, width) < self.config.sr_ratios[stage]:
                 raise ValueError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fastseg.folding.algebra import (
@@ -25,6 +26,8 @@ from fastseg.kernels import (
     SrAttentionWeights,
 )
 
+from .layers import SameConv2d
+
 
 def fold_sr_attention(
     norm: nn.LayerNorm,
@@ -35,6 +38,7 @@ def fold_sr_attention(
     num_heads: int,
     reduction: nn.Conv2d | None = None,
     reduction_norm: nn.LayerNorm | None = None,
+    mixes_channels: bool = False,
 ) -> SrAttentionWeights:
     """Weights of `kernels.sr_attention`."""
     sr_ratio, sr_eps = 1, 1e-5
@@ -43,8 +47,13 @@ def fold_sr_attention(
     if reduction is not None and reduction_norm is not None:
         weight, bias = wide_affine(reduction)
         gamma, beta = wide_affine(norm)
-        wide["sr_bias"] = bias + torch.einsum("oihw,i->o", weight, beta)
-        wide["sr_weight"] = (weight * gamma[:, None, None]).permute(0, 2, 3, 1).flatten(1)
+        if mixes_channels:  # which channel a tap sees depends on where its window lies
+            wide["norm_weight"], wide["norm_bias"] = gamma, beta
+        else:
+            bias = bias + torch.einsum("oihw,i->o", weight, beta)
+            weight = weight * gamma[:, None, None]
+        wide["sr_bias"] = bias
+        wide["sr_weight"] = weight.permute(0, 2, 3, 1).flatten(1)
         sr_ratio, sr_eps, key_value_norm = reduction.stride[0], reduction_norm.eps, reduction_norm
     query_weight, query_bias = fold_norm_into_linear(norm, *wide_affine(query))
     key_weight, _ = fold_norm_into_linear(key_value_norm, *wide_affine(key))
@@ -105,9 +114,16 @@ def fold_mix_ffn(
 def fold_patch_embed(proj: nn.Conv2d, norm: nn.LayerNorm) -> PatchEmbedWeights:
     """Weights of `kernels.patch_embed`.
 
-    Nothing is folded: the convolution's weight in channels-last memory, the rest as it is.
+    Nothing is folded: the convolution's weight in channels-last memory, the rest as it is. Where
+    padding "same" is odd, it is that of a kernel with a row and a column of zeros more in front,
+    which pads evenly: the same sums.
     """
     weight = proj.weight.detach()
+    padding = proj.padding[0]
+    if isinstance(proj, SameConv2d):
+        total = weight.shape[2] - proj.stride[0]
+        odd = total % 2
+        weight, padding = F.pad(weight, (odd, 0, odd, 0)), (total + odd) // 2
     bias = weight.new_zeros(len(weight)) if proj.bias is None else proj.bias.detach()
     return PatchEmbedWeights(
         weight=weight.contiguous(memory_format=torch.channels_last),
@@ -115,7 +131,7 @@ def fold_patch_embed(proj: nn.Conv2d, norm: nn.LayerNorm) -> PatchEmbedWeights:
         norm_weight=norm.weight.detach(),
         norm_bias=norm.bias.detach(),
         stride=proj.stride[0],
-        padding=proj.padding[0],  # type: ignore[arg-type]
+        padding=padding,  # type: ignore[arg-type]
         eps=norm.eps,
     )
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fastseg.kernels.blocks.activations import ACTIVATIONS
+from fastseg.kernels.blocks.tokens import mix_channels, unmix_channels
 
 from ..drop_path import DropPath
 from .config import SegformerConfig
@@ -41,8 +43,24 @@ def grid_side(side: int, patch_size: int, stride: int) -> int:
     return (side + 2 * (patch_size // 2) - patch_size) // stride + 1
 
 
+class SameConv2d(nn.Conv2d):
+    """Convolution with the padding "same" of Keras: what is odd of it goes below and to the right.
+
+    Sides are multiples of the stride.
+    """
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        total = self.kernel_size[0] - self.stride[0]
+        before = total // 2
+        padded = F.pad(feature_map, (before, total - before, before, total - before))
+        return super().forward(padded)
+
+
 class SegformerOverlapPatchEmbeddings(nn.Module):
-    """Strided convolution with padding `patch_size // 2`, then LayerNorm."""
+    """Strided convolution, then LayerNorm.
+
+    Its padding is `patch_size // 2`, or that of `SameConv2d`.
+    """
 
     def __init__(
         self,
@@ -51,14 +69,16 @@ class SegformerOverlapPatchEmbeddings(nn.Module):
         num_channels: int,
         hidden_size: int,
         norm_eps: float = 1e-5,
+        same_padding: bool = False,
     ) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(
+        convolution = SameConv2d if same_padding else nn.Conv2d
+        self.proj = convolution(
             num_channels,
             hidden_size,
             kernel_size=patch_size,
             stride=stride,
-            padding=patch_size // 2,
+            padding=0 if same_padding else patch_size // 2,
         )
         self.layer_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
 
@@ -70,7 +90,10 @@ class SegformerOverlapPatchEmbeddings(nn.Module):
 
 
 class SegformerEfficientSelfAttention(nn.Module):
-    """Self-attention whose keys and values come from a grid reduced `sr_ratio` times a side."""
+    """Self-attention whose keys and values come from a grid reduced `sr_ratio` times a side.
+
+    With `mixes_channels` that grid is the memory of the tokens as (B, C, N), read as (B, N, C).
+    """
 
     def __init__(
         self, config: SegformerConfig, hidden_size: int, num_attention_heads: int, sr_ratio: int
@@ -81,6 +104,7 @@ class SegformerEfficientSelfAttention(nn.Module):
         self.key = nn.Linear(hidden_size, hidden_size)
         self.value = nn.Linear(hidden_size, hidden_size)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.mixes_channels = config.mixes_channels and sr_ratio > 1
         self.sr = None
         if sr_ratio > 1:
             self.sr = nn.Conv2d(hidden_size, hidden_size, kernel_size=sr_ratio, stride=sr_ratio)
@@ -98,8 +122,10 @@ class SegformerEfficientSelfAttention(nn.Module):
         reduced = hidden_states
         if self.sr is not None:
             batch, _, channels = hidden_states.shape
-            grid = hidden_states.transpose(1, 2).reshape(batch, channels, height, width)
-            reduced = self.layer_norm(self.sr(grid).flatten(2).transpose(1, 2))
+            tokens = mix_channels(hidden_states) if self.mixes_channels else hidden_states
+            grid = tokens.transpose(1, 2).reshape(batch, channels, height, width)
+            reduced = self.sr(grid).flatten(2).transpose(1, 2)
+            reduced = self.layer_norm(unmix_channels(reduced) if self.mixes_channels else reduced)
         key = self._split_heads(self.key(reduced))
         value = self._split_heads(self.value(reduced))
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5

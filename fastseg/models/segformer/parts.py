@@ -43,7 +43,10 @@ def attention_part(layer: nn.Module, names: LayerNames, own: bool = False) -> Pa
             reduction_norm = find_layer_norm(layer, names.reduction_norm)
             if kernel == 1:
                 raise Declined(f"{names.reduction} reduces nothing")
-        return fold_sr_attention(norm, query, key, value, output, heads, reduction, reduction_norm)
+        mixes = bool(find(layer, names.mixes_channels))
+        return fold_sr_attention(
+            norm, query, key, value, output, heads, reduction, reduction_norm, mixes
+        )
 
     roots = [m for m in (find(layer, names.attention_norm), find(layer, names.attention)) if m]
     return Part(layer, roots, fold, own)

@@ -28,6 +28,7 @@ class LayerNames:
         fc1, fc2: linear maps or 1x1 convolutions.
         activation: the function between the depthwise convolution and fc2; GELU where there is
             nothing of that name.
+        mixes_channels: whether the reduction is that of KerasCV; no other library has it.
         call: the whole layer on tokens (B, H * W, C).
         call_attention, call_ffn: one half of it, with norm and residual.
     """
@@ -52,6 +53,7 @@ class LayerNames:
     value: str = ""
     key_value: str = ""
     in_projection: str = ""
+    mixes_channels: str = ""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,11 @@ def _encoder(
 ENCODER = EncoderHost(
     name="fastseg",
     method="forward",
-    layer=replace(TRANSFORMERS_OLD, activation="mlp.hidden_act"),
+    layer=replace(
+        TRANSFORMERS_OLD,
+        activation="mlp.hidden_act",
+        mixes_channels="attention.self.mixes_channels",
+    ),
     embed=TRANSFORMERS_EMBED,
     stages=lists_of_stages,
     forward=_encoder,
