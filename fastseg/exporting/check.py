@@ -90,7 +90,7 @@ def compare(
         pixels = torch.randn(shape, generator=generator)
         results = run(pixels.numpy())
         with torch.no_grad():
-            expected = _outputs(reference, pixels.double(), gives_maps)
+            expected = _outputs(reference, pixels.double(), gives_maps, labels is not False)
         if labels is False:
             pairs = zip(results, expected, strict=True)
             error = max(_relative_error(result, wanted) for result, wanted in pairs)
@@ -108,14 +108,18 @@ def compare(
     return checked
 
 
-def _outputs(model: Any, pixels: torch.Tensor, gives_maps: bool) -> list[torch.Tensor]:
+def _outputs(
+    model: Any, pixels: torch.Tensor, gives_maps: bool, upsampled: bool
+) -> list[torch.Tensor]:
+    """Maps of an encoder; else logits, or what is upsampled to label maps in their place."""
     if gives_maps:
         maps = model.encoder(pixels)[0]
         return list(maps)
     output = model(pixels)
     if isinstance(output, tuple):
         output = output[0]
-    return [getattr(output, "logits", output)]
+    probabilities = getattr(output, "probabilities", None) if upsampled else None
+    return [getattr(output, "logits", output) if probabilities is None else probabilities]
 
 
 def _relative_error(result: np.ndarray, expected: torch.Tensor) -> float:

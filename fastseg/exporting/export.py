@@ -87,7 +87,8 @@ def export(
             upsampling and the highest class, inside the graph. With one class 1 where its logit is
             positive.
         label_dtype: torch.int64, the default, or torch.uint8 for up to 256 classes.
-        batch, height, width: of the input, to fix an axis.
+        batch, height, width: of the input, to fix an axis. A model of KerasCV's network takes one
+            size alone: by default that in its configuration, `image_size`.
         opset: of ONNX, from 11; 20 by default, where GELU is one operator. Before 17 LayerNorm is
             written in plain operators.
         dtype: of the weights and the arithmetic, whatever the model's: torch.float32, or, of ONNX,
@@ -112,6 +113,7 @@ def export(
     if folded.dtype != torch.float32:
         model = copy.deepcopy(model).float()
         folded = _folded(model)
+    height, width = _square(model, folded, height, width)
     reduced = TWO_TOKENS if format == "torch-export" else 1
     smallest = folded.smallest_side(reduced)
     sizes: dict[str, Any] = {
@@ -219,6 +221,22 @@ def _size(name: str, size: Any, smallest: int) -> int | None:
     if isinstance(size, bool) or number < smallest:
         raise ValueError(f"{name}: expected an integer from {smallest}, or None, got {size!r}")
     return number
+
+
+def _square(
+    model: Any, folded: FoldedModel, height: int | None, width: int | None
+) -> tuple[int | None, int | None]:
+    """The sizes given, or the model's own where it takes one size alone."""
+    multiple = folded.side_multiple
+    own = getattr(model.config, "image_size", None) if multiple else None
+    if isinstance(own, list) and len(own) == 2 and height is None and width is None:
+        height, width = own
+    if multiple and (height is None or height != width or height % multiple):
+        raise ValueError(
+            f"height, width: expected equal multiples of {multiple}, as KerasCV's network takes "
+            f"squares and is another function at each size, got {height} and {width}"
+        )
+    return height, width
 
 
 def _labels(

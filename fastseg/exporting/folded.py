@@ -59,12 +59,17 @@ class FoldedModel:
         classifier: of the mean of the last stage's tokens.
             Without both, the result is the maps of all stages.
         id2label: names of the classes.
+        upsamples_probabilities: label maps are of upsampled probabilities and not of logits.
+        side_multiple: 0, or what the sides of images are multiples of, which then are squares of
+            one size, as the model is another function at each.
     """
 
     stages: tuple[FoldedStage, ...]
     head: DecodeHeadWeights | None = None
     classifier: nn.Linear | None = None
     id2label: Mapping[int, str] = field(default_factory=dict)
+    upsamples_probabilities: bool = False
+    side_multiple: int = 0
 
     @property
     def num_channels(self) -> int:

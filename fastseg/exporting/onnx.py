@@ -65,8 +65,10 @@ def build(
         outputs["logits"] = (np.float32, (rows, folded.num_labels, *(side[0] for side in sides)))
     else:
         size = None if labels is True else labels
-        logits = graph.widened(network.decode(maps, folded.head))
-        network.labels(logits, size, label_dtype, folded.num_labels)
+        scores = graph.widened(network.decode(maps, folded.head))
+        if folded.upsamples_probabilities:
+            scores = network.probabilities(scores)
+        network.labels(scores, size, label_dtype, folded.num_labels)
         kind = np.uint8 if label_dtype == torch.uint8 else np.int64
         outputs["labels"] = (kind, (rows, *(size or input_size)))
     names = {int(number): name for number, name in folded.id2label.items()}
@@ -125,6 +127,12 @@ class _Network:
             weight = head.classifier_weight
             return self._conv1x1("classifier", graph.op("Relu", fused), weight, bias)
 
+    def probabilities(self, logits: str) -> str:
+        """The softmax of logits over the classes, which of old opsets takes the last axis alone."""
+        graph = self.graph
+        by_pixel = graph.op("Transpose", logits, perm=TO_NHWC)
+        return graph.op("Transpose", graph.op("Softmax", by_pixel, axis=-1), perm=TO_NCHW)
+
     def labels(
         self, logits: str, size: tuple[int, int] | None, dtype: torch.dtype, classes: int
     ) -> None:
@@ -173,7 +181,7 @@ class _Network:
         attention = layer.attention
         with graph.scope("attention"):
             normalized = forms.layer_norm(graph, self.tokens, attention.eps, channels)
-            reduced = self._reduce(normalized, attention, channels)
+            reduced = self._reduce(normalized, attention, channels, shape)
             attend = self._one_head if attention.num_heads == 1 else self._heads
             attended = attend(normalized, reduced, attention, channels, shape)
             self.tokens = graph.op("Add", self.tokens, attended)
@@ -196,12 +204,17 @@ class _Network:
             mixed = graph.op("Transpose", mixed, perm=TO_NHWC)
             self.tokens = graph.op("Add", self.tokens, mixed)
 
-    def _reduce(self, normalized: str, attention: Any, channels: int) -> str:
+    def _reduce(self, normalized: str, attention: Any, channels: int, shape: str) -> str:
         """Normalised tokens of the reduced grid, (B, M, C)."""
         graph = self.graph
         ratio = attention.sr_ratio
         if ratio == 1:
             return graph.op("Reshape", normalized, graph.integers([0, -1, channels]))
+        mixes = attention.norm_weight is not None
+        if mixes:
+            affine = attention.norm_weight, attention.norm_bias
+            tokens = forms.layer_norm(graph, self.tokens, attention.eps, channels, *affine)
+            normalized = graph.op("Reshape", graph.op("Transpose", tokens, perm=TO_NCHW), shape)
         weight = attention.sr_weight.unflatten(1, (ratio, ratio, channels)).permute(0, 3, 1, 2)
         reduced = graph.op(
             "Conv",
@@ -211,7 +224,9 @@ class _Network:
             kernel_shape=[ratio, ratio],
             strides=[ratio, ratio],
         )
-        reduced = graph.op("Reshape", reduced, graph.integers([0, 0, -1]))
+        if mixes:
+            reduced = graph.op("Transpose", reduced, perm=TO_NHWC)
+        reduced = graph.op("Reshape", reduced, graph.integers([0, channels, -1]))
         reduced = graph.op("Transpose", reduced, perm=[0, 2, 1])
         return forms.layer_norm(graph, reduced, attention.sr_eps, channels)
 

@@ -32,6 +32,7 @@ class FoldedProgram(nn.Module):
         self.stages = nn.ModuleList(_Stage(stage) for stage in folded.stages)
         self.head = None if folded.head is None else _Weights(folded.head)
         self.classifier = None if folded.classifier is None else _copy(folded.classifier)
+        self.upsamples_probabilities = folded.upsamples_probabilities
         self.labels = labels
         self.label_dtype = label_dtype
 
@@ -52,6 +53,8 @@ class FoldedProgram(nn.Module):
             return logits.contiguous()
         size = pixel_values.shape[2:] if self.labels is True else self.labels
         if logits.shape[1] > 1:
+            if self.upsamples_probabilities:
+                logits = logits.softmax(1)
             return kernels.upsample_argmax(logits, size, self.label_dtype)
         resized = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         return (resized[:, 0] > 0).to(self.label_dtype)

@@ -38,6 +38,7 @@ def post_process_semantic_segmentation(
 def logits_of(outputs: Any) -> torch.Tensor:
     """The logits (B, K, h, w) that a model has given, in its output or by themselves.
 
+    Of an output with probabilities these: its network upsamples them in the place of the logits.
     An output has them as an attribute or, as transformers' pipelines hand it over, as an entry.
 
     Raises:
@@ -45,7 +46,7 @@ def logits_of(outputs: Any) -> torch.Tensor:
     """
     logits = outputs
     if isinstance(outputs, Mapping):
-        logits = outputs.get("logits")
+        logits = outputs.get("probabilities", outputs.get("logits"))
     elif not isinstance(outputs, torch.Tensor):
         logits = getattr(outputs, "logits", None)
     if not isinstance(logits, torch.Tensor):

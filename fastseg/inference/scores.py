@@ -21,13 +21,15 @@ class Wanted:
     Args:
         threshold: the least probability of a label that stays; None where all do.
         dtype: of the scores; None where there are to be none.
+        of_probabilities: whether the model upsamples probabilities and not logits.
     """
 
     threshold: float | None = None
     dtype: torch.dtype | None = None
+    of_probabilities: bool = False
 
     @classmethod
-    def of(cls, return_scores: Any, scores_dtype: Any, threshold: Any) -> Wanted:
+    def of(cls, model: Any, return_scores: Any, scores_dtype: Any, threshold: Any) -> Wanted:
         """Check the arguments of `segment`."""
         if scores_dtype not in SCORE_DTYPES:
             expected = ", ".join(map(str, SCORE_DTYPES))
@@ -35,7 +37,9 @@ class Wanted:
         number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
         if threshold is not None and not (number and 0 <= threshold <= 1):
             raise ValueError(f"threshold: expected a number from 0 to 1, got {threshold!r}")
-        return cls(threshold, scores_dtype if return_scores else None)
+        config = getattr(getattr(model, "module", model), "config", None)
+        upsamples = bool(getattr(config, "upsamples_probabilities", False))
+        return cls(threshold, scores_dtype if return_scores else None, upsamples)
 
     @property
     def probability(self) -> bool:

@@ -6,6 +6,7 @@ import functools
 import itertools
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
@@ -23,6 +24,7 @@ from fastseg.images.inputs import (
 from fastseg.images.label_maps import logits_of
 from fastseg.images.processor import SegformerImageProcessor
 from fastseg.kernels import upsample_argmax, upsample_scores
+from fastseg.kernels.labels.scores import highest_blend
 from fastseg.models.seggpt.prompts import is_seggpt
 
 from .prompted import segment_by_prompts
@@ -97,7 +99,8 @@ def segment(
         input_data_format: "channels_first" or "channels_last", of arrays; None finds the end that
             is as long as the processor's `image_mean`, or 1, 3 or 4 long.
         return_scores: give the probability of every pixel's label too: the softmax of its logits
-            after upsampling, or after the mean over windows.
+            after upsampling, or after the mean over windows; with `upsamples_probabilities` in the
+            model's configuration before both.
         scores_dtype: of these: torch.float16, torch.float32, or torch.uint8 for 255 times the
             probability, rounded.
         threshold: a probability. A pixel whose highest class has less gets the label 255, for
@@ -154,7 +157,7 @@ def segment(
             f"input_data_format: expected None, {CHANNELS_FIRST!r} or {CHANNELS_LAST!r}, "
             f"got {input_data_format!r}"
         )
-    wanted = Wanted.of(return_scores, scores_dtype, threshold)
+    wanted = Wanted.of(model, return_scores, scores_dtype, threshold)
     least = least_side(model)
     windows = None
     if slide is not None:
@@ -204,6 +207,8 @@ def saved_processor(model: Any) -> SegformerImageProcessor:
     source = getattr(model, "preprocessor_file", None) or getattr(model, "name_or_path", "")
     if source:
         try:
+            if source == getattr(model, "name_or_path", "") and Path(source).is_file():
+                raise FileNotFoundError(source)  # of weights
             return processor_class.from_pretrained(source, local_files_only=True)
         except (FileNotFoundError, ImportError):
             warnings.warn(
@@ -331,7 +336,8 @@ def _label_map(logits: torch.Tensor, one: _Input, wanted: Wanted) -> LabelMap:
     if classes > 1:
         labels = upsample_argmax(logits, one.size)[0]
         if wanted.probability:
-            probability = upsample_scores(logits, one.size)[0]
+            highest = highest_blend if wanted.of_probabilities else upsample_scores
+            probability = highest(logits, one.size)[0]
     else:  # is it, or is it not
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         resized = F.interpolate(logits, size=one.size, mode="bilinear", align_corners=False)[0, 0]

@@ -95,7 +95,7 @@ def sliding_labels(
         open_rows.append(_WindowRow(top, top + crop_height, grid))
         # Rows above the next window row are covered by all windows that they will have.
         finished = tops[index + 1] if index + 1 < len(tops) else height
-        _label_rows(labels, probability, top, finished, open_rows, lefts, crop_width)
+        _label_rows(labels, probability, top, finished, open_rows, lefts, crop_width, wanted)
         open_rows = [row for row in open_rows if row.bottom > finished]
     return wanted.finish(labels, probability, classes)
 
@@ -116,6 +116,7 @@ def _label_rows(
     window_rows: list[_WindowRow],
     lefts: list[int],
     crop_width: int,
+    wanted: Wanted,
 ) -> None:
     """Sum the windows' logits over rows `first` to `last`, and write the highest class.
 
@@ -140,5 +141,8 @@ def _label_rows(
         labels[top:bottom] = sums.max(dim=-1).indices if classes > 1 else sums[..., 0] > 0
         if probability is not None:
             sums /= probability[top:bottom, :, None]
-            found = highest_probability(sums) if classes > 1 else sums[..., 0].sigmoid()
+            if classes == 1:
+                found = sums[..., 0].sigmoid()
+            else:
+                found = sums.amax(dim=-1) if wanted.of_probabilities else highest_probability(sums)
             probability[top:bottom] = found

@@ -78,13 +78,18 @@ class BaseModelOutput(ModelOutput):
 
 
 class SemanticSegmenterOutput(ModelOutput):
-    """Output of SegformerForSemanticSegmentation. logits: (B, num_labels, H/4, W/4)."""
+    """Output of SegformerForSemanticSegmentation. logits: (B, num_labels, H/4, W/4).
 
-    fields = ("loss", "logits", "hidden_states", "attentions")
+    probabilities: their softmax, in float32 at least, where the network upsamples that and not
+        the logits.
+    """
+
+    fields = ("loss", "logits", "hidden_states", "attentions", "probabilities")
     loss: torch.Tensor | None
     logits: torch.Tensor
     hidden_states: tuple[torch.Tensor, ...] | None
     attentions: tuple[torch.Tensor, ...] | None
+    probabilities: torch.Tensor | None
 
 
 class ImageClassifierOutput(ModelOutput):

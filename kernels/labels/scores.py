@@ -8,7 +8,7 @@ count here: there is no shortcut away from borders. A lane of the kernel owns a 
 maximum and a sum; the twin works in stripes of rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,15 +34,29 @@ def eager(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
         logits = logits.float()
     # As for label maps: a class masked by -inf would turn to NaN where it is blended.
     logits = logits.clamp(min=torch.finfo(logits.dtype).min / 4)
-    grid = logits.permute(0, 2, 3, 1).contiguous()
+    return _of_stripes(logits, height, width, highest_probability)
+
+
+def highest_blend(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """The highest value at every pixel of maps (B, K, h, w) resized to `size`, (B, H, W).
+
+    Of probabilities that are upsampled as they are it is the score.
+    """
+    return _of_stripes(maps, size[0], size[1], lambda stripe: stripe.amax(dim=-1))
+
+
+def _of_stripes(
+    maps: torch.Tensor, height: int, width: int, reduce: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """`reduce` of all classes, its last axis, at every pixel of the resized maps."""
+    grid = maps.permute(0, 2, 3, 1).contiguous()
     rows = bilinear_neighbours(height, grid.shape[1], grid.device, grid.dtype)
     batch, _, _, classes = grid.shape
-    scores = torch.empty(batch, height, width, dtype=grid.dtype, device=grid.device)
+    found = torch.empty(batch, height, width, dtype=grid.dtype, device=grid.device)
     row_bytes = batch * width * classes * grid.element_size()
     for top, bottom in row_stripes(height, row_bytes, grid.device):
-        stripe = upsample_rows(grid, rows, top, bottom, width)
-        scores[:, top:bottom] = highest_probability(stripe)
-    return scores
+        found[:, top:bottom] = reduce(upsample_rows(grid, rows, top, bottom, width))
+    return found
 
 
 def fused(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -8,12 +8,14 @@ Paper: Xie et al., SegFormer, arXiv:2105.15203.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastseg.exporting.folded import FoldedModel
 from fastseg.kernels.blocks.tokens import tokens_to_map
 from fastseg.training.loss import FastLoss, segmentation_loss
 
@@ -33,6 +35,14 @@ class SegformerPreTrainedModel(PreTrainedModel):
     base_model_prefix = "segformer"
     takes_bytes = True
     config: SegformerConfig
+
+    def folded_model(self) -> FoldedModel:
+        """The folded arguments of all ops: see PreTrainedModel."""
+        return replace(
+            super().folded_model(),
+            upsamples_probabilities=self.config.upsamples_probabilities,
+            side_multiple=self.config.side_multiple,
+        )
 
 
 class SegformerModel(SegformerPreTrainedModel):
@@ -135,8 +145,17 @@ class SegformerForSemanticSegmentation(FastLoss, SegformerPreTrainedModel):
             logits=logits,
             hidden_states=encoded.hidden_states if output_hidden_states else None,
             attentions=encoded.attentions,
+            probabilities=self._probabilities(logits),
         )
         return output if self._return_dict(return_dict) else output.to_tuple()
+
+    def _probabilities(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """What is to be upsampled in the place of the logits, if anything; one class has none."""
+        if not self.config.upsamples_probabilities or logits.shape[1] == 1:
+            return None
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        # Along memory, for on a CPU logits are channels-last: a ninth of the time.
+        return logits.permute(0, 2, 3, 1).softmax(-1, dtype=dtype).permute(0, 3, 1, 2)
 
     def _stage_maps(
         self, hidden_states: tuple[torch.Tensor, ...], pixel_values: torch.Tensor
