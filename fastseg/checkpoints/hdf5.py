@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,45 @@ def image_converter(path: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: the archive is corrupt.
     """
-    found: Any = _read_archive(path)[0]
+    found: Any = keras_config(path)
     for name in ("config", "preprocessor", "config", "image_converter"):
         found = found.get(name) if isinstance(found, dict) else None
     return found if isinstance(found, dict) else None
+
+
+def keras_config(path: Path) -> dict[str, Any]:
+    """The config.json in a `.keras` archive.
+
+    Raises:
+        CheckpointError: the archive is corrupt.
+    """
+    return _read_archive(path)[0]
+
+
+def keras_cv_backbone(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The backbone in a config.json of KerasCV, which is of a task or is that; None for others."""
+    if not str(config.get("registered_name")).startswith("keras_cv"):
+        return None
+    backbone = (config.get("config") or {}).get("backbone") or config
+    return dict(backbone)
+
+
+def keras_cv_processor(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Options of an image processor for a model of KerasCV, by its config.json; None for others.
+
+    What is inside of such a model: it divides bytes by 255 or takes them as they are.
+    """
+    if (backbone := keras_cv_backbone(config)) is None:
+        return None
+    fields = backbone.get("config") or {}
+    options = {"do_rescale": bool(fields.get("include_rescaling")), "do_normalize": False}
+    return {**options, "size": image_size} if (image_size := keras_cv_size(backbone)) else options
+
+
+def keras_cv_size(backbone: Mapping[str, Any]) -> list[int] | None:
+    """[height, width] of the images that a backbone of KerasCV was built for, if it says so."""
+    size = (backbone.get("config") or {}).get("input_shape")
+    return [int(side) for side in size[:2]] if size and None not in size else None
 
 
 def _read_archive(path: Path) -> tuple[dict[str, Any], bytes]:

@@ -42,6 +42,7 @@ _BY_TRAINER = (
 )
 
 _WEIGHTS = ("model", "ema")
+_SOURCES = (None, "keras_cv")
 
 __all__ = [
     "CheckpointError",
@@ -88,6 +89,7 @@ def load_pretrained(
     ignore_mismatched_sizes: bool = False,
     strict: bool = True,
     weights: str = "model",
+    source: str | None = None,
     output_loading_info: bool = False,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
@@ -102,15 +104,15 @@ def load_pretrained(
 ) -> Any:
     """A model in eval mode, from a checkpoint of transformers or of another library.
 
-    Reads model.safetensors and pytorch_model.bin, whole or in shards, tf_model.h5, KerasHub's
-    presets, and single files (safetensors, HDF5, `.keras`, PyTorch's pickles, of which no code is
-    run), also those of training programs. Whose tensors they are is told by their names: those of
-    transformers 4 or 5, in PyTorch or TensorFlow, NVlabs, mmseg (the encoder),
-    segmentation_models_pytorch or KerasHub. Where there is no config.json of transformers, sizes
-    come from the tensors. 8-bit weights of bitsandbytes become floats. A head that the file does
-    not have at all is newly initialised; the head of another class in the file is left out. Both
-    are told by a CheckpointWarning and in `model.load_report`, as is which of two sets of weights
-    was taken.
+    Reads model.safetensors and pytorch_model.bin, whole or in shards, tf_model.h5, presets of
+    KerasHub and KerasCV, and single files (safetensors, HDF5, `.keras`, PyTorch's pickles, of which
+    no code is run), also those of training programs. Whose tensors they are is told by their names:
+    those of transformers 4 or 5, in PyTorch or TensorFlow, NVlabs, mmseg (the encoder),
+    segmentation_models_pytorch, KerasHub or KerasCV. Where there is no config.json of transformers,
+    sizes come from the tensors. 8-bit weights of bitsandbytes become floats. A head that the file
+    does not have at all is newly initialised; the head of another class in the file is left out.
+    Both are told by a CheckpointWarning and in `model.load_report`, as is which of two sets of
+    weights was taken.
 
     Args:
         path: a directory, a file or a Hugging Face hub id. Beside a file with the name that it has
@@ -129,6 +131,8 @@ def load_pretrained(
             initialises what the file does not have; `load_report` lists both.
         weights: "model" for the model's own weights, "ema" for an average of them (EMA, SWA) or a
             teacher's in the file of a training program.
+        source: "keras_cv" for the `.weights.h5` of an encoder of KerasCV, whose names KerasHub's
+            has as well; None for all else.
         output_loading_info: return (model, info) with what `load_report` has under transformers'
             keys: missing_keys, unexpected_keys, mismatched_keys, error_msgs.
         dtype: of the model. None is the one in config.json, else the file's own, but float32 on a
@@ -160,6 +164,8 @@ def load_pretrained(
     if weights not in _WEIGHTS:
         expected = " or ".join(map(repr, _WEIGHTS))
         raise ValueError(f"weights: expected {expected}, got {weights!r}")
+    if source not in _SOURCES:
+        raise ValueError(f"source: expected {' or '.join(map(repr, _SOURCES))}, got {source!r}")
     file = local_file(path)
     _check_place(file, state_dict, subfolder, variant)
     folder = Path(path) / (subfolder or "") if isinstance(path, str | os.PathLike) else None
@@ -178,7 +184,7 @@ def load_pretrained(
             local_files_only=local_files_only,
         )
     try:
-        source = read_source(
+        found = read_source(
             folder,
             resolve,
             families,
@@ -186,18 +192,18 @@ def load_pretrained(
             config,
             state_dict,
             variant,
-            Choice(weights == "ema", strict),
+            Choice(weights == "ema", strict, source),
         )
     except FileNotFoundError as error:
         if path is not None and Path(path).exists():
             raise CheckpointError(str(error)) from error
         raise
-    family = families[source.model_type]
-    classes = [one for one in classes if one.config_class.model_type == source.model_type]
+    family = families[found.model_type]
+    classes = [one for one in classes if one.config_class.model_type == found.model_type]
     config_class = classes[0].config_class
     # Those of another family were fine as long as this one was not known.
     check_overrides([config_class], config_overrides, inspect.signature(load_pretrained).parameters)
-    fields, translation = source.fields, source.translation
+    fields, translation = found.fields, found.translation
     tensors, names = translation.tensors, translation.names
     stored_dtype = fields.pop("dtype", None) or fields.get("torch_dtype")
     fields.pop("torch_dtype", None)
@@ -205,12 +211,12 @@ def load_pretrained(
     if config is not None:  # of a model in use, it may name the class that it was loaded from
         fields.pop("architectures", None)
     chosen = _choose_class(classes, fields, family.class_name(names.values()))
-    described_by = source.config_path or source.path
-    notes = source.notes
+    described_by = found.config_path or found.path
+    notes = found.notes
     if num_labels is None and id2label is None:
         rows = _rows(names, tensors, family.classifiers)
         notes += settle_labels(fields, rows, described_by)
-        if source.config_path is None and folder is not None and (folder / _TRAINER_NAME).exists():
+        if found.config_path is None and folder is not None and (folder / _TRAINER_NAME).exists():
             notes += (_BY_TRAINER,)
     config = make_config(config_class, described_by, fields, num_labels, id2label, config_overrides)
     notes += family.fit(names, tensors, config)
@@ -218,7 +224,7 @@ def load_pretrained(
     with torch.device("meta"), _NoRandomNumbers():
         model = chosen(config)
     if translation.foreign_head and hasattr(model, family.segmentation_head):
-        raise CheckpointError(f"{source.path}: {translation.foreign_head}")
+        raise CheckpointError(f"{found.path}: {translation.foreign_head}")
     if not hasattr(model, model.base_model_prefix):
         names = {name: full.removeprefix(family.base) for name, full in names.items()}
     assignment = match_tensors(
@@ -232,12 +238,12 @@ def load_pretrained(
     )
     if assignment.errors:
         raise CheckpointError(
-            f"{source.path}: the tensors do not fit {chosen.__name__} as {source.described_by} it\n"
+            f"{found.path}: the tensors do not fit {chosen.__name__} as {found.described_by} it\n"
             + "\n".join(assignment.errors)
         )
     report = dataclasses.replace(
         assignment.report,
-        unexpected=(*assignment.report.unexpected, *translation.left_out, *source.left_out),
+        unexpected=(*assignment.report.unexpected, *translation.left_out, *found.left_out),
         notes=notes,
     )
     info = _loading_info(report, model, names, tensors)
@@ -254,15 +260,17 @@ def load_pretrained(
     model.load_report = report
     model.name_or_path = "" if path is None else os.fspath(path)
     # For `fastseg.segment`. Absolute, for the working directory may change.
+    if found.preprocessor_path is not None:
+        model.preprocessor_file = found.preprocessor_path.absolute()
     with contextlib.suppress(FileNotFoundError):
         model.preprocessor_file = resolve(PREPROCESSOR_NAME).absolute()
     if report:
         warnings.warn(
-            f"{source.path}, loaded into {chosen.__name__}:\n{report}",
+            f"{found.path}, loaded into {chosen.__name__}:\n{report}",
             CheckpointWarning,
             stacklevel=3,  # the caller of from_pretrained
         )
-    _log.info("%s: %s, %s, on %s", source.path, chosen.__name__, model.dtype, device)
+    _log.info("%s: %s, %s, on %s", found.path, chosen.__name__, model.dtype, device)
     return (model.eval(), info) if output_loading_info else model.eval()
 
 

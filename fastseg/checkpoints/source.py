@@ -1,8 +1,8 @@
 """Reading a path: the tensors there under fastseg's names, and the configuration, or parts of it.
 
 A path is a directory, a hub id or a single file. Beside the weights there may be a config.json of
-transformers, of segmentation_models_pytorch or of KerasHub; what it leaves open is told by the
-tensors. The caller may have the weights or the configuration instead.
+transformers, of segmentation_models_pytorch, of KerasHub or of KerasCV; what it leaves open is told
+by the tensors. The caller may have the weights or the configuration instead.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .files import (
     read_preset_weights,
     read_weights,
 )
+from .hdf5 import keras_cv_processor
 from .pickles import take_weights
 from .quantized import dequantized
 from .report import CheckpointError
@@ -44,6 +45,7 @@ class Source:
     fields: of the configuration.
     left_out: names in the file of what is no tensor.
     notes: remarks for the user.
+    preprocessor_path: a file of KerasCV that says how images are prepared.
     """
 
     path: Path | str
@@ -53,6 +55,7 @@ class Source:
     translation: Translation
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    preprocessor_path: Path | None = None
 
     @property
     def described_by(self) -> str:
@@ -129,15 +132,22 @@ def read_source(
     weights_path: Path | str = "state_dict"
     if state_dict is not None:
         weights = Weights(*take_weights(state_dict, weights_path, choice))
-    elif library == "KerasHub":
+    elif library == "Keras":
         if variant:
-            raise ValueError(f"variant: expected None for a preset of KerasHub, got {variant!r}")
+            raise ValueError(
+                f"variant: expected None for a preset of KerasHub or KerasCV, got {variant!r}"
+            )
         weights_path, weights = read_preset_weights(resolve)
     elif file is not None:
         weights_path, weights = file, read_file(file, choice)
     else:
         weights_path, weights = read_weights(resolve, choice, variant)
     weights.tensors = dequantized(weights.tensors, weights_path)
+    if choice.source is not None and weights.groups is None:
+        raise ValueError(
+            f"source: expected None for {weights_path}, which tells whose it is, got "
+            f"{choice.source!r}"
+        )
     is_described = config_path is not None and library == "transformers"
     described_by = config_path if is_described else None
     first_error: CheckpointError | None = None
@@ -166,6 +176,7 @@ def read_source(
             translation,
             weights.left_out,
             (*weights.notes, *translation.notes),
+            _preparing(found, config_path) or _preparing(weights.keras_config, weights_path),
         )
     assert first_error is not None
     raise first_error
@@ -183,9 +194,8 @@ def _translated(
     """The tensors in the family's terms, and the fields, as the tensors tell them where none do."""
     try:
         if weights.groups is not None:
-            foreign = family.foreign(weights.tensors, weights.groups)
-            if foreign is not None:
-                raise CheckpointError(foreign)
+            told = family.read_groups(weights.tensors, weights.groups, choice.source, fields)
+            fields = {**told, **fields}
         depths = {**fields, **overrides}.get("depths")
         translation = family.translate(weights.tensors, depths, choice.average)
         if choice.average and not (weights.averaged or translation.averaged):
@@ -203,10 +213,15 @@ def _translated(
 def _library(config: Mapping[str, Any]) -> str:
     """Name the library of a config.json: only transformers' describes a model in our terms."""
     if "model_type" not in config and "registered_name" in config:
-        return "KerasHub"
+        return "Keras"
     if "model_type" not in config and "encoder_name" in config:
         return "smp"
     return "transformers"
+
+
+def _preparing(config: Mapping[str, Any] | None, path: Path | str | None) -> Path | None:
+    """`path` where the config.json there says how KerasCV prepares images."""
+    return None if path is None or keras_cv_processor(config or {}) is None else Path(path)
 
 
 def _has_weights(path: object, variant: str | None) -> bool:
@@ -233,10 +248,11 @@ def _of_model_type(
     config: Mapping[str, Any], path: Path | str, families: Mapping[str, CheckpointNames]
 ) -> dict[str, CheckpointNames]:
     stated = config["model_type"]
-    if stated not in families:
-        expected = " or ".join(map(repr, families))
-        raise CheckpointError(f"{path}: expected model_type {expected}, got {stated!r}")
-    return {stated: families[stated]}
+    for model_type, family in families.items():
+        if stated in (model_type, *family.other_model_types):
+            return {model_type: family}
+    expected = " or ".join(map(repr, families))
+    raise CheckpointError(f"{path}: expected model_type {expected}, got {stated!r}")
 
 
 def _smp_fields(

@@ -30,10 +30,12 @@ class Choice:
 
     average: an average of the weights (EMA), or a teacher's, instead of the model's own.
     strict: whether an entry that is no tensor is an error; else it is left out.
+    source: the library that it is of, where the file does not tell: "keras_cv".
     """
 
     average: bool = False
     strict: bool = True
+    source: str | None = None
 
 
 DEFAULT_CHOICE = Choice()

@@ -84,7 +84,10 @@ class CheckpointNames:
     read_smp: config.json of segmentation_models_pytorch -> fields of the configuration.
     fit: (names in the model by those in the file, the file's tensors, the configuration) ->
         remarks, after it has resized tensors in place where the configuration asks for that.
-    foreign: (names of tensors, of groups) of an HDF5 file -> why it is of another network, or None.
+    read_groups: (names of tensors, names of groups, the library that the caller says it is of or
+        None, fields that a configuration with it has told) of an HDF5 file -> fields of the
+        configuration that these names tell.
+    other_model_types: what the configuration has as `other_model_types`.
     layouts: how other libraries store its models, by short names of these.
 
     Those that read a file raise CheckpointError where it is of no model of the family. Defaults are
@@ -109,7 +112,10 @@ class CheckpointNames:
     fit: Callable[[Mapping[str, str], dict[str, torch.Tensor], Any], tuple[str, ...]] = (
         lambda names, tensors, config: ()
     )
-    foreign: Callable[[Iterable[str], Iterable[str]], str | None] = lambda names, groups: None
+    read_groups: Callable[
+        [Iterable[str], Iterable[str], str | None, Mapping[str, Any]], dict[str, Any]
+    ] = lambda names, groups, source, fields: {}
+    other_model_types: tuple[str, ...] = ()
     layouts: Mapping[str, Layout] = field(default_factory=dict)
 
 

@@ -25,7 +25,10 @@ from fastseg.models.families import FAMILIES
 from . import options
 from .options import CommandError, say
 
-_EPSILONS = ("patch_norm_eps", "block_norm_eps", "reduction_norm_eps", "stage_norm_eps")
+_EPSILONS = (
+    *("patch_norm_eps", "block_norm_eps", "reduction_norm_eps", "stage_norm_eps"),
+    "batch_norm_eps",
+)
 _TRANSFORMERS, _TRANSFORMERS_EPS = "transformers", 1e-5
 _LIBRARIES = [
     name for family in FAMILIES.values() for name in family.models[0].checkpoint_names.layouts
@@ -106,6 +109,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _write(model: Any, processor: Any, arguments: argparse.Namespace) -> None:
     """Write a folder that transformers and fastseg load."""
+    if model.config.to_dict()["model_type"] != model.config.model_type:
+        raise CommandError(
+            f"--to {_TRANSFORMERS}: transformers has no such network as IN {arguments.source}; "
+            "save_pretrained of the model writes it for fastseg alone"
+        )
     _check_output(arguments.output, True, arguments.force)
     try:
         model.save_pretrained(arguments.output)
@@ -122,7 +130,7 @@ def _write(model: Any, processor: Any, arguments: argparse.Namespace) -> None:
     fields = {name: _TRANSFORMERS_EPS for name in _EPSILONS if hasattr(model.config, name)}
     if any(getattr(model.config, name) != _TRANSFORMERS_EPS for name in fields):
         say(
-            "note: config.json keeps the source's LayerNorm epsilons, which fastseg obeys and "
+            "note: config.json keeps the source's epsilons, which fastseg obeys and "
             f"transformers does not: it computes with {_TRANSFORMERS_EPS:g} everywhere"
             + _worth(model, fields)
         )

@@ -9,13 +9,15 @@ import dataclasses
 import json
 import os
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from fastseg.checkpoints.files import PREPROCESSOR_NAME, read_json
+from fastseg.checkpoints.files import CONFIG_NAME, PREPROCESSOR_NAME, read_json
+from fastseg.checkpoints.hdf5 import keras_config, keras_cv_processor
 from fastseg.checkpoints.hub import find_file, resolve_file
 from fastseg.checkpoints.push import PushesToHub
 from fastseg.checkpoints.report import CheckpointError
@@ -206,6 +208,8 @@ class SegformerImageProcessor(PushesToHub):
             return_segmentation_scores: give for each image a BatchFeature of "segmentation",
                 the map, and "segmentation_scores", the resized logits (num_labels, H, W).
 
+        Of outputs with `probabilities` these are resized and not the logits.
+
         A model of one class (`num_labels == 1`) has one candidate, so its maps are all 0, as in
         transformers: compare the sigmoid of its scores with a threshold instead.
 
@@ -229,7 +233,8 @@ class SegformerImageProcessor(PushesToHub):
         """Read preprocessor_config.json of a directory or hub id, or a JSON file by its path.
 
         Files of transformers 4.x and 5.x, and those of the older SegformerFeatureExtractor; a
-        processor_config.json with an image processor in it is read where the other is missing.
+        processor_config.json with an image processor in it is read where the other is missing, and
+        of a preset or an archive of KerasCV its config.json.
 
         Args:
             subfolder: of the directory or hub id, where the file is.
@@ -254,8 +259,12 @@ class SegformerImageProcessor(PushesToHub):
             if file is None:
                 file = find_file(pretrained_model_name_or_path, PROCESSOR_FILE, **where)
             # With neither there, this raises and says what is.
+            if file is None:
+                file = find_file(pretrained_model_name_or_path, CONFIG_NAME, **where)
+                if file is not None and keras_cv_processor(read_json(file)) is None:
+                    file = None
             path = file or resolve_file(pretrained_model_name_or_path, PREPROCESSOR_NAME, **where)
-        config = read_json(path)
+        config = _read(path)
         nested = config.get("image_processor")
         try:
             processor = cls.from_dict(nested if isinstance(nested, dict) else config)
@@ -346,6 +355,19 @@ class SegformerImageProcessor(PushesToHub):
         values = {name: getattr(self, name) for name in _OPTION_NAMES}
         values.update((name, v) for name, v in overrides.items() if v is not None)
         return ImageOptions(**values)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The options in a JSON file, also in a config.json of KerasCV, or in its `.keras` archive."""
+    if not zipfile.is_zipfile(path):
+        config = read_json(path)
+        return keras_cv_processor(config) or config
+    if (options := keras_cv_processor(keras_config(path))) is None:
+        raise CheckpointError(
+            f"{path}: expected options of an image processor, got an archive without them, which "
+            "is not of KerasCV"
+        )
+    return options
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:

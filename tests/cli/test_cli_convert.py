@@ -21,7 +21,7 @@ from tests.models.hosts import mmseg
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 NVLABS_EPS = {"block_norm_eps": 1e-6, "stage_norm_eps": 1e-6}
-EPS_NOTE = "config.json keeps the source's LayerNorm epsilons"
+EPS_NOTE = "config.json keeps the source's epsilons"
 
 
 def nvlabs_file(path: Path, dtype: torch.dtype = torch.float32) -> Path:

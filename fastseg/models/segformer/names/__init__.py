@@ -11,6 +11,7 @@ from fastseg.checkpoints import tensorflow
 from fastseg.checkpoints.report import CheckpointError
 from fastseg.checkpoints.translation import CheckpointNames, Translation
 
+from ..config import SegformerConfig
 from . import keras, pytorch
 from .infer import infer_fields
 from .layouts import LAYOUTS
@@ -63,6 +64,7 @@ SEGFORMER_NAMES = CheckpointNames(
     read_preset=keras.read_preset,
     read_converter=keras.read_converter,
     read_smp=_read_smp,
-    foreign=keras.foreign,
+    read_groups=keras.read_groups,
+    other_model_types=SegformerConfig.other_model_types,
     layouts=LAYOUTS,
 )

@@ -1,8 +1,8 @@
-"""KerasHub's SegFormer and MiT: `.weights.h5` files and preset folders.
+"""KerasHub's and KerasCV's SegFormer and MiT: `.weights.h5` and `.keras` files, preset folders.
 
-In a file, layers are numbered in the order of the graph, all stages together: the encoder's blocks
-run through, and the decoder's projections begin with the deepest stage. Kernels have the output
-channels last. GELU is in its tanh form.
+The two are different networks with the same names. In a file, layers are numbered in the order of
+the graph, all stages together: the encoder's blocks run through, and the decoder's projections
+begin with the deepest stage. Kernels have the output channels last. GELU is in its tanh form.
 """
 
 from __future__ import annotations
@@ -15,12 +15,26 @@ from typing import Any
 import torch
 
 from fastseg.checkpoints.files import TASK_PREFIX
+from fastseg.checkpoints.hdf5 import keras_cv_backbone, keras_cv_size
 from fastseg.checkpoints.report import CheckpointError
 from fastseg.checkpoints.translation import Table, Translation, translate_name
 
 from .tree import ENCODER
 
 FIELDS = {"hidden_act": "gelu_pytorch_tanh", "block_norm_eps": 1e-6}
+# What is the same in all models of KerasCV.
+KERAS_CV_FIELDS: dict[str, Any] = {
+    **FIELDS,
+    "num_attention_heads": [1, 2, 5, 8],
+    "patch_norm_eps": 1e-3,
+    "reduction_norm_eps": 1e-3,
+    "stage_norm_eps": 1e-3,
+    "batch_norm_eps": 1e-3,
+    "same_padding": True,
+    "mixes_channels": True,
+    "upsamples_probabilities": True,
+}
+_KERAS_CV_CLASSES = ("MiTBackbone", "SegFormer", "ImageClassifier")
 
 _EMBEDDING = re.compile(r"(?:.+/)?overlapping_patching_and_embedding(?:_(\d+))?/(.+)")
 _BLOCK = re.compile(r"(?:.+/)?hierarchical_transformer_encoder(?:_(\d+))?/(.+)")
@@ -45,8 +59,6 @@ _IN_BLOCK: Table = {
     "mlp/dwconv/": ["mlp.dwconv.dwconv."],
     "mlp/fc2/": ["mlp.dense2."],
 }
-# KerasHub's layers; they have no variables, and KerasCV's SegFormer has none of them.
-_OF_KERAS_HUB = ("/padding", "/attn/dropout")
 _VARIABLES = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -56,20 +68,53 @@ def is_keras(names: Iterable[str]) -> bool:
     return bool(names) and all("/vars/" in name for name in names)
 
 
-def foreign(names: Iterable[str], groups: Iterable[str]) -> str | None:
-    """Reason why an HDF5 file is of another network than KerasHub's; None where it may be.
+def read_groups(
+    names: Iterable[str], groups: Iterable[str], source: str | None, fields: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Fields of the configuration that tell whose network an HDF5 file is of.
+
+    Groups are layers, of which some have no variables: attention has a dropout in KerasHub and none
+    in KerasCV, where encoders within a segmentation model are called "functional".
 
     Args:
         names: of its tensors.
         groups: paths of all groups in it.
+        source: "keras_cv" where the caller says so, or None.
+        fields: what a config.json, or the caller's configuration, has told.
+
+    Raises:
+        CheckpointError: it is of another network, or may be of either.
     """
-    if not is_keras(names) or any(group.endswith(_OF_KERAS_HUB) for group in groups):
-        return None
-    return (
-        "expected KerasHub's SegFormer or MiT, got weights of KerasCV, whose "
-        "SegFormer is another network (it pads unevenly and mixes tokens with channels before "
-        "the spatial reduction), or of an early KerasHub: load the preset's folder, whose "
-        "config.json tells which, or save the weights again with a present KerasHub"
+    names, groups = list(names), list(groups)
+    if "model_weights" in groups:
+        raise CheckpointError(
+            "expected weights, got a whole model in Keras' older HDF5 format, where numbers of "
+            "layers are not those of the model: save its weights as .weights.h5, or it as .keras"
+        )
+    said = source == "keras_cv" or bool(fields.get("mixes_channels"))
+    if not is_keras(names):
+        if said:
+            raise CheckpointError("expected KerasCV's SegFormer or MiT, got names of others")
+        return {}
+    if any(group.endswith("/attn/dropout") for group in groups):
+        if said:
+            raise CheckpointError("expected KerasCV's SegFormer or MiT, got KerasHub's")
+        return {}
+    if any(group.endswith("/padding") for group in groups):
+        raise CheckpointError(
+            "expected a SegFormer or MiT of KerasHub or KerasCV, got KerasHub 0.17's MiT, a third "
+            "network: it pads as the one and mixes tokens with channels as the other. Save the "
+            "weights again with a present KerasHub, if they are those of its network"
+        )
+    if said or any(name.startswith("layers/functional/") for name in names):
+        if fields.get("mixes_channels") is False:
+            raise CheckpointError("expected weights of KerasHub, as config says, got KerasCV's")
+        return dict(KERAS_CV_FIELDS)
+    raise CheckpointError(
+        "expected weights of KerasHub's SegFormer or MiT, got some that may be of KerasCV's, which "
+        "is another network with the same names: load the preset's folder or the .keras file, "
+        'whose config.json tells which, or say source="keras_cv"; of an early KerasHub save them '
+        "again with a present one"
     )
 
 
@@ -79,14 +124,16 @@ def read_preset(config: Mapping[str, Any], task: Mapping[str, Any] | None) -> di
     Raises:
         CheckpointError: the preset is of another architecture.
     """
+    if keras_cv_backbone(task or config) is not None:
+        return _read_keras_cv(task or config)
     backbone = config.get("config") or {}
     encoder = backbone.get("image_encoder", config)
     sizes = encoder.get("config") or {}
     made_by = str(encoder.get("registered_name"))
     if made_by != "keras_hub>MiTBackbone":
         raise CheckpointError(
-            "config.json: expected a preset of KerasHub's SegFormer or MiT, got one of "
-            f"{config.get('registered_name') or config.get('class_name')}"
+            "config.json: expected a preset of KerasHub's SegFormer or MiT, or of KerasCV's, got "
+            f"one of {config.get('registered_name') or config.get('class_name')}"
         )
     if task is not None and (task.get("config") or {}).get("pooling", "avg") != "avg":
         raise CheckpointError("task.json: expected average pooling, got another one")
@@ -97,6 +144,28 @@ def read_preset(config: Mapping[str, Any], task: Mapping[str, Any] | None) -> di
         "drop_path_rate": sizes.get("max_drop_path_rate"),
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _read_keras_cv(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields from a config.json of KerasCV; of pixels the size, as the network depends on it."""
+    backbone = keras_cv_backbone(config) or {}
+    for one, expected in ((config, _KERAS_CV_CLASSES), (backbone, _KERAS_CV_CLASSES[:1])):
+        made_by = str(one.get("registered_name"))
+        if made_by.rpartition(">")[2] not in expected:
+            raise CheckpointError(
+                "config.json: expected a preset of KerasHub's SegFormer or MiT, or of KerasCV's, "
+                f"got one of {made_by}"
+            )
+    if (config.get("config") or {}).get("pooling", "avg") != "avg":
+        raise CheckpointError("config.json: expected average pooling, got another one")
+    fields = {
+        "depths": (backbone.get("config") or {}).get("depths"),
+        "image_size": keras_cv_size(backbone),
+    }
+    return {
+        **KERAS_CV_FIELDS,
+        **{name: value for name, value in fields.items() if value is not None},
+    }
 
 
 def read_converter(converter: Mapping[str, Any]) -> dict[str, Any]:

@@ -174,6 +174,8 @@ def _smp_encoder(config: Any) -> str | None:
 
 def _unlike(config: Any, fields: Mapping[str, Any]) -> str | None:
     """What of a configuration is not as a library builds it."""
+    if config.is_keras_cv:
+        return "it is KerasCV's network, which pads otherwise and mixes tokens with channels"
     if config.hidden_act not in _GELUS:
         return f"expected hidden_act='gelu', got {config.hidden_act!r}"
     for name, value in fields.items():
@@ -225,6 +227,7 @@ _NVLABS_COMPUTES = {
     "hidden_act": "gelu",
     "patch_norm_eps": 1e-5,
     "reduction_norm_eps": 1e-5,
+    "batch_norm_eps": 1e-5,
     **pytorch.NVLABS_FIELDS,
 }
 LAYOUTS = {
