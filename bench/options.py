@@ -29,6 +29,7 @@ HOSTS = (
     "transformers 4",
     "smp",
     "NVlabs structure",
+    "KerasCV structure",
     "transformers GLPN",
     "transformers PVT v2",
     "timm PVT v2",

@@ -22,6 +22,7 @@ from torch import nn
 
 import fastseg
 from fastseg.folding.swap import Accelerated
+from fastseg.models.segformer.names.keras import KERAS_CV_FIELDS
 
 from ..gates import logits_gate
 from ..machine import ROOT, pinned_threads, version
@@ -38,6 +39,7 @@ class Host:
     folder: str  # in .venv, to be first on the path of the process; "" for none
     build: Callable[[str], nn.Module]  # from a variant to its plain model
     own: Callable[[Any], nn.Module] | None = None  # to fastseg's own model with its weights
+    accelerate: Callable[[Any], Any] | None = None  # in the place of fastseg.accelerate
 
 
 def measure(run: Run) -> None:
@@ -81,7 +83,7 @@ def measure_host(options: Options, host: str) -> tuple[list, list[str], bool]:
 def _checked(host: Host, setting: Setting, mode: str) -> dict[str, Checked]:
     pixel_values = draw_pixels(setting.size)
     plain = host.build(setting.variant).requires_grad_(False)
-    accelerated = fastseg.accelerate(copy.deepcopy(plain))
+    accelerated = (host.accelerate or fastseg.accelerate)(copy.deepcopy(plain))
     models = {"host": plain, "accelerated": accelerated}
     if host.own is not None:
         models["own"] = host.own(plain).requires_grad_(False)
@@ -157,6 +159,26 @@ def _nvlabs(variant: str) -> nn.Module:
     return model.eval()
 
 
+class _PlainPath(nn.Module):
+    """A model of fastseg on its plain path."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        with fastseg.plain_path():
+            return logits_of(self.model, pixel_values)
+
+
+def _keras_cv(variant: str) -> nn.Module:
+    """Its network in fastseg's own modules, with KerasCV's width of the decode head."""
+    sizes = {"num_classes": CLASSES, "projection_filters": 256}
+    model = fastseg.from_preset(f"segformer_{variant}", **sizes, **KERAS_CV_FIELDS)
+    draw_weights(model)
+    return _PlainPath(model).eval()
+
+
 def _glpn(variant: str) -> nn.Module:
     import transformers
 
@@ -200,6 +222,7 @@ HOSTS = {
     "transformers 4": Host("transformers", "transformers4", _transformers, _own),
     "smp": Host("segmentation-models-pytorch", "smp", _smp),
     "NVlabs structure": Host("", "", _nvlabs),
+    "KerasCV structure": Host("", "", _keras_cv, accelerate=lambda plain: plain.model),
     "transformers GLPN": Host("transformers", "", _glpn),
     "transformers PVT v2": Host("transformers", "", _pvt_v2),
     "timm PVT v2": Host("timm", "smp", _timm_pvt_v2),
