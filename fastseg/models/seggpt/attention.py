@@ -4,9 +4,8 @@ A query's score of a key is `q k s + q R_y + q R_x`: with a row of one table for
 the grid they are apart, and one of another for how many columns. Two forms of it are here, which
 are the same numbers but for rounding:
 
-- In blocks of a few heads and rows of the grid, whose scores stay in the cache: the terms, the
-  product, the softmax and the product with the values. 3.6 times as fast in float32 on a CPU as
-  one pass after the other over the scores of all heads.
+- In blocks of some rows of the grid and one head, whose scores stay in the cache: the terms, the
+  product, the softmax and the product with the values.
 - As the product of longer vectors, `[q s, q R_y, q R_x] [k, e_y, e_x]` with unit vectors e, by
   PyTorch's scaled dot product attention: for GPUs, and for half precision on CPUs.
 
@@ -18,8 +17,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-_HEADS = 2  # in a block
-_BLOCK = 1_500_000  # bytes of its scores: they stay in a core's own cache
+_BLOCK = 1_500_000  # bytes of its scores: they stay in a core's own cache, or nearly
 
 
 def table(relative: torch.Tensor) -> torch.Tensor:
@@ -89,13 +87,14 @@ def _by_longer_vectors(
     terms = [term.view(batch, heads, tokens, -1) for term in _terms(flat, rows, columns)]
     row_of = torch.eye(height, dtype=key.dtype, device=key.device).repeat_interleave(width, 0)
     column_of = torch.eye(width, dtype=key.dtype, device=key.device).repeat(height, 1)
-    units = [one.expand(batch, heads, -1, -1) for one in (row_of, column_of)]
     # Fast kernels want keys and values of one width, a multiple of 8.
-    added = height + width + -(d + height + width) % 8
+    rest = -(d + height + width) % 8
+    units = F.pad(torch.cat([row_of, column_of], dim=1), (0, rest)).expand(batch, heads, -1, -1)
+    zeros = query.new_zeros(()).expand(batch, heads, tokens, rest)
     out = F.scaled_dot_product_attention(
-        F.pad(torch.cat([query * scale, *terms], -1), (0, added - height - width)),
-        F.pad(torch.cat([key, *units], -1), (0, added - height - width)),
-        F.pad(value, (0, added)),
+        torch.cat([query * scale, *terms, zeros], -1),
+        torch.cat([key, units], -1),
+        F.pad(value, (0, units.shape[-1])),
         scale=1.0,
     )
     return out[..., :d].transpose(1, 2)
@@ -112,24 +111,23 @@ def _in_blocks(
     batch, heads, tokens, d = query.shape
     height, width = rows.shape[2], len(columns)
     keys = height * width
-    step = _BLOCK // (_HEADS * width * keys * query.element_size())
+    step = _BLOCK // (width * keys * query.element_size())
     step = width * min(max(step, 1), height)  # tokens of whole rows
     out = query.new_empty(batch, tokens, heads, d)
-    memory = query.new_empty(_HEADS * step * keys)
+    memory = query.new_empty(step * keys)
     for q, k, v, to in zip(query, key, value, out, strict=True):
-        q, k, v = q.contiguous(), k.transpose(1, 2), v.contiguous()
+        q = q.contiguous()
         by_row, by_column = _terms(q, rows, columns)
-        for first in range(0, heads, _HEADS):
-            some = slice(first, min(first + _HEADS, heads))
+        for head in range(heads):
+            of_keys, of_values = k[head].contiguous().t(), v[head].contiguous()
             for start in range(0, tokens, step):
                 of = slice(start, min(start + step, tokens))
-                shape = some.stop - some.start, of.stop - of.start, height, width
-                bias = memory[: shape[0] * shape[1] * keys].view(shape)
-                torch.add(by_row[some, of, :, None], by_column[some, of, None, :], out=bias)
-                scores = bias.view(*shape[:2], keys)
-                torch.baddbmm(scores, q[some, of], k[some], alpha=scale, out=scores)
+                bias = memory[: (of.stop - start) * keys].view(-1, height, width)
+                torch.add(by_row[head, of, :, None], by_column[head, of, None, :], out=bias)
+                scores = bias.view(-1, keys)
+                torch.addmm(scores, q[head, of], of_keys, alpha=scale, out=scores)
                 torch.softmax(scores, -1, out=scores)
-                to[of, some] = torch.bmm(scores, v[some]).transpose(0, 1)
+                torch.mm(scores, of_values, out=to[of, head])
     return out
 
 
