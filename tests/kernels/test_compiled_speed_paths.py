@@ -40,6 +40,7 @@ def forget_graphs():
 def small_inputs_count(monkeypatch):
     """What pays for large inputs alone is tested on small ones."""
     monkeypatch.setattr(onednn, "_FEWEST_ROWS", 0)
+    monkeypatch.setattr(onednn, "_FEWEST_VALUES", 0)
     monkeypatch.setattr(op, "_LEAST_GROUPED_BYTES", 0)
 
 

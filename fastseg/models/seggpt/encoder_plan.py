@@ -16,7 +16,8 @@ from torch import nn
 from fastseg.exporting.folded import ExportedPlan
 from fastseg.folding.find import Declined, activation_name, find, find_layer_norm, find_leaf
 from fastseg.folding.fold import Folded, Known, Part
-from fastseg.kernels.blocks.activations import ACTIVATIONS
+from fastseg.kernels.blocks.activations import activated
+from fastseg.kernels.blocks.onednn import dense, dense_residual
 from fastseg.kernels.core.checks import autocasts
 from fastseg.kernels.core.weights import Weights
 
@@ -188,16 +189,16 @@ class LayerPlan(Known):
         return results
 
     def _attended_halves(self, halves: Halves, last: bool) -> Halves:
-        layer, attention = self.layer, self.layer.attention
+        attention = self.layer.attention
         folded = self.attention.folded()
         rows, columns, heads = (folded[name] for name in ("rows", "columns", "heads"))
         _, height, width, channels = halves.prompts.shape
         first = height - 1 if last else 0  # row of the grid that there are queries of
-        own = attention.qkv(layer.layernorm_before(halves.query)).flatten(1, 2)
+        own = self._qkv(halves.query)
         prompts, query = [], torch.zeros_like(halves.query).flatten(1, 2)
         for index, prompt in enumerate(halves.prompts.split(1)):
-            qkv = attention.qkv(layer.layernorm_before(prompt)).flatten(1, 2)
-            qkv = torch.cat([qkv, own], 1).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+            qkv = torch.cat([self._qkv(prompt), own], 1)
+            qkv = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
             context = attend(
                 qkv[0, :, :, first * width :],
                 qkv[1],
@@ -210,8 +211,9 @@ class LayerPlan(Known):
             if not last or index == 0:
                 prompts.append(above)
             query += below
-        query = attention.proj(query / len(halves.prompts)).view(halves.query.shape)
-        above = torch.cat([attention.proj(one) for one in prompts])
+        proj = attention.proj
+        query = dense(query / len(halves.prompts), proj.weight, proj.bias).view(halves.query.shape)
+        above = _joined([dense(one, proj.weight, proj.bias) for one in prompts])
         return Halves(above.view(len(prompts), height - first, width, channels), query)
 
     def _attended(self, x: torch.Tensor) -> torch.Tensor:
@@ -221,27 +223,38 @@ class LayerPlan(Known):
             return output
         folded = self.attention.folded()
         out = []
-        for some in _streams(x.flatten(1, 2)):
-            qkv = attention.qkv(layer.layernorm_before(some))
-            query, key, value = qkv.unflatten(2, (3, folded["heads"], -1)).permute(2, 0, 3, 1, 4)
-            context = attend(query, key, value, folded["rows"], folded["columns"], folded["scale"])
-            out.append(attention.proj(context.flatten(2)))
-        return torch.cat(out).view(x.shape)
+        for some in _streams(x):
+            qkv = self._qkv(some).unflatten(2, (3, folded["heads"], -1)).permute(2, 0, 3, 1, 4)
+            context = attend(*qkv, folded["rows"], folded["columns"], folded["scale"])
+            out.append(dense(context.flatten(2), attention.proj.weight, attention.proj.bias))
+        return _joined(out).view(x.shape)
+
+    def _qkv(self, x: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, H, W, C) -> queries, keys and values (B, H W, 3 C)."""
+        qkv = self.layer.attention.qkv
+        normalized = self.layer.layernorm_before(x).flatten(1, 2)
+        return dense(normalized, qkv.weight, qkv.bias)
 
     def _through_mlp(self, x: torch.Tensor) -> torch.Tensor:
         layer, mlp = self.layer, self.layer.mlp
         if self.mlp.reason is not None:
             return x + mlp(layer.layernorm_after(x))
-        activation = ACTIVATIONS[self.mlp.folded()["activation"]]
-        hidden = (
-            mlp.lin2(activation(mlp.lin1(layer.layernorm_after(some)))) for some in _streams(x)
-        )
-        return torch.cat([*hidden]).add_(x)
+        activation = self.mlp.folded()["activation"]
+        out = []
+        for some in _streams(x):
+            hidden = dense(layer.layernorm_after(some), mlp.lin1.weight, mlp.lin1.bias)
+            hidden = activated(activation, hidden)
+            out.append(dense_residual(hidden, mlp.lin2.weight, mlp.lin2.bias, some))
+        return _joined(out)
 
 
 def _streams(x: torch.Tensor) -> Sequence[torch.Tensor]:
     """The batch one by one on a CPU, for the sake of memory; whole on a GPU."""
     return x.split(1) if x.device.type == "cpu" else (x,)
+
+
+def _joined(streams: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(streams) if len(streams) > 1 else streams[0]
 
 
 class EncoderPlan(ExportedPlan):
