@@ -3,6 +3,7 @@
 python -m bench                forwards, images to label maps, label maps alone, memory
 python -m bench ops            each op of a forward
 python -m bench hosts          other libraries' models before and after fastseg.accelerate
+python -m bench seggpt         SegGPT: forwards, label maps by prompts, post-processing, memory
 python -m bench numerics       errors and label maps against float64
 python -m bench host-time      what a call costs before a GPU has anything to do
 python -m bench --compare REV  is the code here slower than a commit?
@@ -25,7 +26,7 @@ _MODULES = {
     "plots": "report.pictures",
     "tables": "report.documents",
 }
-_MEASURING = ("ops", "hosts", "numerics")
+_MEASURING = ("ops", "hosts", "seggpt", "numerics")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -35,16 +35,28 @@ HOSTS = (
     "timm PVT v2",
 )
 MODES = ("eager", "compiled")
+# Of SegGPT, with the layers of each by default: the published model's, or as few as it may have.
+SEGGPT_CASES = {
+    "forward": 24,
+    "1 prompt": 4,
+    "kept prompt": 4,
+    "4 prompts": 4,
+    "8 prompts": 4,
+    "post-processing": 4,
+    "memory": 4,
+}
 
 # B3 to B5 make the calls of B2, only more of them; B1 is as wide, and shallow.
 _TELLING = ("b0", "b2")
 _QUICK_REPEATS, _REPEATS = 3, 11
+_SEGGPT_REPEATS = 3  # of seconds each
 _GPU_REPEATS = 51  # of a millisecond each
 _DESCRIPTIONS = {
     "": "Times SegFormer by fastseg and by others; `--compare BASE` compares commits instead.",
     "ops": "Times every op of a forward against its eager twin, that twin compiled, and its floor.",
     "hosts": "Times other libraries' models, which `make test` installs, before and after "
     "fastseg.accelerate.",
+    "seggpt": "Times SegGPT of the published widths, as transformers has it and accelerated.",
     "numerics": "Takes how far logits and labels of the embedded model are from float64.",
 }
 
@@ -61,6 +73,9 @@ class Options(argparse.Namespace):
     ops: Sequence[str]
     hosts: Sequence[str]
     modes: Sequence[str]
+    cases: Sequence[str]
+    layers: int  # 0: of each case its own
+    dtypes: Sequence[str]
     images: int
     list: bool
     device: torch.device
@@ -100,6 +115,7 @@ def parse(argv: Sequence[str], command: str = "") -> Options:
         chosen = options.providers or usual
         options.providers = [name for name in PROVIDERS if name in chosen or name == BASELINE]
     repeats = _GPU_REPEATS if on_gpu and command == "" else _REPEATS
+    repeats = _SEGGPT_REPEATS if command == "seggpt" else repeats
     options.repeats = options.repeats or (_QUICK_REPEATS if quick else repeats)
     where = {"": "{}", "ops": "ops_{}"}.get(command, command).format("gpu" if on_gpu else "cpu")
     options.output = options.output or (None if quick else RESULTS / f"{where}.jsonl")
@@ -156,6 +172,14 @@ def integer(least: int = 1) -> Callable[[str], int]:
     return parse_one
 
 
+def layers(text: str) -> int:
+    """A multiple of 4."""
+    count = integer(4)(text)
+    if count % 4:
+        raise argparse.ArgumentTypeError(f"expected a multiple of 4, got {text!r}")
+    return count
+
+
 def size(text: str) -> tuple[int, int]:
     """A side, or height x width."""
     sides = [int(side) if side.isdecimal() else 0 for side in text.split("x")]
@@ -171,8 +195,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
         description=f"{_DESCRIPTIONS[command]} A result that is not right gets no figure, and the "
         "status is 1.",
     )
-    grid, ops, hosts, numerics = (command == name for name in _DESCRIPTIONS)
-    models = not numerics
+    grid, ops, hosts, seggpt, numerics = (command == name for name in _DESCRIPTIONS)
+    models, timed = grid or ops or hosts, not numerics
 
     def add(wanted: bool, name: str, help: str, default: Any = (), **settings: Any) -> None:
         if wanted:
@@ -190,7 +214,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     batches = "default: 1; of ops on a GPU 1,8"
     add(grid or ops, "--batches", batches, type=list_of(integer()), metavar="1,8")
     dtypes = "default: bfloat16 on a GPU, float32 elsewhere"
-    add(grid or ops, "--dtypes", dtypes, type=some_of(DTYPES), metavar="float32,bfloat16")
+    add(grid or ops or seggpt, "--dtypes", dtypes, type=some_of(DTYPES), metavar="float32,bfloat16")
     kinds = "forward, end-to-end, labels, memory (default: all; a GPU's memory is in each forward)"
     add(grid, "--kinds", kinds, type=some_of(KINDS), metavar="A,B")
     known = OP_PROVIDERS if ops else PROVIDERS
@@ -199,19 +223,23 @@ def _parser(command: str) -> argparse.ArgumentParser:
     libraries = f"of {', '.join(HOSTS)} (default: all)"
     add(hosts, "--hosts", libraries, HOSTS, type=some_of(HOSTS), metavar="A,B")
     add(hosts, "--modes", "default: eager,compiled", MODES, type=some_of(MODES), metavar="eager")
+    cases = f"of {', '.join(SEGGPT_CASES)} (default: all)"
+    add(seggpt, "--cases", cases, SEGGPT_CASES, type=some_of(SEGGPT_CASES), metavar="A,B")
+    fewer = "a multiple of 4 (default: 24 for forwards, 4 for the rest)"
+    add(seggpt, "--layers", fewer, 0, type=layers, metavar="N")
     add(numerics, "--images", "scenes (default: 4)", 4, type=integer())
     why = "tell which providers can run here, and why others cannot"
     add(grid, "--list", why, False, action="store_true")
     device = "default: cuda where there is one, else cpu"
     add(not hosts, "--device", device, "cpu" if hosts else None, choices=("cpu", "cuda"))
     add(True, "--threads", "on the CPU (default: 2)", 2, type=integer(), metavar="N")
-    add(models, "--repeats", "rounds", None, type=integer(), metavar="N")
+    add(timed, "--repeats", "rounds", None, type=integer(), metavar="N")
     late = "begin nothing new after this time (default: no limit)"
-    add(models, "--minutes", late, math.inf, type=float, metavar="M")
+    add(timed, "--minutes", late, math.inf, type=float, metavar="M")
     quick = f"B0, {_QUICK_REPEATS} rounds; adds no rows unless --output is given"
-    add(models, "--quick", quick, False, action="store_true")
+    add(timed, "--quick", quick, False, action="store_true")
     add(True, "--output", "add rows here (default: in bench/results)", None, type=Path)
     done = "leave out what the output has from this command"
-    add(models, "--resume", done, False, action="store_true")
+    add(timed, "--resume", done, False, action="store_true")
     add(True, "--commit", "for the rows, where git does not tell", None, metavar="ID")
     return parser

@@ -24,6 +24,8 @@ UNITS = {
     "op": "ms",  # one call
     "host": "ms",  # a forward before and after fastseg.accelerate
     "host time": "us",  # of a call, before a GPU has anything to do
+    "seggpt": "ms",  # forwards, label maps by prompts, post-processing of a SegGPT
+    "seggpt memory": "MB",  # of a forward, above what the weights take
     "numerics": "share",  # how far from float64; one figure over all images
 }
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]{8,}\+00:00")

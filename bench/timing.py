@@ -37,6 +37,7 @@ def interleave(
     label: str = "",
     clock: Clock = wall_clock,
     warm_up_seconds: float = 0.0,
+    warm_up_rounds: int = WARM_UP_ROUNDS,
 ) -> dict[str, list[float]]:
     """Milliseconds of each call: `repeats` rounds in which every function is called once.
 
@@ -48,7 +49,7 @@ def interleave(
     while time.monotonic() < stop:
         for function in functions.values():
             clock(function)
-    for number in tqdm(range(-WARM_UP_ROUNDS, repeats), label, leave=False, disable=None):
+    for number in tqdm(range(-warm_up_rounds, repeats), label, leave=False, disable=None):
         for name, function in functions.items():
             taken = clock(function)
             if number >= 0:

@@ -164,8 +164,62 @@ def labels_work(classes: int, size: tuple[int, int]) -> Work:
     return Work(logits + labels, 0)
 
 
+def seggpt_config(layers: int) -> fastseg.SegGptConfig:
+    """The published model's configuration with a multiple of 4 layers."""
+    step = layers // 4
+    taken = [step * (index + 1) - 1 for index in range(4)]
+    return fastseg.SegGptConfig(
+        num_hidden_layers=layers,
+        merge_index=min(2, taken[0]),
+        intermediate_hidden_state_indices=taken,
+    )
+
+
+def seggpt_work(layers: int, dtype: str) -> Sequence[Work]:
+    """The least work of each op of a SegGPT's forward, pixel values to painted masks.
+
+    An op is a product with the norm before it and the activation or residual behind it, an
+    attention with its relative positions, and the decoder's convolutions with what is between.
+    """
+    config = seggpt_config(layers)
+    (height, width), channels, patch = config.grid, config.hidden_size, config.patch_size
+    tokens, hidden = height * width, config.decoder_hidden_size
+    size = DTYPES[dtype].itemsize
+
+    def product(rows: int, inputs: int, outputs: int, residual: bool = False) -> Work:
+        moved = rows * inputs + (inputs + 1) * outputs + (1 + residual) * rows * outputs
+        return Work(size * moved, 2 * rows * inputs * outputs)
+
+    tables = (2 * height - 1 + 2 * width - 1) * channels // config.num_attention_heads
+    attention = Work(
+        size * (4 * tokens * channels + tables),
+        2 * tokens * channels * (2 * tokens + height + width),
+    )
+    layer = [
+        product(tokens, channels, 3 * channels),
+        attention,
+        product(tokens, channels, channels, residual=True),
+        product(tokens, channels, config.mlp_dim),
+        product(tokens, config.mlp_dim, channels, residual=True),
+    ]
+    pixels = tokens * patch**2
+    colours, taken = config.num_channels, len(config.intermediate_hidden_state_indices)
+    weights = (9 * hidden + 3) * hidden + (hidden + 1) * colours  # with those of the norm
+    painting = Work(
+        size * (pixels * (hidden + colours) + weights),
+        2 * pixels * hidden * (9 * hidden + colours),
+    )
+    return [
+        product(2 * tokens, colours * patch**2, channels),  # both streams
+        *(layers + config.merge_index + 1) * layer,
+        product(tokens, taken * channels, patch**2 * hidden),
+        painting,
+    ]
+
+
 # What a device does at best
 
+H200 = Ceilings(bytes_per_second=4.3e12, flops_per_second=790e12)  # as docs/compiles.md says
 _SECONDS = 1.0  # that a ceiling is measured for, warm-up included
 _COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}  # beyond any cache
 _PIECE_BYTES = {"cuda": 1 << 30, "cpu": 1 << 22}

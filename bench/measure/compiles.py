@@ -28,13 +28,12 @@ from ..options import integer, list_of, some_of
 from ..report.documents import rewrite
 from ..report.tables import markdown_table
 from ..setting import DTYPES, VARIANTS
-from ..work import Ceilings, forward_work, total, trace_model
+from ..work import H200, forward_work, total, trace_model
 
 OUTPUT = ROOT / "output" / "compiles.csv"
 DOCS = ROOT / "docs" / "compiles.md"
 SIZE = (512, 512)
 BATCHES = (1, 8)
-H200 = Ceilings(bytes_per_second=4.3e12, flops_per_second=790e12)  # as docs/compiles.md says
 _COLUMNS = ("target", "kernel", "dtype", "options", "launched_by", "error")
 
 

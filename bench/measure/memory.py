@@ -82,12 +82,13 @@ def _forward(
     pixel_values = draw_pixels(size)
     with torch.inference_mode():
         model(draw_pixels(_WARM_UP_SIZE))
-        peak_before, before = _status_bytes("VmHWM"), _status_bytes("VmRSS")
+        peak_before, before = status_bytes("VmHWM"), status_bytes("VmRSS")
         logits = model(pixel_values).logits
-        peak = _status_bytes("VmHWM")
+        peak = status_bytes("VmHWM")
     return peak - before if peak > peak_before else 0, logits.numpy()
 
 
-def _status_bytes(field: str) -> int:
+def status_bytes(field: str) -> int:
+    """What Linux says of this process, as "VmRSS" or "VmHWM", its peak."""
     (kib,) = re.findall(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
     return 1024 * int(kib)

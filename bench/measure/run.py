@@ -85,7 +85,12 @@ class Run:
     # Rows
 
     def time(
-        self, what: Fields, providers: Providers, label: str, works: Sequence[Work] = ()
+        self,
+        what: Fields,
+        providers: Providers,
+        label: str,
+        works: Sequence[Work] = (),
+        warm_up_rounds: int = timing.WARM_UP_ROUNDS,
     ) -> None:
         """Time functions in turn, and add their rows, with the fields `what`.
 
@@ -99,7 +104,7 @@ class Run:
         if self.on_gpu:
             clock, warm_up, method = timing.event_clock(device), 0.5, "CUDA events"
         with torch.inference_mode():
-            samples = timing.interleave(functions, repeats, label, clock, warm_up)
+            samples = timing.interleave(functions, repeats, label, clock, warm_up, warm_up_rounds)
         self.add(self.rows({"method": method, **what, **floor}, samples, providers))
 
     def rows(self, what: Fields, samples: Samples, providers: Providers) -> list[Row]:

@@ -1,7 +1,7 @@
 """`python -m bench tables`: the tables of the committed rows, printed or put into files.
 
     python -m bench tables                                    # print them all
-    python -m bench tables --rewrite README.md docs/benchmarks.md docs/numerics.md
+    python -m bench tables --rewrite README.md docs/benchmarks.md docs/numerics.md docs/seggpt.md
 
 A table stands between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`; TABLES has the names.
 """
@@ -48,6 +48,7 @@ TABLES: dict[str, Table] = {
     "labels": _on(True, tables.labels),
     "memory": _on(True, tables.memory),
     "hosts": tables.hosts,
+    "seggpt": tables.seggpt,
     "host-time": tables.host_time,
     "numerics": tables.numerics,
     "plots": _on(True, _pictures),

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from ..options import HOSTS, MODES, OP_PROVIDERS
+from ..options import HOSTS, MODES, OP_PROVIDERS, SEGGPT_CASES
 from ..providers import BASELINE
 from ..rows import STEPS, WHOLE, Row
+from ..work import H200, seggpt_work, total
 from . import frames
 from .frames import frame_of, geometric_mean, number, percent, pivot, times
 
@@ -27,7 +28,7 @@ def markdown_table(cells: pd.DataFrame, left: int = 1) -> str:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The tables of all kinds that `rows` have."""
-    kinds = (forward, end_to_end, labels, memory, ops, hosts, host_time, numerics)
+    kinds = (forward, end_to_end, labels, memory, ops, hosts, seggpt, host_time, numerics)
     found = [table(rows) for table in kinds]
     return "\n\n".join(text for text in found if text != NO_ROWS)
 
@@ -200,6 +201,50 @@ def numerics(rows: Sequence[Row]) -> str:
     height, width = frame["size"].iloc[0]
     text = f"{frames.all_of(frame, 'repeats')} scenes of {height}x{width}. "
     return f"{markdown_table(cells, left=3)}\n\n{text}{_made(frame)}"
+
+
+def seggpt(rows: Sequence[Row]) -> str:
+    """A line a case: medians of both providers, and how many times as fast, or less, fastseg is."""
+    kinds = ("seggpt", "seggpt memory")
+    found = [frame for kind in kinds if len(frame := frame_of(rows, kind))]
+    if not found:
+        return NO_ROWS
+    frame = pd.concat(found)
+    names = [case.partition(",")[0] for case in frame["case"]]
+    frame = frame.assign(
+        what=[
+            _CASES_OF_SEGGPT[name] + case.removeprefix(name)
+            for name, case in zip(names, frame["case"], strict=True)
+        ],
+        order=[list(SEGGPT_CASES).index(name) for name in names],
+        figures=frame["p50"].map(number),
+    ).sort_values(["order", "dtype"], kind="stable")
+    keys = ["what", "dtype"]
+    lines = pd.MultiIndex.from_frame(frame[keys].drop_duplicates())
+    cells = frame.pivot(index=keys, columns="provider", values="figures").reindex(lines).fillna("-")
+    cells = cells[sorted(cells.columns, key=lambda name: name != BASELINE)]
+    gains = frame[frame["ours"]].set_index(keys)["ratio"].reindex(lines)
+    cells = cells.assign(**{"": gains.map(times)}).reset_index().rename(columns={"what": " "})
+    text = "Medians in ms (memory in MB, 10^6 bytes), and how many times as fast, or less, fastseg "
+    text += f"is. {_METHOD}"
+    work = seggpt_work(SEGGPT_CASES["forward"], "bfloat16")
+    least = f"{H200.floor_ms(work):.1f} ms, {total(work).flops / 1e9:.0f} GFLOP"
+    text += (
+        "The least that a forward of 24 layers takes on an H200, derived by `bench/work.py` from "
+    )
+    text += f"its work in bfloat16 at 4.3 TB/s and 790 TFLOP/s, nothing has run there: {least}. "
+    return f"{markdown_table(cells, left=2)}\n\n{text}{_made(frame)}"
+
+
+_CASES_OF_SEGGPT = {
+    "forward": "pixel values to painted masks",
+    "1 prompt": "picture to label map, 1 prompt",
+    "kept prompt": "picture to label map, a kept prompt",
+    "4 prompts": "picture to label map, 4 prompts",
+    "8 prompts": "picture to label map, 8 prompts",
+    "post-processing": "painted masks to a label map of 1080x1920",
+    "memory": "memory of a forward, MB",
+}
 
 
 def host_time(rows: Sequence[Row]) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.measure.compiles import H200
-from bench.work import forward_work, total, trace_model
+from bench.work import H200, forward_work, total, trace_model
 
 # Of an image of 512x512 to its label map, at batch 1.
 LAUNCHES = {"b0": 53, "b1": 53, "b2": 99, "b3": 183, "b4": 262, "b5": 345}

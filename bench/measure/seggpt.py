@@ -1,0 +1,277 @@
+"""SegGPT of the published widths: forwards, label maps by prompts, post-processing, memory.
+
+transformers' model as it is, and after `fastseg.accelerate`, with the same drawn weights, which
+both hold in the same memory. Where a case takes prompts, it begins with 8-bit pictures and ends
+with a label map, as users of either library write it; several prompts are averaged by
+transformers' rule on both sides.
+"""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import fastseg
+from fastseg.demo.scenes import CLASSES, draw_scene
+
+from .. import gates
+from ..gates import Gate
+from ..machine import version
+from ..options import SEGGPT_CASES
+from ..providers import BASELINE
+from ..setting import DTYPES, SkippedCase, draw_pixels, draw_weights
+from ..work import Work, seggpt_config, seggpt_work
+from .memory import status_bytes
+from .run import Checked, Run, tidy
+
+OURS = "fastseg accelerate"
+LABEL_MAP_SIZE = (1080, 1920)
+CLASSES_OF_LABEL_MAP = 150
+_CLEAR = Path("/proc/self/clear_refs")
+
+Inputs = Mapping[str, torch.Tensor]  # arguments of a forward
+Functions = dict[str, Callable[[], torch.Tensor]]  # that compute the same; first the baseline
+
+
+def measure(run: Run) -> None:
+    """Add the rows of the cases."""
+    for dtype in run.options.dtypes or ["float32"]:
+        for name in run.options.cases:
+            layers = run.options.layers or SEGGPT_CASES[name]
+            if name == "post-processing":
+                case, size = f"{name}, {CLASSES_OF_LABEL_MAP} labels", LABEL_MAP_SIZE
+            else:
+                case, size = f"{name}, {layers} layers", tuple(seggpt_config(layers).image_size)
+            kind = "seggpt memory" if name == "memory" else "seggpt"
+            what = {"kind": kind, "case": case, "size": size, "batch": 1, "dtype": dtype}
+            label = f"SegGPT, {case}, {dtype}"
+            if run.wants(what, label):
+                with run.telling(label, "all"):
+                    _MEASURES.get(name, _label_maps)(run, what, layers)
+                tidy(run.options.device)
+
+
+# Models and what they get
+
+
+def build(layers: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """The models of both providers, by name, in eval mode."""
+    import transformers
+
+    config = transformers.SegGptConfig(**seggpt_config(layers).to_dict())
+    with torch.device("meta"):
+        models = [transformers.SegGptForImageSegmentation(config).eval() for _ in range(2)]
+    theirs, ours = (model.requires_grad_(False) for model in models)
+    theirs.to_empty(device="cpu")
+    draw_weights(theirs)
+    theirs.to(device, dtype)
+    ours.load_state_dict(theirs.state_dict(), assign=True)
+    return {BASELINE: theirs, OURS: fastseg.accelerate(ours, strict=True)}
+
+
+def draw_inputs(model: Any) -> Inputs:
+    """Noise as images, prompts and masks, in the model's dtype."""
+    height, width = model.config.image_size
+    pixels = draw_pixels((height // 2, width), 3).to(model.device, model.dtype)
+    names = ("pixel_values", "prompt_pixel_values", "prompt_masks")
+    return dict(zip(names, pixels.split(1), strict=True))
+
+
+def wide(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    """The same in `dtype`."""
+    return {name: one.to(dtype) for name, one in inputs.items()}
+
+
+# Cases
+
+
+def _forward(run: Run, what: dict[str, Any], layers: int) -> None:
+    """From pixel values to painted masks."""
+    run.ceilings(what["dtype"])  # first, while there is memory for large matrices
+    models = build(layers, DTYPES[what["dtype"]], run.options.device)
+    inputs = draw_inputs(models[BASELINE])
+    functions: Functions = {
+        name: (lambda model=model: model(**inputs).pred_masks) for name, model in models.items()
+    }
+    first = functions[BASELINE]()
+    gate = masks_gate(models[BASELINE], inputs, first)
+    _time(run, what, functions, gate, first, seggpt_work(layers, what["dtype"]))
+
+
+def masks_gate(model: Any, inputs: Inputs, theirs: torch.Tensor) -> Gate:
+    """For painted masks against those of transformers' model in float64.
+
+    In half precision 1.25 times the error of `theirs`, what the model itself paints.
+    """
+    reference = copy.deepcopy(model).double()(**wide(inputs, torch.float64)).pred_masks
+    bound = gates.GPU_FLOAT32_BOUND if theirs.is_cuda else gates.FLOAT32_BOUND
+    if theirs.dtype != torch.float32:
+        bound = gates.HALF_BOUND * gates.relative_error(theirs, reference)
+    measure = "relative RMS error of the painted masks against float64"
+    return Gate(measure, bound, partial(gates.relative_error, reference=reference))
+
+
+def _label_maps(run: Run, what: dict[str, Any], layers: int) -> None:
+    """From a picture and prompts to the label map of the picture, of one class."""
+    import transformers
+
+    is_kept = what["case"].startswith("kept")
+    count = 1 if is_kept else int(what["case"].split()[0])
+    models = build(layers, DTYPES[what["dtype"]], run.options.device)
+    model, ours = models[BASELINE], models[OURS]
+    side = model.config.image_size[1]
+    scenes = [draw_scene(seed, (side, side)) for seed in range(7, 8 + count)]
+    image, *pictures = (Image.fromarray(scene.image) for scene in scenes)
+    masks = [(scene.labels == CLASSES.index("road")).astype(np.uint8) for scene in scenes[1:]]
+    processor = transformers.SegGptImageProcessor(size={"height": side, "width": side})
+
+    def prepared() -> Inputs:
+        pixels = processor(
+            images=[image] * count,
+            prompt_images=pictures,
+            prompt_masks=masks,
+            num_labels=1,
+            return_tensors="pt",
+        )
+        return wide({name: one.to(model.device) for name, one in pixels.items()}, model.dtype)
+
+    def paint(model: Any, inputs: Inputs) -> torch.Tensor:
+        return model(**inputs, feature_ensemble=count > 1).pred_masks[:1]
+
+    def labels_of(painted: torch.Tensor) -> torch.Tensor:
+        output, size = SimpleNamespace(pred_masks=painted), image.size[::-1]
+        return processor.post_process_semantic_segmentation(output, [size], 1)[0]
+
+    pairs = list(zip(pictures, masks, strict=True))
+    prompts = [fastseg.keep_prompt(ours, *pairs[0], num_labels=1)] if is_kept else pairs
+    functions: Functions = {
+        BASELINE: lambda: labels_of(paint(model, prepared())),
+        OURS: lambda: fastseg.segment(
+            ours, image, prompts=prompts, num_labels=1, ensemble_rule="transformers"
+        )[0],
+    }
+    painted = reference = paint(model, prepared())
+    first = labels_of(painted)
+    if model.dtype != torch.float32:
+        single = copy.deepcopy(model).float()
+        reference = paint(single, wide(prepared(), torch.float32))
+    gate = colours_gate(reference[0, :, side:], processor, gates.NETWORK_LABELS_BOUND)
+    if model.dtype != torch.float32:
+        gate = replace(gate, bound=gates.HALF_BOUND * gate.error(first))
+    _time(run, what, functions, gate, first)
+
+
+def colours_gate(painted: torch.Tensor, processor: Any, bound: float) -> Gate:
+    """For label maps of one class, by what transformers' model paints in float32: (3, H, W).
+
+    Only where both colours are as near may a pixel be decided otherwise.
+    """
+    mean, std = (
+        torch.tensor(one)[:, None, None] for one in (processor.image_mean, processor.image_std)
+    )
+    colours = (255 * (painted.cpu().double() * std + mean)).clip(0, 255)
+    palette = torch.tensor(processor.get_palette(1)).double()
+    distances = (colours - palette[:, :, None, None]).square().sum(1)
+
+    def error(labels: torch.Tensor) -> float:
+        chosen = distances.gather(0, labels.cpu()[None].long())[0]
+        return (chosen - distances.amin(0)).max().item() / 255**2
+
+    measure = "squared distance of the chosen colour above that of the nearest, of 255 squared"
+    return Gate(measure, bound, error)
+
+
+def _post_processing(run: Run, what: dict[str, Any], layers: int) -> None:
+    """From painted masks to a label map."""
+    import transformers
+
+    masks = draw_pixels(seggpt_config(layers).image_size).to(DTYPES[what["dtype"]])
+    output = SimpleNamespace(pred_masks=masks)
+    processors = {
+        BASELINE: transformers.SegGptImageProcessor(),
+        OURS: fastseg.SegGptImageProcessor(),
+    }
+    functions: Functions = {
+        name: lambda post=one.post_process_semantic_segmentation: post(
+            output, [LABEL_MAP_SIZE], CLASSES_OF_LABEL_MAP
+        )[0]
+        for name, one in processors.items()
+    }
+    first = functions[BASELINE]()
+    gate = Gate(
+        "share of pixels with another label than transformers'",
+        0.0,
+        lambda labels: (labels != first).double().mean().item(),
+    )
+    _time(run, what, functions, gate, first)
+
+
+def _time(
+    run: Run,
+    what: dict[str, Any],
+    functions: Functions,
+    gate: Gate,
+    first: torch.Tensor,
+    works: Sequence[Work] = (),
+) -> None:
+    """Check, and time in turn; `first` is what the baseline has given."""
+
+    def check(name: str) -> Checked:
+        result = first if name == BASELINE else functions[name]()
+        return Checked(functions[name], _version(name), gate, gate.check(name, result))
+
+    if checked := run.checked(what["case"], functions, check):
+        run.time(what, checked, what["case"], works, warm_up_rounds=0)  # which the checks were
+
+
+def _version(provider: str) -> str:
+    return version("transformers") if provider == BASELINE else fastseg.__version__
+
+
+def _memory(run: Run, what: dict[str, Any], layers: int) -> None:
+    """How far a first forward raises the resident memory, of each provider in its own process."""
+    if not _CLEAR.exists():
+        raise SkippedCase("the peak of a process is read from Linux's /proc")
+    found = {}
+    for name in (BASELINE, OURS):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            arguments = name, layers, what["dtype"], run.options.threads
+            found[name] = process.submit(peak, *arguments).result()
+    model = build(layers, DTYPES[what["dtype"]], torch.device("cpu"))[BASELINE]
+    painted = {name: torch.from_numpy(one).to(model.dtype) for name, (_, one) in found.items()}
+    gate = masks_gate(model, draw_inputs(model), painted[BASELINE])
+    checked = {
+        name: Checked(peak, _version(name), gate, gate.check(name, one))
+        for name, one in painted.items()
+    }
+    run.add(run.rows(what, {name: [one / 1e6] for name, (one, _) in found.items()}, checked))
+
+
+def peak(name: str, layers: int, dtype: str, threads: int) -> tuple[int, np.ndarray]:
+    """Bytes above what the process has with the model loaded, and the painted masks, float32."""
+    torch.set_num_threads(threads)
+    model = build(layers, DTYPES[dtype], torch.device("cpu"))[name]
+    inputs = draw_inputs(model)
+    _CLEAR.write_text("5")  # the peak begins anew
+    before = status_bytes("VmRSS")
+    with torch.inference_mode():
+        painted = model(**inputs).pred_masks
+        return status_bytes("VmHWM") - before, painted.float().numpy()
+
+
+_MEASURES: dict[str, Callable[[Run, dict[str, Any], int], None]] = {
+    "forward": _forward,
+    "post-processing": _post_processing,
+    "memory": _memory,
+}
