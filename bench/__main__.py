@@ -4,6 +4,7 @@ python -m bench                forwards, images to label maps, label maps alone,
 python -m bench ops            each op of a forward
 python -m bench hosts          other libraries' models before and after fastseg.accelerate
 python -m bench seggpt         SegGPT: forwards, label maps by prompts, post-processing, memory
+python -m bench training       training steps: time and memory
 python -m bench numerics       errors and label maps against float64
 python -m bench host-time      what a call costs before a GPU has anything to do
 python -m bench --compare REV  is the code here slower than a commit?
@@ -26,7 +27,7 @@ _MODULES = {
     "plots": "report.pictures",
     "tables": "report.documents",
 }
-_MEASURING = ("ops", "hosts", "seggpt", "numerics")
+_MEASURING = ("ops", "hosts", "seggpt", "training", "numerics")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

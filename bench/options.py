@@ -1,4 +1,4 @@
-"""The options of commands that measure: `python -m bench`, with `ops`, `hosts` or `numerics`."""
+"""The options of commands that measure: `python -m bench`, with `ops`, `hosts` and their like."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from fastseg.kernels.core import registry
 
 from .machine import ROOT, commit
 from .providers import BASELINE, PROVIDERS
+from .providers.training import PROVIDERS as TRAINING
 from .setting import DTYPES, VARIANTS, Setting
 
 RESULTS = ROOT / "bench" / "results"
@@ -45,6 +46,8 @@ SEGGPT_CASES = {
     "post-processing": 4,
     "memory": 4,
 }
+TRAINING_HOSTS = tuple(TRAINING)
+TRAINING_PROVIDERS = tuple(dict.fromkeys(name for _, some in TRAINING.values() for name in some))
 
 # B3 to B5 make the calls of B2, only more of them; B1 is as wide, and shallow.
 _TELLING = ("b0", "b2")
@@ -57,6 +60,8 @@ _DESCRIPTIONS = {
     "hosts": "Times other libraries' models, which `make test` installs, before and after "
     "fastseg.accelerate.",
     "seggpt": "Times SegGPT of the published widths, as transformers has it and accelerated.",
+    "training": "Times a training step, and takes its memory: other libraries' models as they are "
+    "trained, and by fastseg.",
     "numerics": "Takes how far logits and labels of the embedded model are from float64.",
 }
 
@@ -72,6 +77,7 @@ class Options(argparse.Namespace):
     providers: Sequence[str]
     ops: Sequence[str]
     hosts: Sequence[str]
+    classes: int  # of "training"
     modes: Sequence[str]
     cases: Sequence[str]
     layers: int  # 0: of each case its own
@@ -102,14 +108,20 @@ def parse(argv: Sequence[str], command: str = "") -> Options:
     of_memory = (options.variants or VARIANTS[:1], options.sizes or [MEMORY_SIZE])
     options.memory_settings = _in_order(*of_memory, [1], ["float32"])
     wide = command == "ops" and on_gpu and not quick
-    options.variants = options.variants or (VARIANTS[:1] if quick else VARIANTS)
+    variants = _TELLING if command == "training" else VARIANTS
+    options.variants = options.variants or (VARIANTS[:1] if quick else variants)
     options.sizes = options.sizes or [(512, 512), (1024, 1024)][: 2 if wide else 1]
-    batches = options.batches or [1, 8][: 2 if wide else 1]
+    usual_batches = [2] if command == "training" else [1, 8][: 2 if wide else 1]
+    batches = options.batches or usual_batches
     dtypes = options.dtypes or ["bfloat16" if on_gpu else "float32"]
     options.settings = _in_order(options.variants, options.sizes, batches, dtypes)
     if command == "ops":
         chosen = options.providers or OP_PROVIDERS
         options.providers = [n for n in OP_PROVIDERS if n in chosen or n == OP_PROVIDERS[0]]
+    elif command == "training":
+        # Of a compiled step the first takes minutes on a CPU.
+        usual = [name for name in TRAINING_PROVIDERS if not name.endswith("compiled")]
+        options.providers = options.providers or usual
     else:
         usual = [name for name, one in PROVIDERS.items() if on_gpu or not one.slow_to_build]
         chosen = options.providers or usual
@@ -195,8 +207,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
         description=f"{_DESCRIPTIONS[command]} A result that is not right gets no figure, and the "
         "status is 1.",
     )
-    grid, ops, hosts, seggpt, numerics = (command == name for name in _DESCRIPTIONS)
-    models, timed = grid or ops or hosts, not numerics
+    grid, ops, hosts, seggpt, training, numerics = (command == name for name in _DESCRIPTIONS)
+    models, timed = grid or ops or hosts or training, not numerics
 
     def add(wanted: bool, name: str, help: str, default: Any = (), **settings: Any) -> None:
         if wanted:
@@ -208,20 +220,25 @@ def _parser(command: str) -> argparse.ArgumentParser:
     names = f"beside {BASELINE}; `--list` tells them (default: all, on a CPU not {slow})"
     if ops:
         names = "beside eager (default: all)"
+    if training:
+        names = f"of {', '.join(TRAINING_PROVIDERS)} (default: all but compiled)"
     add(models, "--variants", "default: all", type=some_of(VARIANTS), metavar="b0,b2")
     sizes = "multiples of 4 (default: 512; of memory 1024x2048, of ops on a GPU 512,1024)"
     add(models, "--sizes", sizes, type=list_of(size), metavar="512,1024x2048")
-    batches = "default: 1; of ops on a GPU 1,8"
-    add(grid or ops, "--batches", batches, type=list_of(integer()), metavar="1,8")
+    batches = "default: 1; of ops on a GPU 1,8; of training 2"
+    add(grid or ops or training, "--batches", batches, type=list_of(integer()), metavar="1,8")
     dtypes = "default: bfloat16 on a GPU, float32 elsewhere"
-    add(grid or ops or seggpt, "--dtypes", dtypes, type=some_of(DTYPES), metavar="float32,bfloat16")
+    typed = not (hosts or numerics)
+    add(typed, "--dtypes", dtypes, type=some_of(DTYPES), metavar="float32,bfloat16")
     kinds = "forward, end-to-end, labels, memory (default: all; a GPU's memory is in each forward)"
     add(grid, "--kinds", kinds, type=some_of(KINDS), metavar="A,B")
-    known = OP_PROVIDERS if ops else PROVIDERS
-    add(grid or ops, "--providers", names, type=some_of(known), metavar="A,B")
+    known = OP_PROVIDERS if ops else TRAINING_PROVIDERS if training else PROVIDERS
+    add(grid or ops or training, "--providers", names, type=some_of(known), metavar="A,B")
     add(ops, "--ops", "default: all", OPS, type=some_of(OPS), metavar="mix_ffn,layer_norm")
-    libraries = f"of {', '.join(HOSTS)} (default: all)"
-    add(hosts, "--hosts", libraries, HOSTS, type=some_of(HOSTS), metavar="A,B")
+    libraries = TRAINING_HOSTS if training else HOSTS
+    of_them = f"of {', '.join(libraries)} (default: all)"
+    add(hosts or training, "--hosts", of_them, libraries, type=some_of(libraries), metavar="A,B")
+    add(training, "--classes", "default: 150", 150, type=integer(2), metavar="N")
     add(hosts, "--modes", "default: eager,compiled", MODES, type=some_of(MODES), metavar="eager")
     cases = f"of {', '.join(SEGGPT_CASES)} (default: all)"
     add(seggpt, "--cases", cases, SEGGPT_CASES, type=some_of(SEGGPT_CASES), metavar="A,B")

@@ -23,6 +23,7 @@ UNITS = {
     "memory": "MB",
     "op": "ms",  # one call
     "host": "ms",  # a forward before and after fastseg.accelerate
+    "training": "ms",  # a step: forward, loss, backward, optimizer
     "host time": "us",  # of a call, before a GPU has anything to do
     "seggpt": "ms",  # forwards, label maps by prompts, post-processing of a SegGPT
     "seggpt memory": "MB",  # of a forward, above what the weights take
@@ -43,8 +44,8 @@ class Row:
     kind: str  # a key of UNITS
     case: str  # "b0" to "b5"; of "labels" the name of the logits
     part: str = WHOLE  # of "end to end" also one of STEPS; of "op" the op and its stage
-    host: str = ""  # of "host" the library
-    mode: str = ""  # of "host": "eager" or "compiled"
+    host: str = ""  # of "host" and "training" the library
+    mode: str = ""  # of "host": "eager" or "compiled"; of "training" as in "150 classes"
     size: tuple[int, int]  # height, width of the image or of the label map
     batch: int
     dtype: str
@@ -66,7 +67,8 @@ class Row:
     ratio: float | None = None  # median of the baseline over this one's: above 1 is better than it
     paired_ratio: float | None = None  # median of the ratios of single rounds
     setup_s: float | None = None  # from weights on disk to the first result: loading, compiling
-    peak_mb: float | None = None  # of GPU memory during a call, weights included
+    # Of GPU memory during a call, weights included; of "training" above what lasts, on a CPU too.
+    peak_mb: float | None = None
     flops: int | None = None  # the least work of such a case; None where nobody has counted it
     bytes: int | None = None
     flops_per_second: float | None = None  # what the device was measured to do in this run

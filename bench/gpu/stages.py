@@ -2,7 +2,7 @@
 
 The order: kernels are compiled by all cores, so that everything after it only runs; whether results
 are right; where the time goes; whole models and their strongest peer; then what can be made better,
-and whether it was; all tests; and last the sanitizer, which takes long.
+and whether it was; a training step; all tests; and last the sanitizer, which takes long.
 """
 
 from __future__ import annotations
@@ -162,6 +162,7 @@ _PEERS = f"{_FEW},transformers-compiled,transformers-reduce-overhead,fastseg-com
 _AT_512 = "--kinds forward --sizes 512 --variants {} --batches {} --providers {}"
 _OF_MODELS = _AT_512.format("b0,b2,b5", "1,8", _FEW)
 _OF_PEERS = _AT_512.format("b0,b2", "1", _PEERS)
+_OF_TRAINING = "training --hosts transformers-5 --variants b0,b2 --batches 8"
 _OF_TUNED = _AT_512.format("b0,b2,b5", "1,8", _GRAPHS)
 _MODELS = _needs("transformers", "tqdm")
 _KERNELS = _needs("triton")
@@ -186,12 +187,14 @@ STAGES = (
           60, _bench(_OF_MODELS, ROWS), _MODELS),
     Stage("peers", "B0 and B2 against torch.compile, also in reduce-overhead", 100,
           _bench(_OF_PEERS, ROWS, "--providers transformers-reduce-overhead"), _MODELS),
-    Stage("tune", "launch configurations of B0 and B2, what takes most time first", 120,
+    Stage("tune", "launch configurations of B0 and B2, what takes most time first", 105,
           _line(_TUNE + "{device}", _SMALL_TUNE), _KERNELS, variables=_INTERPRET, least=30,
           unfinished="later calls were not tuned"),
     Stage("models-tuned", "B0, B2, B5 once more, with the configurations found", 30,
           _bench(_OF_TUNED, TUNED_ROWS), _needs("transformers", file=TUNED), variables=_CONFIGS),
-    Stage("tests", "all kernel tests", 140, _TESTS, _TESTED, variables=_INTERPRET),
+    Stage("training", "a training step of B0 and B2, batch 8: fastseg and transformers", 30,
+          _bench(_OF_TRAINING, ROWS, "--classes 19"), _MODELS),
+    Stage("tests", "all kernel tests", 125, _TESTS, _TESTED, variables=_INTERPRET),
     Stage("memcheck", "compute-sanitizer's memcheck of tiny models", 30, _sanitizer("memcheck"),
           _CHECKED, variables=_INTERPRET | _UNCACHED),
     Stage("racecheck", "compute-sanitizer's racecheck of tiny models", 30, _sanitizer("racecheck"),

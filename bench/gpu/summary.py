@@ -32,7 +32,7 @@ def summary(out: Path, names: Sequence[str]) -> str:
     if red:
         more = [f"- and {len(red) - _RED} more"] * (len(red) > _RED)
         lines += ["", f"Red, {len(red)}:", "", *red[:_RED], *more]
-    return "\n".join([*lines, "", *_kernels(out), *_forwards(out)]) + "\n"
+    return "\n".join([*lines, "", *_kernels(out), *_forwards(out), *_steps(out)]) + "\n"
 
 
 def _kernels(out: Path) -> list[str]:
@@ -56,7 +56,7 @@ def _forwards(out: Path) -> list[str]:
         for row in read_lines(out / file):
             height, width = row["size"]
             case = f"{row['case']}, {height}x{width}, batch {row['batch']}, {row['dtype']}"
-            if row["provider"] == _PROVIDERS[-1] or not mark:
+            if row["kind"] == "forward" and (row["provider"] == _PROVIDERS[-1] or not mark):
                 cells.setdefault(case, {})[row["provider"] + mark] = f"{row['p50']:.3g}"
     columns = [*_PROVIDERS, f"{_PROVIDERS[-1]} tuned"]
     lines = [f"| forward, ms | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
@@ -65,12 +65,24 @@ def _forwards(out: Path) -> list[str]:
     return lines if cells else []
 
 
+def _steps(out: Path) -> list[str]:
+    """Medians of training steps, and their memory."""
+    found = [row for row in read_lines(out / ROWS) if row["kind"] == "training"]
+    lines = [
+        f"- {row['case']}, batch {row['batch']}, {row['dtype']}, {row['provider']}: "
+        f"{row['p50']:.3g} ms, {row['peak_mb']:.0f} MB"
+        for row in found
+    ]
+    return ["", "Training steps:", "", *lines] if found else []
+
+
 def _found(out: Path, name: str) -> str:
     """What a stage found, in a few words."""
     if name in ("parity", "tests"):
         outcomes = Counter(one["outcome"] for one in read_lines(out / f"{name}.jsonl"))
         return ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items())
     files = {"models": ROWS, "peers": ROWS, "models-tuned": TUNED_ROWS, "kernels": KERNELS}
+    files["training"] = ROWS
     if name in files:
         return f"{len(read_lines(out / files[name]))} lines in {files[name]} so far"
     log = (out / f"{name}.log").read_text(encoding="utf-8", errors="replace")

@@ -27,6 +27,7 @@ from fastseg.models.segformer.names.keras import KERAS_CV_FIELDS
 from ..gates import logits_gate
 from ..machine import ROOT, pinned_threads, version
 from ..options import Options
+from ..rows import Row
 from ..setting import CLASSES, Setting, context, draw_pixels, draw_weights, preset
 from .run import Checked, Run, tidy, what_of
 
@@ -44,10 +45,17 @@ class Host:
 
 def measure(run: Run) -> None:
     """Start a process for each host, and add its rows."""
+    each_apart(run, measure_host)
+
+
+def each_apart(
+    run: Run, measure_one: Callable[[Options, str], tuple[list[Row], list[str], bool]]
+) -> None:
+    """Call `measure_one` in a process for each host that is wanted."""
     spawn = multiprocessing.get_context("spawn")
     for host in run.options.hosts:
         folder = ROOT / ".venv" / HOSTS[host].folder
-        if not folder.is_dir():
+        if HOSTS[host].folder and not folder.is_dir():
             run.say(f"{host}: not measured, no {folder}: `make test` installs it", bad=True)
             continue
         path = [str(folder)] if HOSTS[host].folder else []
@@ -55,7 +63,7 @@ def measure(run: Run) -> None:
             with ProcessPoolExecutor(1, spawn, _start, (path,)) as process:
                 options = copy.copy(run.options)
                 options.minutes = run.minutes_left
-                rows, notes, bad = process.submit(measure_host, options, host).result()
+                rows, notes, bad = process.submit(measure_one, options, host).result()
             run.measured += rows  # which it has added to the file
             run.notes += notes
             run.bad |= bad
@@ -66,7 +74,7 @@ def _start(path: list[str]) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def measure_host(options: Options, host: str) -> tuple[list, list[str], bool]:
+def measure_host(options: Options, host: str) -> tuple[list[Row], list[str], bool]:
     """Rows of `host`, notes, and whether anything is wrong; in this process."""
     run = Run(options)
     with pinned_threads(options.threads, options.device), torch.no_grad():

@@ -49,12 +49,14 @@ TABLES: dict[str, Table] = {
     "memory": _on(True, tables.memory),
     "hosts": tables.hosts,
     "seggpt": tables.seggpt,
+    "training": _on(True, tables.training),
     "host-time": tables.host_time,
     "numerics": tables.numerics,
     "plots": _on(True, _pictures),
     "gpu": _on(False, tables.forward),
     "gpu-end-to-end": _on(False, tables.end_to_end),
     "gpu-labels": _on(False, tables.labels),
+    "gpu-training": _on(False, tables.training),
     "gpu-plots": _on(False, _pictures),
 }
 

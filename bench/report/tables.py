@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from ..options import HOSTS, MODES, OP_PROVIDERS, SEGGPT_CASES
+from ..options import HOSTS, MODES, OP_PROVIDERS, SEGGPT_CASES, TRAINING_HOSTS
 from ..providers import BASELINE
 from ..rows import STEPS, WHOLE, Row
 from ..work import H200, seggpt_work, total
@@ -28,7 +28,8 @@ def markdown_table(cells: pd.DataFrame, left: int = 1) -> str:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The tables of all kinds that `rows` have."""
-    kinds = (forward, end_to_end, labels, memory, ops, hosts, seggpt, host_time, numerics)
+    of_models = (forward, end_to_end, labels, memory, ops, hosts, seggpt, training)
+    kinds = (*of_models, host_time, numerics)
     found = [table(rows) for table in kinds]
     return "\n\n".join(text for text in found if text != NO_ROWS)
 
@@ -184,6 +185,33 @@ def _checks(frame: pd.DataFrame) -> str:
         f"{one['check'] / one['accelerated']:.1%}, of {model} B0. "
         for model, one in taken.iterrows()
     )
+
+
+def training(rows: Sequence[Row]) -> str:
+    """A line for each model and provider: the time of a step, and its memory."""
+    frame = frame_of(rows, "training")
+    if frame.empty:
+        return NO_ROWS
+    frame["setting"] += ", " + frame["mode"]
+    frame["order"] = frame["host"].map(TRAINING_HOSTS.index)
+
+    def table(of_setting: pd.DataFrame) -> pd.DataFrame:
+        frame = of_setting.sort_values(["order", "case"], kind="stable")
+        theirs = frame["peak_mb"].where(frame["provider"] == frame["baseline"])
+        most = theirs.groupby([frame["host"], frame["case"]]).transform("max")
+        cells = {
+            "model": frame["host"].str.rstrip("5 ") + " " + frame["case"].str.upper(),
+            "step by": frame["provider"],
+            "ms": frame["p50"].map(number),
+            "times as fast": frame["ratio"].map(times),
+            "MB": frame["peak_mb"].map(number),
+            "of the memory": (frame["peak_mb"] / most).map(percent),
+        }
+        return pd.DataFrame(cells)
+
+    text = "Medians of a step: forward, loss, backward and AdamW; memory is that of a step above "
+    text += "weights, gradients and AdamW's state, as torch's allocator counts it. "
+    return _tables(frame, table, text + _METHOD, left=2)
 
 
 def numerics(rows: Sequence[Row]) -> str:

@@ -317,15 +317,18 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
     tokens, weights, bias, gain, shift, classifier, class_bias, mask, ctx.share, ctx.eps = inputs
     _, *others = output
     ctx.mark_non_differentiable(*others)
+    ctx.set_materialize_grads(False)  # zeros for each of them
     ctx.bias, ctx.class_bias = bias is not None, class_bias is not None
     ctx.count = len(tokens)
     centred, _, variance = others
     ctx.save_for_backward(*tokens, *weights, gain, shift, classifier, mask, centred, variance)
 
 
-def _run_backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
+def _run_backward(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
     if torch.is_grad_enabled():
         raise RuntimeError(_ONCE)
+    if grad is None:
+        return [None] * ctx.count, [None] * ctx.count, *[None] * 8
     count, saved = ctx.count, ctx.saved_tensors
     tokens, weights, others = saved[:count], saved[count : 2 * count], saved[2 * count :]
     grad = grad.contiguous()

@@ -215,13 +215,16 @@ def _fake(
 def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     _, count, gradient = output
     ctx.mark_non_differentiable(count, gradient)
+    ctx.set_materialize_grads(False)  # zeros for each of them
     ctx.save_for_backward(gradient)
     ctx.dtype, ctx.shape = inputs[0].dtype, inputs[0].shape
 
 
-def _backward(ctx: Any, of_total: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+def _backward(ctx: Any, of_total: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
     if torch.is_grad_enabled():
         raise RuntimeError(_ONCE)
+    if of_total is None:
+        return (None,) * 7
     (gradient,) = ctx.saved_tensors
     # Not rounded before it is multiplied: a GradScaler's factor is in `of_total`.
     return (gradient * of_total).to(ctx.dtype), *[None] * 6

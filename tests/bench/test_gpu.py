@@ -202,7 +202,9 @@ def test_commands_are_such_as_their_programs_take(tmp_path, device, quick, resum
     parsed, tests = {}, {}
     for stage in STAGES:
         line = stage.command(where, 120.0, resume)
-        if line[1:3] == ["-m", "bench"]:
+        if line[1:4] == ["-m", "bench", "training"]:
+            training = options.parse(line[4:], "training")
+        elif line[1:3] == ["-m", "bench"]:
             parsed[stage.name] = options.parse(line[3:])
         elif "pytest" in line:
             tests[stage.name] = [word for word in line if word.startswith("tests/")]
@@ -214,6 +216,8 @@ def test_commands_are_such_as_their_programs_take(tmp_path, device, quick, resum
                          (("/test_gpu.py", "/test_model.py", "") if device == "cuda" else
                           ("/norm", "/test_gpu.py"))]  # fmt: skip
     assert set(parsed) == {"models", "peers", "models-tuned"}
+    assert training.hosts == ["transformers 5"]
+    parsed["training"] = training
     for name, one in parsed.items():
         assert (one.minutes, one.commit, one.device.type) == (pytest.approx(1.7), "abc", device)
         assert (one.output.parent, one.resume) == (Path(".."), resume)
@@ -351,7 +355,8 @@ def test_a_test_that_hangs_fails(tmp_path):
 
 def test_the_summary_is_a_screen_of_what_counts(tmp_path):
     rows = [row(4.0, device=GPU_NAME), row(0.5, "fastseg CUDA graph", device=GPU_NAME, ratio=8.0)]
-    append_rows(tmp_path / "gpu.jsonl", rows)
+    step = {"kind": "training", "mode": "19 classes", "device": GPU_NAME, "peak_mb": 700.0}
+    append_rows(tmp_path / "gpu.jsonl", [*rows, row(90.0, **step)])
     append_rows(
         tmp_path / "gpu_tuned.jsonl", [rows[0], row(0.25, rows[1].provider, device=GPU_NAME)]
     )
@@ -370,4 +375,5 @@ def test_the_summary_is_a_screen_of_what_counts(tmp_path):
     assert "- test_forwards.py::test_logits: wrong" in text
     assert f"- {case}: 400 us, in kernels 300" in text
     assert "linear_kernel 67%, decode_head_kernel 33%" in text
+    assert "- b0, batch 1, float32, transformers eager: 90 ms, 700 MB" in text
     assert f"| {case} | 4 |  |  |  |  | 0.5 | 0.25 |" in text

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 import torch
 
+from bench.allocated import most_allocated
 from fastseg.kernels import upsample_cross_entropy
 from fastseg.kernels.loss import tiles
 from tests.half_precision import HALF_FACTOR
 from tests.kernels.loss_cases import draw, error, loss_and_gradient, plain_loss
 
+CPU = torch.device("cpu")
 # Grid and labels: whole and odd scales, of the same size, smaller, of one position and one row.
 SIZES = [
     ((16, 16), (64, 64)),
@@ -202,29 +202,12 @@ def test_tiles(tile_bytes, monkeypatch):
         check_exact(logits, labels, align_corners=True)
 
 
-def allocated(function):
-    """The most bytes that torch's allocator had given out at once while `function` ran."""
-    gc.collect()
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        function()
-    events = profile.profiler.kineto_results.events()
-    now = most = 0
-    for event in sorted(
-        (event for event in events if event.name() == "[memory]"),
-        key=lambda event: event.start_ns(),
-    ):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
-
-
 def test_resized_logits_are_never_in_memory():
     logits, labels = draw(40, (64, 64), (256, 256))
     logits = logits.float().requires_grad_()
     resized = 16 * logits.nbytes
-    plain = allocated(lambda: plain_loss(logits, labels).backward())
-    ours = allocated(lambda: upsample_cross_entropy(logits, labels).backward())
+    plain = most_allocated(lambda: plain_loss(logits, labels).backward(), CPU)
+    ours = most_allocated(lambda: upsample_cross_entropy(logits, labels).backward(), CPU)
     assert plain > 2 * resized
     assert ours < 0.5 * resized
 
