@@ -27,6 +27,7 @@ from fastseg.kernels import upsample_argmax, upsample_scores
 from fastseg.kernels.labels.scores import highest_blend
 from fastseg.models.seggpt.prompts import is_seggpt
 
+from .augmented import Views, augmented_labels
 from .prompted import segment_by_prompts
 from .scores import LabelMap, Wanted
 from .sliding import sliding_labels, window_pair
@@ -40,6 +41,7 @@ def segment(
     processor: SegformerImageProcessor | None = ...,
     batch_size: int = ...,
     slide: Sequence[int | Sequence[int]] | None = ...,
+    tta: Sequence[str | float] | None = ...,
     input_data_format: str | None = ...,
     return_scores: Literal[False] = ...,
     scores_dtype: torch.dtype = ...,
@@ -59,6 +61,7 @@ def segment(
     processor: SegformerImageProcessor | None = ...,
     batch_size: int = ...,
     slide: Sequence[int | Sequence[int]] | None = ...,
+    tta: Sequence[str | float] | None = ...,
     input_data_format: str | None = ...,
     return_scores: Literal[True],
     scores_dtype: torch.dtype = ...,
@@ -73,6 +76,7 @@ def segment(
     processor: SegformerImageProcessor | None = None,
     batch_size: int = 8,
     slide: Sequence[int | Sequence[int]] | None = None,
+    tta: Sequence[str | float] | None = None,
     input_data_format: str | None = None,
     return_scores: bool = False,
     scores_dtype: torch.dtype = torch.float16,
@@ -96,6 +100,10 @@ def segment(
         slide: (crop, stride) in pixels, each a number or (height, width): the image is not resized
             but cut into overlapping windows, whose logits are averaged, as in mmseg. None to see
             the whole image at once, resized as `processor` says.
+        tta: test-time augmentation as in mmseg: "flip" and scales, such as ("flip", 0.75, 1.25).
+            The image is seen at its own scale and at these, mirrored too with "flip", and the
+            mean of the probabilities decides. Scales are of the size that `processor` makes, or
+            with `slide` of the image's own.
         input_data_format: "channels_first" or "channels_last", of arrays; None finds the end that
             is as long as the processor's `image_mean`, or 1, 3 or 4 long.
         return_scores: give the probability of every pixel's label too: the softmax of its logits
@@ -126,13 +134,13 @@ def segment(
 
     Raises:
         TypeError, ValueError: as SegformerImageProcessor raises them, or `batch_size`, `slide`,
-            `input_data_format`, `scores_dtype` or `threshold` is wrong, or `model` is in training
-            mode, or takes other channels than `processor` gives, or has more than 255 classes and
-            there is a `threshold`.
+            `tta`, `input_data_format`, `scores_dtype` or `threshold` is wrong, or `model` is in
+            training mode, or takes other channels than `processor` gives, or has more than 255
+            classes and there is a `threshold`.
     """
     if prompts is not None:
-        if slide is not None:
-            raise ValueError("slide: expected None with prompts, which are of whole images")
+        if slide is not None or tta is not None:
+            raise ValueError("slide, tta: expected None with prompts, which are of whole images")
         if return_scores or threshold is not None:
             raise ValueError(
                 "return_scores, threshold: expected neither with prompts: a SegGPT's classes are "
@@ -158,6 +166,7 @@ def segment(
             f"got {input_data_format!r}"
         )
     wanted = Wanted.of(model, return_scores, scores_dtype, threshold)
+    views = Views.of(tta)
     least = least_side(model)
     windows = None
     if slide is not None:
@@ -178,6 +187,13 @@ def segment(
     with torch.no_grad():
         for start in range(0, len(singles), batch_size):
             indices = range(start, min(start + batch_size, len(singles)))
+            if views is not None:
+                for i in indices:
+                    of_image = functools.partial(prepare, singles[i], i)
+                    found.append(
+                        augmented_labels(model, of_image, views, windows, batch_size, wanted)
+                    )
+                continue
             if windows is None:
                 inputs = [prepare(singles[i], i) for i in indices]
                 found += _segment_batch(model, inputs, wanted)

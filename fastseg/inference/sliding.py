@@ -86,10 +86,7 @@ def sliding_labels(
     open_rows: list[_WindowRow] = []
     for index, top in enumerate(tops):
         row = pixel_values[0, :, top : top + crop_height]
-        # (windows, C, crop_height, crop_width)
-        windows = torch.stack([row[:, :, left : left + crop_width] for left in lefts])
-        logits = [logits_of(model(batch)).float() for batch in windows.split(batch_size)]
-        grid = torch.cat(logits).permute(0, 2, 3, 1).contiguous()
+        grid = _window_logits(model, row, lefts, crop_width, batch_size)
         classes = grid.shape[3]
         wanted.check(classes)
         open_rows.append(_WindowRow(top, top + crop_height, grid))
@@ -98,6 +95,50 @@ def sliding_labels(
         _label_rows(labels, probability, top, finished, open_rows, lefts, crop_width, wanted)
         open_rows = [row for row in open_rows if row.bottom > finished]
     return wanted.finish(labels, probability, classes)
+
+
+class SlidingLogits:
+    """The mean logits of windows over one image, a few rows at a time.
+
+    Args: as of `sliding_labels`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        pixel_values: torch.Tensor,
+        crop: tuple[int, int],
+        stride: tuple[int, int],
+        batch_size: int,
+    ) -> None:
+        self.height, self.width = pixel_values.shape[2:]
+        tops = window_starts(self.height, crop[0], stride[0])
+        self._lefts = window_starts(self.width, crop[1], stride[1])
+        crop_height, self._crop_width = min(crop[0], self.height), min(crop[1], self.width)
+        self._rows = []
+        for top in tops:
+            row = pixel_values[0, :, top : top + crop_height]
+            grid = _window_logits(model, row, self._lefts, self._crop_width, batch_size)
+            self._rows.append(_WindowRow(top, top + crop_height, grid))
+        device = pixel_values.device
+        self._row_counts = _window_counts(tops, crop_height, self.height).to(device)
+        self._column_counts = _window_counts(self._lefts, self._crop_width, self.width).to(device)
+
+    def rows(self, top: int, bottom: int) -> torch.Tensor:
+        """Rows `top` to `bottom`, (bottom - top, width, classes)."""
+        sums = _sum_windows(top, bottom, self._rows, self._lefts, self._crop_width, self.width)
+        counts = self._row_counts[top:bottom, None] * self._column_counts
+        return sums.div_(counts[:, :, None])
+
+
+def _window_logits(
+    model: Any, row: torch.Tensor, lefts: list[int], crop_width: int, batch_size: int
+) -> torch.Tensor:
+    """Logits of a row of windows, (windows, h, w, classes), from its pixels (C, H, W)."""
+    # (windows, C, crop_height, crop_width)
+    windows = torch.stack([row[:, :, left : left + crop_width] for left in lefts])
+    logits = [logits_of(model(batch)).float() for batch in windows.split(batch_size)]
+    return torch.cat(logits).permute(0, 2, 3, 1).contiguous()
 
 
 def _window_counts(starts: list[int], crop: int, size: int) -> torch.Tensor:
@@ -126,17 +167,7 @@ def _label_rows(
     classes = window_rows[0].logits.shape[3]
     for start, stop in row_stripes(last - first, width * classes * 4, labels.device):
         top, bottom = first + start, first + stop
-        sums = torch.zeros(bottom - top, width, classes, device=labels.device)
-        for row in window_rows:
-            begin, end = max(top, row.top), min(bottom, row.bottom)
-            if begin >= end:
-                continue
-            grid = row.logits
-            rows = bilinear_neighbours(row.bottom - row.top, grid.shape[1], grid.device, grid.dtype)
-            for window, left in zip(grid, lefts, strict=True):
-                sums[begin - top : end - top, left : left + crop_width] += upsample_rows(
-                    window[None], rows, begin - row.top, end - row.top, crop_width
-                )[0]
+        sums = _sum_windows(top, bottom, window_rows, lefts, crop_width, width)
         # One class: is it, or is it not.
         labels[top:bottom] = sums.max(dim=-1).indices if classes > 1 else sums[..., 0] > 0
         if probability is not None:
@@ -146,3 +177,27 @@ def _label_rows(
             else:
                 found = sums.amax(dim=-1) if wanted.of_probabilities else highest_probability(sums)
             probability[top:bottom] = found
+
+
+def _sum_windows(
+    top: int,
+    bottom: int,
+    window_rows: list[_WindowRow],
+    lefts: list[int],
+    crop_width: int,
+    width: int,
+) -> torch.Tensor:
+    """Sum of the windows' logits over rows `top` to `bottom`, (bottom - top, width, classes)."""
+    grid = window_rows[0].logits
+    sums = torch.zeros(bottom - top, width, grid.shape[3], device=grid.device)
+    for row in window_rows:
+        begin, end = max(top, row.top), min(bottom, row.bottom)
+        if begin >= end:
+            continue
+        grid = row.logits
+        rows = bilinear_neighbours(row.bottom - row.top, grid.shape[1], grid.device, grid.dtype)
+        for window, left in zip(grid, lefts, strict=True):
+            sums[begin - top : end - top, left : left + crop_width] += upsample_rows(
+                window[None], rows, begin - row.top, end - row.top, crop_width
+            )[0]
+    return sums
