@@ -1,0 +1,1 @@
+"""Pictures and their label maps on disk, for evaluation and training."""
