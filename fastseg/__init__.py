@@ -5,6 +5,8 @@ from fastseg.acceleration import accelerate, restore
 from fastseg.checkpoints.load import CheckpointError, CheckpointWarning
 from fastseg.cuda_graphs.default import graphs
 from fastseg.cuda_graphs.runner import graphed
+from fastseg.evaluation.evaluate import evaluate
+from fastseg.evaluation.result import Evaluation
 from fastseg.exporting.export import ExportError, ExportResult, ExportWarning, export
 from fastseg.folding.conditions import plain_path
 from fastseg.folding.swap import refold
@@ -37,6 +39,7 @@ __all__ = [
     "PRESETS",
     "CheckpointError",
     "CheckpointWarning",
+    "Evaluation",
     "ExportError",
     "ExportResult",
     "ExportWarning",
@@ -57,6 +60,7 @@ __all__ = [
     "SegformerModel",
     "accelerate",
     "backend",
+    "evaluate",
     "export",
     "from_preset",
     "from_pretrained",
