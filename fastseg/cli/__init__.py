@@ -1,4 +1,4 @@
-"""The command line: `fastseg predict`, `convert`, `export`, `info`, `demo`, `tune` and `bench`.
+"""The command line: `fastseg predict`, `evaluate`, `convert`, `export`, `info`, `demo` and others.
 
 Exit status: 0 where all went well, 1 where some or all of the work failed, 2 for wrong usage, 141
 where all went well but whoever read the output left early (`fastseg info | head -1`).
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import fastseg
 
-from . import bench, convert, demo, export, info, predict, tune
+from . import bench, convert, demo, evaluate, export, info, predict, tune
 from .options import CommandError
 from .streams import INTERRUPTED, run_lasting
 
@@ -39,7 +39,7 @@ def _run(argv: list[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=f"fastseg {fastseg.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (predict, convert, export, info, demo, tune, bench):
+    for command in (predict, evaluate, convert, export, info, demo, tune, bench):
         command.add_parser(commands)
     # argparse would take the options of the benchmarks for its own.
     passed_on = argv[1:] if argv[:1] == [bench.NAME] else []

@@ -22,8 +22,16 @@ from fastseg.images.overlay import class_shares, format_share
 from .classes import choose_classes
 from .files import Source, plan_outputs
 from .images import open_image
-from .options import EMBEDDED_NAME, CommandError, add_device_options, first_line, load_model
+from .options import (
+    EMBEDDED_NAME,
+    CommandError,
+    add_device_options,
+    first_line,
+    load_model,
+    positive,
+)
 from .results import ResultWriter
+from .scenes import write_scenes
 
 SCENE = Path(fastseg.__file__).parent / "demo" / "assets" / "scene.png"
 ROUNDS = 9
@@ -54,11 +62,20 @@ def add_parser(commands: Any) -> None:
         help="draw a new scene and compare with its true labels; the model was trained on scenes "
         "of seeds from 1000000",
     )
+    parser.add_argument(
+        "--scenes",
+        type=positive,
+        metavar="N",
+        help="write N scenes and their true labels instead, of seeds from that of --seed or 0: "
+        "images/, masks/ and classes.txt, to evaluate and to train on",
+    )
     add_device_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.scenes is not None:
+        return _write_scenes(arguments)
     path, image, truth = _picture(arguments)
     if os.path.exists(arguments.output) and not os.path.isdir(arguments.output):
         raise CommandError(f"--output {arguments.output}: not a folder", 2)
@@ -83,6 +100,20 @@ def run(arguments: argparse.Namespace) -> int:
         agreement, mean_iou = _compare(labels, truth)
         print(f"\nagreement with the true labels: {agreement:.2%} of pixels, mIoU {mean_iou:.3f}")
     print("\n" + _time(model, processor, image, labels))
+    return 0
+
+
+def _write_scenes(arguments: argparse.Namespace) -> int:
+    if arguments.image is not None:
+        raise CommandError("--scenes: not with --image", 2)
+    first = arguments.seed or 0
+    try:
+        write_scenes(arguments.output, range(first, first + arguments.scenes))
+    except ValueError as error:
+        raise CommandError(f"--seed: {error}", 2) from error
+    except OSError as error:
+        raise CommandError(f"--output {arguments.output}: {first_line(error)}") from error
+    print(f"{arguments.scenes} scenes in {arguments.output}: images/, masks/, classes.txt")
     return 0
 
 
