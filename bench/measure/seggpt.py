@@ -52,7 +52,8 @@ def measure(run: Run) -> None:
             if name == "post-processing":
                 case, size = f"{name}, {CLASSES_OF_LABEL_MAP} labels", LABEL_MAP_SIZE
             else:
-                case, size = f"{name}, {layers} layers", tuple(seggpt_config(layers).image_size)
+                height, width = seggpt_config(layers).image_size
+                case, size = f"{name}, {layers} layers", (height, width)
             kind = "seggpt memory" if name == "memory" else "seggpt"
             what = {"kind": kind, "case": case, "size": size, "batch": 1, "dtype": dtype}
             label = f"SegGPT, {case}, {dtype}"
@@ -101,9 +102,11 @@ def _forward(run: Run, what: dict[str, Any], layers: int) -> None:
     run.ceilings(what["dtype"])  # first, while there is memory for large matrices
     models = build(layers, DTYPES[what["dtype"]], run.options.device)
     inputs = draw_inputs(models[BASELINE])
-    functions: Functions = {
-        name: (lambda model=model: model(**inputs).pred_masks) for name, model in models.items()
-    }
+
+    def paint(model: Any) -> torch.Tensor:
+        return model(**inputs).pred_masks
+
+    functions: Functions = {name: partial(paint, model) for name, model in models.items()}
     first = functions[BASELINE]()
     gate = masks_gate(models[BASELINE], inputs, first)
     _time(run, what, functions, gate, first, seggpt_work(layers, what["dtype"]))
@@ -134,7 +137,7 @@ def _label_maps(run: Run, what: dict[str, Any], layers: int) -> None:
     scenes = [draw_scene(seed, (side, side)) for seed in range(7, 8 + count)]
     image, *pictures = (Image.fromarray(scene.image) for scene in scenes)
     masks = [(scene.labels == CLASSES.index("road")).astype(np.uint8) for scene in scenes[1:]]
-    processor = transformers.SegGptImageProcessor(size={"height": side, "width": side})
+    processor: Any = transformers.SegGptImageProcessor(size={"height": side, "width": side})
 
     def prepared() -> Inputs:
         pixels = processor(
@@ -196,18 +199,19 @@ def _post_processing(run: Run, what: dict[str, Any], layers: int) -> None:
     """From painted masks to a label map."""
     import transformers
 
-    masks = draw_pixels(seggpt_config(layers).image_size).to(DTYPES[what["dtype"]])
+    height, width = seggpt_config(layers).image_size
+    masks = draw_pixels((height, width)).to(DTYPES[what["dtype"]])
     output = SimpleNamespace(pred_masks=masks)
-    processors = {
+    processors: dict[str, Any] = {
         BASELINE: transformers.SegGptImageProcessor(),
         OURS: fastseg.SegGptImageProcessor(),
     }
-    functions: Functions = {
-        name: lambda post=one.post_process_semantic_segmentation: post(
-            output, [LABEL_MAP_SIZE], CLASSES_OF_LABEL_MAP
-        )[0]
-        for name, one in processors.items()
-    }
+
+    def label_map(processor: Any) -> torch.Tensor:
+        post_process = processor.post_process_semantic_segmentation
+        return post_process(output, [LABEL_MAP_SIZE], CLASSES_OF_LABEL_MAP)[0]
+
+    functions: Functions = {name: partial(label_map, one) for name, one in processors.items()}
     first = functions[BASELINE]()
     gate = Gate(
         "share of pixels with another label than transformers'",

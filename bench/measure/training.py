@@ -40,7 +40,8 @@ class Batch(NamedTuple):
     dtype: torch.dtype  # of autocast, or float32
 
     def crop(self) -> Batch:
-        return Batch(*(one[..., :_CROP, :_CROP] for one in self[:2]), self.dtype)
+        pixels, labels = (one[..., :_CROP, :_CROP] for one in (self.pixels, self.labels))
+        return Batch(pixels, labels, self.dtype)
 
     def loss(self, loss: Loss) -> torch.Tensor:
         kind, half = self.pixels.device.type, self.dtype != torch.float32

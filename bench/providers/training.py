@@ -32,7 +32,8 @@ def transformers_model(variant: str, classes: int, dropout: bool = True) -> Any:
     options: dict[str, Any] = {name: getattr(preset(variant), name) for name in fields}
     if not dropout:
         options |= {"classifier_dropout_prob": 0.0, "drop_path_rate": 0.0}
-    config = transformers.SegformerConfig(num_labels=classes, **options)
+    options["num_labels"] = classes
+    config = transformers.SegformerConfig(**options)
     model = transformers.SegformerForSemanticSegmentation(config)
     draw_weights(model)
     return model.train()

@@ -225,7 +225,8 @@ class LayerPlan(Known):
         out = []
         for some in _streams(x):
             qkv = self._qkv(some).unflatten(2, (3, folded["heads"], -1)).permute(2, 0, 3, 1, 4)
-            context = attend(*qkv, folded["rows"], folded["columns"], folded["scale"])
+            tables = folded["rows"], folded["columns"]
+            context = attend(qkv[0], qkv[1], qkv[2], *tables, folded["scale"])
             out.append(dense(context.flatten(2), attention.proj.weight, attention.proj.bias))
         return _joined(out).view(x.shape)
 
