@@ -54,14 +54,8 @@ def label_image(labels: Any, palette: Any, grey: bool = False) -> Image.Image:
     numbers = _check_labels(labels, largest=MAX_INDEXED - 1 if small else _MAX_LABEL)
     if not small:
         return Image.fromarray(numbers.astype(np.uint16))
-    image = Image.fromarray(numbers.astype(np.uint8))
-    if grey:
-        return image
-    # A full palette: with a shorter one, files hold fewer bits a pixel and cut greater labels off.
-    full = np.zeros((MAX_INDEXED, 3), dtype=np.uint8)
-    full[: len(colours)] = colours
-    image.putpalette(full.tobytes())  # turns grey into "P"
-    return image
+    numbers = numbers.copy()  # PIL would share the caller's memory
+    return Image.fromarray(numbers) if grey else _indexed(numbers, colours)
 
 
 def overlay(
@@ -97,11 +91,13 @@ def overlay(
             f"labels: expected the picture's height and width, {(picture.height, picture.width)}, "
             f"got {numbers.shape}"
         )
-    known = numbers < len(colours)
-    tint = Image.fromarray(colours[np.where(known, numbers, 0)])
+    if numbers.dtype == np.uint8:
+        tint = _indexed(numbers, colours).convert("RGB")
+    else:
+        tint = Image.fromarray(colours[np.minimum(numbers, len(colours) - 1)])
     blended = Image.blend(picture, tint, alpha)
-    if not known.all():
-        blended.paste(picture, mask=Image.fromarray(~known))
+    if numbers.max() >= len(colours):
+        blended.paste(picture, mask=Image.fromarray(numbers >= len(colours)))
     if alpha > 0:
         _draw_borders(blended, numbers)
     if not legend:
@@ -125,7 +121,10 @@ def class_shares(labels: Any, id2label: Mapping[int, str]) -> list[ClassShare]:
     Classes without a name are called by their number.
     """
     numbers = _check_labels(labels)
-    counts = np.bincount(numbers.ravel()).tolist()
+    if numbers.dtype == np.uint8:
+        counts = Image.fromarray(numbers).histogram()
+    else:
+        counts = np.bincount(numbers.ravel()).tolist()
     shares = [
         ClassShare(index, str(id2label.get(index, index)), pixels, pixels / numbers.size)
         for index, pixels in enumerate(counts)
@@ -140,26 +139,39 @@ def format_share(share: float) -> str:
 
 
 def _check_labels(labels: Any, largest: int = _MAX_LABEL) -> np.ndarray:
+    """A label map (H, W) as uint8, or as uint16 where that is too small; perhaps not a copy."""
     array = np.asarray(labels.cpu() if hasattr(labels, "cpu") else labels)
     if array.dtype.kind not in "iu":
         raise TypeError(f"labels: expected integers, got {array.dtype}")
     if array.ndim != 2 or array.size == 0:
         raise ValueError(f"labels: expected a map of shape (height, width), got {array.shape}")
+    if array.dtype == np.uint8:
+        return array
     low, high = int(array.min()), int(array.max())
     if low < 0 or high > largest:
         raise ValueError(f"labels: expected numbers from 0 to {largest}, got {low} to {high}")
-    return array.astype(np.uint16)
+    return array.astype(np.uint8 if high < MAX_INDEXED else np.uint16)
+
+
+def _indexed(numbers: np.ndarray, colours: np.ndarray) -> Image.Image:
+    """An indexed image of uint8 numbers, whose memory it shares; those beyond colours are black."""
+    # A full palette: with a shorter one, files hold fewer bits a pixel and cut greater labels off.
+    full = np.zeros((MAX_INDEXED, 3), dtype=np.uint8)
+    full[: len(colours)] = colours[:MAX_INDEXED]
+    image = Image.fromarray(numbers)
+    image.putpalette(full.tobytes())  # turns grey into "P"
+    return image
 
 
 def _draw_borders(picture: Image.Image, labels: np.ndarray) -> None:
     """Thin light lines where neighbouring pixels differ in class; thicker in large pictures."""
     edges = np.zeros(labels.shape, dtype=bool)
-    edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    np.not_equal(labels[:, 1:], labels[:, :-1], out=edges[:, 1:])
     edges[1:, :] |= labels[1:, :] != labels[:-1, :]
     for _ in range(round(min(labels.shape) / 1200)):
         edges[:, 1:] |= edges[:, :-1].copy()
         edges[1:, :] |= edges[:-1, :].copy()
-    opacity = edges.astype(np.uint8) * round(255 * _BORDER_OPACITY)
+    opacity = edges.view(np.uint8) * round(255 * _BORDER_OPACITY)
     picture.paste(_BORDER, mask=Image.fromarray(opacity))
 
 
@@ -206,7 +218,7 @@ class _Legend:
 
     def __init__(self, type_size: int, shares: list[ClassShare], colours: np.ndarray) -> None:
         self.type_size = type_size
-        self.font = ImageFont.load_default(size=type_size)
+        self.font = _font(type_size)
         self.row = round(self.ROW * type_size)
         self.margin = type_size
         self.swatch = type_size
@@ -262,6 +274,10 @@ class _Legend:
         while name and self.font.getlength(name + "…") > limit:
             name = name[:-1]
         return name.rstrip(" ,;") + "…"
+
+
+# To load it takes longer than to draw a legend.
+_font = functools.lru_cache(maxsize=8)(ImageFont.load_default)
 
 
 @functools.lru_cache(maxsize=8)

@@ -79,6 +79,66 @@ def test_overlay_blends_the_colours_and_draws_borders():
     np.testing.assert_array_equal(np.asarray(untouched), image)
 
 
+def drawn(image: np.ndarray, labels: np.ndarray, colours: np.ndarray, alpha: float) -> np.ndarray:
+    """Every pixel of an overlay without a legend, by PIL's rules for bytes."""
+    known = labels < len(colours)
+    tint = colours[np.where(known, labels, 0)]
+    image, alpha = image.astype(np.float32), np.float32(alpha)
+    blended = (image + alpha * (tint.astype(np.float32) - image)).astype(np.uint8)
+    blended[~known] = image[~known]
+    edges = np.zeros(labels.shape, dtype=bool)
+    for axis in (0, 1):
+        differs = np.diff(labels.astype(np.int64), axis=axis) != 0
+        edges |= np.pad(differs, [(1 - axis, 0), (axis, 0)])
+    for _ in range(round(min(labels.shape) / 1200)):
+        for axis in (0, 1):
+            kept = np.delete(edges, -1, axis=axis)
+            edges = edges | np.pad(kept, [(1 - axis, 0), (axis, 0)])
+    if alpha > 0:  # white, with an opacity of 178 of 255
+        light = 255 * 178 + blended[edges].astype(int) * 77 + 128
+        blended[edges] = (light + (light >> 8)) >> 8
+    return blended
+
+
+@pytest.mark.parametrize("num_labels", [1, 19, 150, 256, 300])
+@pytest.mark.parametrize("beyond", [None, 255, 65535])
+@pytest.mark.parametrize("size", [(1, 1), (1, 70), (53, 40)])
+def test_every_pixel_of_an_overlay_and_every_share(num_labels, beyond, size):
+    rng = np.random.default_rng(num_labels)
+    labels = np.kron(rng.integers(0, num_labels, (11, 12)), np.ones((5, 6), dtype=np.int64))
+    labels = labels[: size[0], : size[1]]
+    if beyond is not None:
+        labels[::7, ::3] = beyond
+    image, colours = noise(*labels.shape), palette(num_labels)
+    expected = {alpha: drawn(image, labels, colours, alpha) for alpha in (0.0, 0.55, 1.0)}
+    pixels = dict(
+        zip(*(one.tolist() for one in np.unique(labels, return_counts=True)), strict=True)
+    )
+    for dtype in (np.int64, np.int32, np.uint16, np.uint8):
+        if labels.max() > np.iinfo(dtype).max:
+            continue
+        given = labels.astype(dtype)
+        for alpha, result in expected.items():
+            shown = overlay(image, given, colours, {}, alpha=alpha, legend=False)
+            np.testing.assert_array_equal(np.asarray(shown), result)
+        assert {item.id: item.pixels for item in class_shares(given, {})} == pixels
+
+
+@pytest.mark.parametrize("side", [599, 700, 1900])
+def test_borders_are_thicker_in_large_pictures(side):
+    image, labels = noise(side, side), stripes(side, side, 5).astype(np.uint8)
+    labels[side // 2 :] = labels[side // 2 :, ::-1]
+    shown = overlay(image, labels, palette(5), {}, legend=False)
+    np.testing.assert_array_equal(np.asarray(shown), drawn(image, labels, palette(5), 0.55))
+
+
+def test_a_label_image_is_a_copy():
+    labels = np.zeros((4, 5), dtype=np.uint8)
+    images = [label_image(labels, palette(3), grey) for grey in (False, True)]
+    labels[:] = 2
+    assert [image.getextrema() for image in images] == [(0, 0), (0, 0)]
+
+
 def test_overlay_leaves_labels_beyond_the_palette_untinted():
     image = noise(8, 8)
     result = overlay(image, np.full((8, 8), 255), palette(2), {}, legend=False)
