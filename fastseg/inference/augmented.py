@@ -62,8 +62,8 @@ class Views:
 
 def augmented_labels(
     model: Any,
-    prepare: Callable[..., Any],
-    views: Views,
+    inputs: Sequence[Any],
+    flip: bool,
     windows: tuple[tuple[int, int], tuple[int, int]] | None,
     batch_size: int,
     wanted: Wanted,
@@ -72,20 +72,15 @@ def augmented_labels(
 
     Args:
         model: gives logits (B, K, h, w) of any resolution.
-        prepare: from options of the image processor to the image's input (segment.py).
+        inputs: the image as `Prepared` (steps.py), on the device, at each scale.
+        flip: whether it is seen mirrored as well.
         windows: (crop, stride), each (height, width), of sliding windows; None takes views whole.
         batch_size: windows in one forward.
     """
     rows: list[_Rows] = []
-    first = prepare() if windows is None else prepare(do_resize=False)
-    for scale in views.scales:
-        one = first
-        if scale != 1:
-            # As mmcv rounds. Of whole images it is the size for the model that is scaled.
-            height, width = (max(1, int(side * scale + 0.5)) for side in first.unpadded)
-            one = prepare(do_resize=True, size={"height": height, "width": width})
+    for one in inputs:
         pixels = [one.pixel_values]
-        if views.flip:
+        if flip:
             width = one.unpadded[1]  # what is behind is padding
             mirrored = one.pixel_values.clone()
             mirrored[..., :width] = mirrored[..., :width].flip(3)
@@ -106,7 +101,7 @@ def augmented_labels(
 
             slides = [SlidingLogits(forward, image, *windows, batch_size) for image in pixels]
             rows += [_sliding_rows(s, one, index) for index, s in enumerate(slides)]
-    return _mean_labels(rows, first.size, wanted)
+    return _mean_labels(rows, inputs[0].size, wanted)
 
 
 def _whole_rows(grid: torch.Tensor, size: tuple[int, int], mirrored: int) -> _Rows:
@@ -139,7 +134,7 @@ def _mean_labels(views: Sequence[_Rows], size: tuple[int, int], wanted: Wanted) 
     found = views[0](0, 1)
     classes, device = found.shape[2], found.device
     wanted.check(classes)
-    labels = torch.empty(height, width, dtype=torch.int64, device=device)
+    labels = torch.empty(height, width, dtype=wanted.labels, device=device)
     probability = torch.empty(height, width, dtype=found.dtype, device=device)
     for top, bottom in row_stripes(height, width * classes * 4, device):
         mean = torch.zeros(bottom - top, width, classes, dtype=found.dtype, device=device)
@@ -151,5 +146,5 @@ def _mean_labels(views: Sequence[_Rows], size: tuple[int, int], wanted: Wanted) 
         mean /= len(views)
         probability[top:bottom], labels[top:bottom] = mean.max(dim=2)
     if classes == 1:  # is it, or is it not
-        labels = (probability > 0.5).long()
+        labels = (probability > 0.5).to(wanted.labels)
     return wanted.finish(labels, probability if wanted.probability else None, classes)

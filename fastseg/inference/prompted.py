@@ -21,6 +21,8 @@ from fastseg.models.seggpt.palette import colours_of, label_map
 from fastseg.models.seggpt.processor import SegGptImageProcessor
 from fastseg.models.seggpt.prompts import RULES, SegGptPrompt, is_seggpt, paint, streams_of
 
+from .scores import Wanted
+
 
 def keep_prompt(
     model: Any,
@@ -83,6 +85,7 @@ def segment_by_prompts(
     ensemble_rule: str = RULES[0],
     processor: Any = None,
     input_data_format: str | None = None,
+    dtype: torch.dtype = torch.int64,
 ) -> list[torch.Tensor]:
     """Label maps of images by prompts: see `segment`."""
     _check(model)
@@ -128,17 +131,20 @@ def segment_by_prompts(
         values = [getattr(one, name) for one in kept]
         if len({*values}) > 1:
             raise ValueError(f"prompts: expected the same {name} of all, got {values}")
+    if num_labels is not None:
+        Wanted(labels=dtype).check(num_labels + 1)
     labels = []
     with torch.no_grad():
         streams = kept[0].streams() if len(kept) == 1 else streams_of(model, kept, ensemble_rule)
         for index, image in enumerate(flatten_images(images)):
             pixels, size = _as_pixels(image, f"images[{index}]", processor, input_data_format)
-            found = processor(
+            inputs = processor(
                 pixels, size=_size(model), return_tensors="pt", input_data_format=CHANNELS_LAST
             )
-            painted = paint(model, found["pixel_values"], streams, ensemble_rule)
+            painted = paint(model, inputs["pixel_values"], streams, ensemble_rule)
             (colours,) = colours_of(painted, processor.image_mean, processor.image_std)
-            labels.append(label_map(colours, size, kept[0].num_labels))
+            found = label_map(colours, size, kept[0].num_labels)
+            labels.append(found.byte() if dtype == torch.uint8 else found)
     return labels
 
 

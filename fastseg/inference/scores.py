@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 IGNORED = 255  # the label of pixels that are not certain, as losses and metrics leave it out
+LABEL_DTYPES = (torch.int64, torch.uint8)
 SCORE_DTYPES = (torch.float16, torch.float32, torch.uint8)
 
 # A label map (H, W), and its scores where they are asked for.
@@ -22,15 +23,22 @@ class Wanted:
         threshold: the least probability of a label that stays; None where all do.
         dtype: of the scores; None where there are to be none.
         of_probabilities: whether the model upsamples probabilities and not logits.
+        labels: dtype of the label maps.
     """
 
     threshold: float | None = None
     dtype: torch.dtype | None = None
     of_probabilities: bool = False
+    labels: torch.dtype = torch.int64
 
     @classmethod
-    def of(cls, model: Any, return_scores: Any, scores_dtype: Any, threshold: Any) -> Wanted:
+    def of(
+        cls, model: Any, return_scores: Any, scores_dtype: Any, threshold: Any, dtype: Any
+    ) -> Wanted:
         """Check the arguments of `segment`."""
+        if dtype not in LABEL_DTYPES:
+            expected = ", ".join(map(str, LABEL_DTYPES))
+            raise ValueError(f"dtype: expected one of {expected}, got {dtype!r}")
         if scores_dtype not in SCORE_DTYPES:
             expected = ", ".join(map(str, SCORE_DTYPES))
             raise ValueError(f"scores_dtype: expected one of {expected}, got {scores_dtype!r}")
@@ -39,7 +47,7 @@ class Wanted:
             raise ValueError(f"threshold: expected a number from 0 to 1, got {threshold!r}")
         config = getattr(getattr(model, "module", model), "config", None)
         upsamples = bool(getattr(config, "upsamples_probabilities", False))
-        return cls(threshold, scores_dtype if return_scores else None, upsamples)
+        return cls(threshold, scores_dtype if return_scores else None, upsamples, dtype)
 
     @property
     def probability(self) -> bool:
@@ -47,7 +55,11 @@ class Wanted:
         return self.threshold is not None or self.dtype is not None
 
     def check(self, classes: int) -> None:
-        """Raise where the label of pixels that are not certain is one of the classes."""
+        """Raise where `labels` cannot hold so many classes, or a label is not apart from them."""
+        if self.labels == torch.uint8 and classes > IGNORED + 1:
+            raise ValueError(
+                f"dtype: torch.uint8 tells {IGNORED + 1} classes apart, the model has {classes}"
+            )
         if self.threshold is not None and classes > IGNORED:
             raise ValueError(
                 f"threshold: expected a model of at most {IGNORED} classes, as {IGNORED} is the "
@@ -60,7 +72,7 @@ class Wanted:
         """`labels`, changed by the threshold, and scores of `dtype`.
 
         Args:
-            labels: (H, W) int64, the highest class; written to.
+            labels: (H, W), the highest class; written to.
             probability: (H, W) of that class; of a model of one class of that class, whether it
                 is there or not. None where `self.probability` is False.
         """
@@ -68,7 +80,7 @@ class Wanted:
             return labels, None
         if classes == 1:
             if self.threshold is not None:
-                labels = (probability > self.threshold).long()
+                labels = (probability > self.threshold).to(self.labels)
             probability = torch.where(labels == 1, probability, 1 - probability)
         elif self.threshold is not None:
             labels.masked_fill_(~(probability >= self.threshold), IGNORED)  # NaN is not certain

@@ -77,7 +77,7 @@ def sliding_labels(
     lefts = window_starts(width, crop[1], stride[1])
     crop_height, crop_width = min(crop[0], height), min(crop[1], width)
     device, classes = pixel_values.device, 0
-    labels = torch.empty(height, width, dtype=torch.int64, device=device)
+    labels = torch.empty(height, width, dtype=wanted.labels, device=device)
     probability = None
     if wanted.probability:  # first the number of windows over each pixel
         rows = _window_counts(tops, crop_height, height)

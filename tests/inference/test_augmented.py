@@ -122,7 +122,7 @@ def test_images_of_their_own_sizes_in_one_call(model):
 def test_a_small_image_is_mirrored_within_its_padding(model):
     """Its mirror image gives the mirrored map, as views of both are the same."""
     image = picture(20, 23)
-    assert fastseg.inference.segment.least_side(model) > 23
+    assert fastseg.inference.steps.least_side(model) > 23
     options = {"processor": fastseg.SegformerImageProcessor(do_resize=False), "tta": ["flip"]}
     labels = fastseg.segment(model, image, **options)[0]
     mirror = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -17,7 +17,7 @@ import fastseg
 from fastseg.cli.options import EMBEDDED_MODEL
 from fastseg.inference.sliding import window_starts
 from tests.inference.segment_cases import mmseg_logits, picture
-from tests.model_cases import TINY, randomize, relative_error
+from tests.model_cases import TINY, randomize, relative_error, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +129,35 @@ def test_a_missing_processor_is_told(model, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match=r"no preprocessor_config\.json"):
         fastseg.segment(fastseg.from_pretrained(tmp_path), picture(50, 70))
+
+
+@pytest.mark.parametrize("classes", [1, 5])
+@pytest.mark.parametrize("options", [{}, {"slide": (64, 40)}, {"tta": ["flip"]}])
+@pytest.mark.parametrize("threshold", [None, 0.4])
+def test_labels_of_8_bits_are_the_same(classes, options, threshold):
+    model = tiny_model(num_labels=classes)
+    options |= {"processor": SMALL, "threshold": threshold}
+    images = [picture(70, 90), picture(64, 64, 1)]
+    expected = fastseg.segment(model, images, **options)
+    found = fastseg.segment(model, images, dtype=torch.uint8, **options)
+    for labels, wide in zip(found, expected, strict=True):
+        assert labels.dtype == torch.uint8
+        assert wide.dtype == torch.int64
+        assert torch.equal(labels.long(), wide)
+
+
+def test_wrong_dtype_of_labels(model):
+    with pytest.raises(ValueError, match=r"dtype: expected one of .*uint8, got torch.int32"):
+        fastseg.segment(model, picture(50, 70), processor=SMALL, dtype=torch.int32)
+    for options in ({}, {"slide": (64, 64)}, {"tta": ["flip"]}):
+        with pytest.raises(ValueError, match="uint8 tells 256 classes apart, the model has 257"):
+            fastseg.segment(
+                tiny_model(num_labels=257),
+                picture(50, 70),
+                processor=SMALL,
+                dtype=torch.uint8,
+                **options,
+            )
 
 
 # Sliding windows -------------------------------------------------------------------------------

@@ -202,6 +202,16 @@ def test_masks_in_colours():
     assert means.dtype == torch.int32
 
 
+def test_labels_of_8_bits_are_the_same():
+    model = twins()[1]
+    options = {"prompts": [(picture(1), mask())], "num_labels": 5}
+    (found,) = fastseg.segment(model, picture(3), dtype=torch.uint8, **options)
+    assert found.dtype == torch.uint8
+    assert torch.equal(found.long(), fastseg.segment(model, picture(3), **options)[0])
+    with pytest.raises(ValueError, match="uint8 tells 256 classes apart, the model has 257"):
+        fastseg.segment(model, picture(3), dtype=torch.uint8, **{**options, "num_labels": 256})
+
+
 def test_kept_prompts_give_the_same_bits(monkeypatch):
     model = twins()[1]
     prompt = fastseg.keep_prompt(model, picture(1), mask())
