@@ -41,7 +41,9 @@ class Classes:
         """A label map (H, W) with what is not chosen left out."""
         if self.chosen is None:
             return labels
-        return np.where(np.isin(labels, self.chosen), labels, self.ignored)
+        numbers = np.full(self.ignored + 1, self.ignored, dtype=np.min_scalar_type(self.ignored))
+        numbers[list(self.chosen)] = self.chosen
+        return numbers[labels]
 
     def written(self) -> Classes:
         """The classes as files have them: by Cityscapes' ids, where these are asked for."""

@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 import fastseg
 from fastseg.images.inputs import CHANNELS_LAST
+from fastseg.images.overlay import MAX_INDEXED
 from fastseg.images.palettes import DATASETS
 
 from .classes import LABEL_IDS, choose_classes
-from .files import JSON, LABELS, OVERLAY, SCORES, Source, Target, plan_outputs
+from .files import JSON, LABELS, OVERLAYS, SCORES, Source, Target, plan_outputs
 from .formats import CONVERT, HEIF_SUFFIXES, INSTALL_HEIF
 from .images import Page, page_numbers, read_ahead, read_pages
 from .options import (
@@ -44,9 +45,11 @@ from .remote import MAX_MIB, REDIRECTS, SECONDS, Remote
 from .results import GREY, PALETTE, ResultWriter
 from .search import ImageFiles, find_images
 
+NO_OVERLAY = "none"
+
 _DESCRIPTION = f"""\
 Segments pictures. For each, writes NAME_labels.png (an indexed image whose pixel values are the
-class numbers; 16-bit grey for more than 256 classes) and NAME_overlay.png (the classes over the
+class numbers; 16-bit grey for more than 256 classes) and NAME_overlay.jpg (the classes over the
 picture, with a legend of names and shares). Pictures are turned as their EXIF orientation says.
 
 PATHS are files, folders (with all folders below; hidden files, and links to folders, are left out),
@@ -161,7 +164,19 @@ def add_parser(commands: Any) -> None:
         help="give pixels whose class has a probability below P the label 255, not certain; of "
         "one class: find it where its probability is above P (default: 0.5)",
     )
-    parser.add_argument("--no-overlay", action="store_true", help="write no overlays")
+    parser.add_argument(
+        "--overlay",
+        choices=(*OVERLAYS, NO_OVERLAY),
+        default="jpg",
+        help="format of the overlays: jpg is much quicker to write than png (default: jpg)",
+    )
+    parser.add_argument(
+        "--no-overlay",
+        action="store_const",
+        const=NO_OVERLAY,
+        dest="overlay",
+        help="write no overlays: --overlay none",
+    )
     parser.add_argument(
         "--alpha",
         type=fraction,
@@ -235,7 +250,7 @@ def _run(arguments: argparse.Namespace, copies: Path) -> int:
     except ValueError as error:
         raise CommandError(f"--model {model_name}: {error}") from error
     endings = [LABELS]
-    endings += [] if arguments.no_overlay else [OVERLAY]
+    endings += [] if arguments.overlay == NO_OVERLAY else [OVERLAYS[arguments.overlay]]
     endings += [SCORES] if arguments.scores else []
     endings += [JSON] if arguments.json else []
     writer = ResultWriter(classes, model_name, endings, arguments.alpha, arguments.labels)
@@ -258,6 +273,8 @@ def _run(arguments: argparse.Namespace, copies: Path) -> int:
         "threshold": arguments.threshold,
         "input_data_format": CHANNELS_LAST,  # of arrays
         "prompts": prompts,
+        # In an eighth of the memory, where that holds all classes.
+        "dtype": torch.uint8 if len(classes.colours) <= MAX_INDEXED else torch.int64,
     }
 
     def segment(images: list[Any]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:

@@ -14,7 +14,17 @@ from fastseg.images.overlay import class_shares, label_image, overlay
 from fastseg.inference.scores import IGNORED
 
 from .classes import Classes
-from .files import JSON, LABELS, OVERLAY, SCORES, Source, Target, write_json, write_png
+from .files import (
+    JSON,
+    LABELS,
+    OVERLAYS,
+    SCORES,
+    Source,
+    Target,
+    write_jpeg,
+    write_json,
+    write_png,
+)
 from .rasters import visible
 
 # Forms of label maps: an indexed image with the classes' colours, and a grey one.
@@ -29,7 +39,7 @@ class ResultWriter:
 
     classes: Classes
     model: str
-    endings: Sequence[str] = (LABELS, OVERLAY)
+    endings: Sequence[str] = (LABELS, OVERLAYS["png"])
     alpha: float = 0.55
     form: str = PALETTE
 
@@ -52,11 +62,14 @@ class ResultWriter:
         numbers, written = self.classes.write(shown), self.classes.written()
         if LABELS in self.endings:
             grey = self.form == GREY
-            write_png(target.path(LABELS), label_image(numbers, written.colours, grey), source)
-        if OVERLAY in self.endings:
-            colours, names = self.classes.colours, {**_NOT_CERTAIN, **self.classes.names}
-            picture = overlay(visible(image), shown, colours, names, alpha=self.alpha)
-            write_png(target.path(OVERLAY), picture, source)
+            picture = label_image(numbers, written.colours, grey)
+            write_png(target.path(LABELS), picture, source, runs=True)
+        for form, ending in OVERLAYS.items():
+            if ending in self.endings:
+                colours, names = self.classes.colours, {**_NOT_CERTAIN, **self.classes.names}
+                picture = overlay(visible(image), shown, colours, names, alpha=self.alpha)
+                write = write_jpeg if form == "jpg" else write_png
+                write(target.path(ending), picture, source)
         if SCORES in self.endings and scores is not None:
             write_png(target.path(SCORES), Image.fromarray(scores.cpu().numpy()), source)
         if JSON in self.endings:

@@ -9,10 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .files import LABELS, OVERLAY, SCORES, is_own
+from .files import LABELS, OVERLAYS, SCORES, is_own
 from .formats import UNREADABLE, is_searched_for
 from .options import first_line
 from .remote import Remote, is_remote
+
+# Ends of the names of pictures that fastseg writes.
+_OWN = (LABELS, SCORES, *OVERLAYS.values())
 
 
 @dataclass
@@ -63,7 +66,7 @@ def find_images(arguments: Sequence[str], output: Path, copies: Path | None = No
                     (images.unreadable if known else images.skipped)[suffix or "no suffix"] += 1
                     continue
                 reached += 1
-                if path.name.endswith((LABELS, OVERLAY, SCORES)) and is_own(path):
+                if path.name.endswith(_OWN) and is_own(path):
                     images.own += 1
                 else:
                     absolute = Path(os.path.abspath(path))

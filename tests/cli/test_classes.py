@@ -55,7 +55,7 @@ def test_chosen_classes(run, street, tmp_path):
     labels = segmented(street, photo("coffee"))
     first, second = two_classes(labels)
     chosen = f"{CITYSCAPES[first].upper()},{second}"  # a name and a number
-    assert run(street, "--classes", chosen, "--json", "--alpha", 1) == 0
+    assert run(street, "--classes", chosen, "--json", "--alpha", 1, "--overlay", "png") == 0
     expected = np.where((labels == first) | (labels == second), labels, 255)
     mode, written = read(tmp_path)
     assert mode == "P"

@@ -92,7 +92,7 @@ def write(path: Path, values: np.ndarray, layout: str = "interleaved", **options
 @pytest.mark.parametrize("content", CONTENTS)
 def test_many_bands(predict_six, six, tmp_path, content, layout, capsys):
     write(tmp_path / "scene.tif", CONTENTS[content], layout)
-    assert predict_six(tmp_path / "scene.tif", "--json", "--alpha", 0) == 0
+    assert predict_six(tmp_path / "scene.tif", "--json", "--alpha", 0, "--overlay", "png") == 0
     assert "bands" not in capsys.readouterr().err
     labels = read_labels(tmp_path / "out" / "scene_labels.png")
     expected = segmented(six, bands(), input_data_format="channels_last")

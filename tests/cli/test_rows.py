@@ -109,7 +109,7 @@ def test_an_output_that_does_not_fit(predict, three, tmp_path, capsys):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        status = predict(three)
+        status = predict(three, "--overlay", "png")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert status == 1

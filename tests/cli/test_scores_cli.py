@@ -62,14 +62,14 @@ def test_grey_pictures_of_scores(coffee, predict, model_folder, tmp_path, slide)
 
 def test_without_the_option_there_are_none(coffee, predict, tmp_path):
     assert predict(coffee) == 0
-    assert tree(tmp_path / "out") == {"coffee_labels.png", "coffee_overlay.png"}
+    assert tree(tmp_path / "out") == {"coffee_labels.png", "coffee_overlay.jpg"}
 
 
 def test_scores_are_no_inputs_and_are_replaced(coffee, predict, tmp_path, capsys):
     folder = coffee.parent
     for _ in range(2):
         assert predict(folder, "--scores", output=folder) == 0
-    names = {"coffee.png", "coffee_labels.png", "coffee_overlay.png", "coffee_scores.png"}
+    names = {"coffee.png", "coffee_labels.png", "coffee_overlay.jpg", "coffee_scores.png"}
     assert {name for name in tree(folder) if "/" not in name} == names
     assert "3 outputs of earlier runs left out" in capsys.readouterr().err
 

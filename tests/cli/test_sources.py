@@ -32,7 +32,7 @@ def test_runs_into_one_folder_keep_all_results(
 ):
     stems = {"left": "frame", "right": "frame-2", "top": "frame-3"}
     endings = ["_labels.png", ".json" if "--json" in options_given else None]
-    endings += [None if "--no-overlay" in options_given else "_overlay.png"]
+    endings += [None if "--no-overlay" in options_given else "_overlay.jpg"]
     for turn in range(2):  # in the second each replaces its own
         for camera, stem in stems.items():
             path = cameras / camera / "frame.png"
@@ -71,7 +71,7 @@ def test_results_of_an_older_version_are_kept(predict, cameras, capsys):
         assert {name: (out / name).read_bytes() for name in before} == before
         assert tree(out) - set(before) == {
             "frame-2_labels.png",
-            "frame-2_overlay.png",
+            "frame-2_overlay.jpg",
             "frame-2.json",
         }
     assert predict(out) == 1  # and they are still no inputs

@@ -63,7 +63,7 @@ def test_work_goes_on_where_nobody_reads(predict_command, tmp_path):
     done = subprocess.run(predict_command, cwd=ROOT, stdout=output, stderr=output, check=False)
     os.close(output)
     assert done.returncode == 1  # of what failed
-    assert tree(tmp_path / "out") == {"a_labels.png", "a_overlay.png"}
+    assert tree(tmp_path / "out") == {"a_labels.png", "a_overlay.jpg"}
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_work_goes_on_where_streams_are_closed(predict_command, tmp_path, closed
         check=False,
     )
     assert done.returncode == 1
-    assert tree(tmp_path / "out") == {"a_labels.png", "a_overlay.png"}
+    assert tree(tmp_path / "out") == {"a_labels.png", "a_overlay.jpg"}
     assert ("1 of 1 images" in done.stdout) == (closed == "2>&-")
     # Nothing that is for one stream goes to the other, or into a file that has taken its place.
     assert "nowhere.png" not in done.stdout
