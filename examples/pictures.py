@@ -98,25 +98,22 @@ class Folder:
                 f"got {len(self.classes)}"
             )
         self.root, self.seed = root, seed
-        self._check_masks([mask for _, mask in pairs])
+        self.binary = False
+        self._check(pairs)
         self.test = pairs[:: min(10, len(pairs))]
         self.pairs = [pair for pair in pairs if pair not in self.test]
 
-    def _check_masks(self, masks: list[Path]) -> None:
-        """Read all masks once: a wrong one is named now, and not after hours."""
+    def _check(self, pairs: list[tuple[Path, Path]]) -> None:
+        """Read everything once: what is wrong is named now, and not after hours."""
         numbers: set[int] = set()
+        wrong: list[str] = []
         with ThreadPoolExecutor() as threads:
-            for path, labels in zip(masks, threads.map(_read_mask, masks), strict=True):
-                held = set(np.flatnonzero(np.bincount(labels.ravel())).tolist())
+            for held, problem in threads.map(self._look, pairs):
                 numbers |= held
-                wrong = sorted(held - {*range(len(self.classes)), IGNORE})
-                if wrong:
-                    raise ValueError(
-                        f"{path}: expected the numbers of {len(self.classes)} classes, 0 to "
-                        f"{len(self.classes) - 1}, or {IGNORE} to leave a pixel out, got "
-                        f"{wrong[:5]}; put class numbers in the place of grey values or colours, "
-                        "and count from 0"
-                    )
+                wrong += [problem] if problem else []
+        if wrong:
+            more = [f"and {len(wrong) - 10} more"] if len(wrong) > 10 else []
+            raise ValueError("\n".join(wrong[:10] + more))
         self.binary = len(self.classes) == 2 and numbers == {0, IGNORE}
         if self.binary:
             print(f"{self.root}/masks: 0 and 255 alone, so 255 is taken for {self.classes[1]}")
@@ -124,17 +121,24 @@ class Folder:
         if absent and not self.binary:
             print(f"{self.root}/masks: none has {', '.join(absent)}, which cannot be learned")
 
+    def _look(self, pair: tuple[Path, Path]) -> tuple[set[int], str]:
+        """The numbers in a mask, and what is wrong with it or its picture."""
+        try:
+            _, labels = _read_pair(pair)
+        except ValueError as error:
+            return set(), str(error)
+        held = set(np.flatnonzero(np.bincount(labels.ravel())).tolist())
+        unknown = sorted(held - {*range(len(self.classes)), IGNORE})
+        if not unknown:
+            return held, ""
+        return held, (
+            f"{pair[1]}: expected the numbers of {len(self.classes)} classes, 0 to "
+            f"{len(self.classes) - 1}, or {IGNORE} to leave a pixel out, got {unknown[:5]}; put "
+            "class numbers in the place of grey values or colours, and count from 0"
+        )
+
     def _read(self, pair: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray]:
-        # The image processor reads pictures here as it does for `fastseg predict`.
-        # Opened as a stream, as PIL mixes up grey TIFFs that it maps and turns.
-        with open(pair[0], "rb") as stream, Image.open(stream) as file:
-            image = PROCESSOR.bytes_and_scale(ImageOps.exif_transpose(file))[0]
-        labels = _read_mask(pair[1])
-        if labels.shape != image.shape[:2]:
-            raise ValueError(
-                f"{pair[1]}: expected the height and width of the picture, turned as its EXIF "
-                f"orientation says, {image.shape[:2]}, got {labels.shape}"
-            )
+        image, labels = _read_pair(pair)
         if self.binary:
             labels = np.where(labels == IGNORE, 1, labels)
         return image, labels.astype(np.uint8)
@@ -151,13 +155,31 @@ class Folder:
         return {"pictures": self.root.name, "train": len(self.pairs), "held_out": len(self.test)}
 
 
+def _read_pair(pair: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray]:
+    """A picture (H, W, 3) and its labels (H, W); raise a ValueError that names what is wrong."""
+    # The image processor reads pictures here as it does for `fastseg predict`.
+    # Opened as a stream, as PIL mixes up grey TIFFs that it maps and turns.
+    try:
+        with open(pair[0], "rb") as stream, Image.open(stream) as file:
+            image = PROCESSOR.bytes_and_scale(ImageOps.exif_transpose(file))[0]
+    except (OSError, ValueError, TypeError) as error:  # OSError: no picture, or one cut off
+        raise ValueError(f"{pair[0]}: {error}") from error
+    labels = _read_mask(pair[1])
+    if labels.shape != image.shape[:2]:
+        raise ValueError(
+            f"{pair[1]}: expected the height and width of the picture, turned as its EXIF "
+            f"orientation says, {image.shape[:2]}, got {labels.shape}"
+        )
+    return image, labels
+
+
 def _read_mask(path: Path) -> np.ndarray:
     """Labels (H, W) of a mask, as the image processor takes them: a palette's are its indices."""
-    with Image.open(path) as file:
-        try:
+    try:
+        with Image.open(path) as file:
             return PROCESSOR(Image.new("RGB", (1, 1)), file)["labels"][0]
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: {error}") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:

@@ -8,9 +8,10 @@ fastseg/demo/assets/scenes-b0/metrics.json. With --data it learns your pictures:
 
     python examples/train.py --data DIR --init nvidia/mit-b0 --lr 6e-5 --output my-model
 
-An interrupted run goes on where it stopped, with the same result, by the same command and
---resume. This file and pictures.py beside it are meant to be copied and changed. Muon needs
-PyTorch 2.9.
+A run that was interrupted or killed goes on from its last checkpoint, with the same result, by the
+same command and --resume. metrics.jsonl in --run-dir has loss, mIoU, ms a step and peak memory;
+metrics.png is their plot. This file and pictures.py beside it are meant to be copied and changed.
+Muon needs PyTorch 2.9.
 """
 
 from __future__ import annotations
@@ -168,6 +169,7 @@ def save_run(path: Path, step: int, model: nn.Module, optimizers: list[Any], arg
         "model": model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "arguments": fixed_arguments(args),
     }
     save_atomically(state, path)
@@ -184,7 +186,60 @@ def load_run(
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda_rng"])
     return state["step"], state["rng"]
+
+
+def log(run_dir: Path, **values: Any) -> None:
+    """Add a line to metrics.jsonl."""
+    with open(run_dir / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def logged(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, but for one that a kill has cut off."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def forget_after(run_dir: Path, step: int) -> None:
+    """Drop lines of steps that are made again, and that of the end."""
+    kept = [line for line in logged(run_dir) if line["step"] <= step and "loss" in line]
+    temporary = run_dir / ".metrics.jsonl.tmp"
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    os.replace(temporary, run_dir / "metrics.jsonl")
+
+
+def plot(run_dir: Path) -> None:
+    """Draw loss and mIoU over the steps into metrics.png."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("no plot: matplotlib is not installed")
+        return
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    left = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
+    right = left.twinx()
+    right.set(ylabel="mIoU of held-out pictures", ylim=(0, 1))
+    for axes, name, color in ((left, "loss", "#6c8ebf"), (right, "mean_iou", "#d55e00")):
+        points = [(line["step"], line[name]) for line in logged(run_dir) if name in line]
+        axes.plot(*zip(*points, strict=True), color=color, marker="." if axes is right else None)
+        axes.yaxis.label.set_color(color)
+    figure.savefig(run_dir / "metrics.png", dpi=120)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Of a GPU's memory what tensors took at most; on a CPU of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def export(
@@ -222,6 +277,7 @@ def train(args: argparse.Namespace) -> None:
     start, rng_state = 0, torch.get_rng_state()
     if args.resume and checkpoint.exists():
         start, rng_state = load_run(checkpoint, model, optimizers, args)
+    forget_after(args.run_dir, start)
     per_batch = args.batch_size // args.crops_per_picture
     loader = DataLoader(
         Crops(pictures, args.crop, args.crops_per_picture, args.seed),
@@ -232,9 +288,11 @@ def train(args: argparse.Namespace) -> None:
         generator=torch.Generator(),
     )
     torch.set_rng_state(rng_state)  # dropout goes on as well
-    began = time.time()
+    seconds: list[float] = []  # of the last steps
+    milliseconds = math.nan  # where all steps were made before
     progress = tqdm(loader, initial=start, total=args.steps, disable=None, desc="train")
     for step, (pixels, labels) in enumerate(progress, start):
+        began = time.perf_counter()
         rate = learning_rate(step, args)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -243,24 +301,27 @@ def train(args: argparse.Namespace) -> None:
         labels = labels.flatten(0, 1).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
             logits = model(pixels).logits
-        logits = F.interpolate(logits.float(), labels.shape[1:], mode="bilinear")
-        loss = F.cross_entropy(logits, labels, ignore_index=IGNORE)
+        # Of logits at a quarter of the size. Crops in which no pixel counts give 0, and not NaN.
+        loss = fastseg.kernels.upsample_cross_entropy(
+            logits, labels, ignore_index=IGNORE, empty="zero"
+        )
         model.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), args.clip)
         for optimizer in optimizers:
             optimizer.step()
 
-        done = step + 1
-        progress.set_postfix(loss=f"{loss.item():.3f}", lr=f"{rate:.1e}")
-        line: dict[str, Any] = {"step": done, "loss": round(loss.item(), 4)}
+        done, value = step + 1, loss.item()
+        seconds = [*seconds[-19:], time.perf_counter() - began]
+        milliseconds = round(1000 * sum(seconds) / len(seconds), 1)
+        progress.set_postfix(loss=f"{value:.3f}", lr=f"{rate:.1e}", ms=f"{milliseconds:.0f}")
+        line: dict[str, Any] = {"step": done, "loss": round(value, 4)}
         if done % args.eval_every == 0 and done < args.steps:
             line["mean_iou"] = round(float(np.nanmean(evaluate(model, pictures, device))), 4)
             tqdm.write(f"step {done}: mIoU {line['mean_iou']:.4f}")
-        if done % 20 == 0 or "mean_iou" in line:
-            line["seconds"] = round(time.time() - began, 1)
-            with open(args.run_dir / "log.jsonl", "a") as log:
-                log.write(json.dumps(line) + "\n")
+        if done % 20 == 0 or done in (1, args.steps) or "mean_iou" in line:
+            memory = round(peak_memory_mb(device))
+            log(args.run_dir, **line, ms_per_step=milliseconds, peak_memory_mb=memory)
         if done % args.save_every == 0 or done in (args.steps, args.stop_at):
             save_run(checkpoint, done, model, optimizers, args)
         if done == args.stop_at:
@@ -269,6 +330,8 @@ def train(args: argparse.Namespace) -> None:
     # What is measured is what is shipped: the weights rounded to half precision.
     model.to(torch.float16).to(torch.float32)
     iou = evaluate(model, pictures, device)
+    log(args.run_dir, step=args.steps, mean_iou=round(float(np.nanmean(iou)), 4))
+    plot(args.run_dir)
     made_by = [word for word in sys.argv[1:] if word != "--resume"]
     metrics = {
         "mean_iou": round(float(np.nanmean(iou)), 4),
@@ -288,7 +351,8 @@ def train(args: argparse.Namespace) -> None:
         },
     }
     export(model, args, metrics)
-    print(f"mIoU {metrics['mean_iou']:.4f}, written to {args.output}")
+    print(f"{milliseconds:.0f} ms a step, {peak_memory_mb(device):.0f} MB at most")
+    print(f"mIoU {metrics['mean_iou']:.4f}, written to {args.output}; plot: {args.run_dir}")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -299,7 +363,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data", type=Path, help="folder with images/, masks/, classes.txt; default: drawn scenes")
     add("--init", help="checkpoint directory or hub id to fine-tune; default: from scratch")
     add("--output", type=Path, default=Path("output/model"), help="where the model is written")
-    add("--run-dir", type=Path, default=Path("runs/train"), help="checkpoint and log of the run")
+    add("--run-dir", type=Path, default=Path("runs/train"), help="checkpoint, metrics, plot")
     add("--resume", action="store_true", help="go on with the run in --run-dir")
     add("--steps", type=int, default=4000)
     add("--batch-size", type=int, default=8, help="crops a step")

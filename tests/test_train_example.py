@@ -67,6 +67,56 @@ def test_a_resumed_run_ends_with_the_same_weights(
         assert torch.equal(resumed[name], tensor), name
 
 
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while it writes the second checkpoint, with metrics of steps after the first."""
+    more = ("--steps", "4", "--save-every", "2", "--eval-every", "3")
+    whole = load_file(run(script, tmp_path / "whole", *more) / "model.safetensors")
+    save = script.save_atomically
+
+    def killed(state: dict, path: Path) -> None:
+        if state["step"] == 4:
+            path.with_name(".checkpoint.pt.tmp").write_bytes(b"half of it")
+            raise Killed
+        save(state, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "save_atomically", killed)
+        with pytest.raises(Killed):
+            run(script, tmp_path, *more)
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')  # cut off as well
+    resumed = load_file(run(script, tmp_path, *more, "--resume") / "model.safetensors")
+    for name, tensor in whole.items():
+        assert torch.equal(resumed[name], tensor), name
+    lines, expected = (
+        [
+            {name: line.get(name) for name in ("step", "loss", "mean_iou")}
+            for line in script.logged(folder / "run")
+        ]
+        for folder in (tmp_path, tmp_path / "whole")
+    )
+    assert lines == expected
+    assert [line["step"] for line in lines] == [1, 3, 4, 4]
+
+
+def test_metrics_and_their_plot(trained: Path, script: ModuleType) -> None:
+    folder = trained.parent / "run"
+    first, *_, last = script.logged(folder)
+    assert first["step"] == 1
+    assert first["loss"] > 0
+    assert first["ms_per_step"] > 0
+    assert first["peak_memory_mb"] > 50
+    assert last["mean_iou"] == json.loads((trained / "metrics.json").read_text())["mean_iou"]
+    with Image.open(folder / "metrics.png") as picture:
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 10
+
+
 def test_a_run_is_not_resumed_with_other_arguments(script: ModuleType, tmp_path: Path) -> None:
     run(script, tmp_path, "--stop-at", "1")
     with pytest.raises(ValueError, match="seed"):

@@ -123,3 +123,25 @@ def test_pictures_are_turned_as_their_exif_says(
     image, found = pictures.Folder(root, seed=0).train(0)
     np.testing.assert_array_equal(image, shown)
     np.testing.assert_array_equal(found, labels(0, 1, 2))
+
+
+def test_all_that_is_wrong_is_told_before_the_first_step(
+    pictures: ModuleType, tmp_path: Path
+) -> None:
+    """A picture cut off, none, no mask, a mask of another size, unknown numbers."""
+    root = make_folder(tmp_path, Image.fromarray(labels(0, 1, 2)))
+    for name in ("cut", "none", "small", "mask", "number"):
+        Image.new("RGB", (30, 20)).save(root / "images" / f"{name}.png")
+        Image.fromarray(labels(0, 1, 2)).save(root / "masks" / f"{name}.png")
+    whole = (root / "images" / "cut.png").read_bytes()
+    (root / "images" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (root / "images" / "none.png").write_text("a page of an error")
+    (root / "masks" / "mask.png").write_text("another")
+    Image.fromarray(labels(0, 1, 2)[:9]).save(root / "masks" / "small.png")
+    Image.fromarray(labels(0, 9)).save(root / "masks" / "number.png")
+    with pytest.raises(ValueError, match="images/cut") as found:
+        pictures.Folder(root, seed=0)
+    lines = str(found.value).splitlines()
+    starts = ["images/cut", "masks/mask", "images/none", "masks/number", "masks/small"]
+    for line, start in zip(lines, starts, strict=True):
+        assert line.startswith(f"{root}/{start}.png: "), line
