@@ -220,7 +220,7 @@ def plot(run_dir: Path) -> None:
         print("no plot: matplotlib is not installed")
         return
     figure = Figure(figsize=(7, 4), layout="constrained")
-    left = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
+    left = figure.add_subplot(xlabel="step", ylabel="loss of the step")
     right = left.twinx()
     right.set(ylabel="mIoU of held-out pictures", ylim=(0, 1))
     for axes, name, color in ((left, "loss", "#6c8ebf"), (right, "mean_iou", "#d55e00")):

@@ -27,8 +27,6 @@ def training_reason(host: Any, head: Any, *maps: torch.Tensor) -> str | None:
     for one in modules.around:
         if type(one).__name__ not in _CALLERS:
             return f"one of its layers is a {type(one).__name__}"
-    if any(one.ndim != 4 for one in maps):
-        return "one of the maps is of tokens"
     return head_reason(modules, *maps)
 
 
