@@ -70,11 +70,8 @@ def _by_provider(frame: pd.DataFrame) -> pd.DataFrame:
     return cells
 
 
-def end_to_end(rows: Sequence[Row], short: bool = False) -> str:
-    """A line for each variant and provider: its steps, the whole, and the speed-up.
-
-    Where `short`, the baseline and the fastest provider of fastseg alone.
-    """
+def end_to_end(rows: Sequence[Row]) -> str:
+    """A line for each variant and provider: its steps, the whole, and the speed-up."""
 
     def table(frame: pd.DataFrame) -> pd.DataFrame:
         whole = frame[frame["part"] == WHOLE].set_index(["case", "provider"])
@@ -82,9 +79,6 @@ def end_to_end(rows: Sequence[Row], short: bool = False) -> str:
         cells = medians.loc[whole.index, [*STEPS, WHOLE]].map(number)
         cells[" "] = whole["ratio"].map(times)
         ours = whole["ratio"][whole["ours"] & ~whole["lower"]].groupby("case", sort=False)
-        if short:
-            kept = [(case, BASELINE) for case in cells.index.unique("case")] + [*ours.idxmax()]
-            cells = cells[cells.index.isin(kept)]
         cells = cells.reset_index()
         cells["case"] = cells["case"].str.upper()
         if ours.ngroups > 1:

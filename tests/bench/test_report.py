@@ -78,12 +78,9 @@ def test_end_to_end_has_the_steps():
     assert long[0] == ["B0", "transformers eager", "9.00", "266", "87.0", "362", "1.00x"]
     assert long[1] == ["B0", "fastseg eager", "9.00", "63.3", "5.00", "77.3", "4.68x"]
     assert len(long) == 7
-    short = body(tables.end_to_end(CPU_ROWS, short=True))
-    names = ["transformers eager", "fastseg eager"]
-    assert [line[:2] for line in short[:-1]] == [[v, name] for v in ("B0", "B1") for name in names]
     ratios = [(base + 96) / (base / 4.2 + 14) for base in BASE_MS.values()]
     mean = f"**{(ratios[0] * ratios[1]) ** 0.5:.2f}x**"
-    assert short[-1] == long[-1] == ["", "best of fastseg, geometric mean", *[""] * 4, mean]
+    assert long[-1] == ["", "best of fastseg, geometric mean", *[""] * 4, mean]
 
 
 def test_labels_memory_and_numerics():
@@ -137,7 +134,9 @@ def rewritten(page):
 
 
 def test_tables_are_rewritten(page):
-    made = {"cpu": tables.forward(CPU_ROWS), "labels": tables.labels(CPU_ROWS)}
+    shown = [r for r in CPU_ROWS if r.case == "b0" and r.provider == "transformers eager"]
+    made = {"cpu": tables.forward(shown)}  # what the README has: B0 and B2, four providers
+    made |= {"forward": tables.forward(CPU_ROWS), "labels": tables.labels(CPU_ROWS)}
     links = [f"![{one.title}](plots/{one.name}.svg)" for one in pictures.all_pictures(CPU_ROWS)]
     made |= {"gpu": tables.NO_ROWS, "plots": "\n\n".join(links)}
     texts = [
