@@ -132,20 +132,19 @@ def fit(names: Mapping[str, str], tensors: dict[str, torch.Tensor], config: Any)
 
     As transformers' forward would at each call: linearly; here once, in float64.
     """
-    sides = dict(zip(("rel_pos_h", "rel_pos_w"), config.grid, strict=True))
-    found: dict[str, int] = {}
-    for label, name in names.items():
-        kind = name.rpartition(".")[2]
-        if kind not in sides or tensors[label].ndim != 2:
-            continue
-        vectors, length = tensors[label], 2 * sides[kind] - 1
-        found[kind] = (len(vectors) + 1) // 2
-        if len(vectors) != length:
-            wide = vectors.double().T[None]
-            resized = F.interpolate(wide, size=length, mode="linear", align_corners=False)
-            tensors[label] = resized[0].T.to(vectors.dtype)
-    before = tuple(found.get(kind, side) for kind, side in sides.items())
-    if before == config.grid:
+    before = []
+    for kind, side in zip(("rel_pos_h", "rel_pos_w"), config.grid, strict=True):
+        labels = [label for label, name in names.items() if name.rpartition(".")[2] == kind]
+        lengths = {len(tensors[label]) for label in labels if tensors[label].ndim == 2}
+        length = lengths.pop() if len(lengths) == 1 else 0
+        if length % 2 == 0:  # of no grid, or of several: how shapes differ is told where they load
+            return ()
+        before.append((length + 1) // 2)
+        for label in labels if before[-1] != side else ():
+            wide = tensors[label].double().T[None]
+            resized = F.interpolate(wide, size=2 * side - 1, mode="linear", align_corners=False)
+            tensors[label] = resized[0].T.to(tensors[label].dtype)
+    if tuple(before) == config.grid:
         return ()
     then, now = (
         " x ".join(str(side * config.patch_size) for side in grid) for grid in (before, config.grid)

@@ -217,6 +217,43 @@ def test_another_image_size(tmp_path):
     assert torch.equal(stored, resized.float())
 
 
+@pytest.mark.parametrize("size", [[128, 32], [32, 88]])
+def test_painters_file_of_another_image_size(tmp_path, size):
+    """Its tables tell the size."""
+    hosts = theirs(**EVEN, image_size=size)
+    torch.save({"model": painters(hosts.state_dict())}, tmp_path / "weights.pth")
+    ours = fastseg.from_pretrained(tmp_path / "weights.pth")
+    assert ours.config.image_size == size
+    assert_same_weights(ours, hosts.state_dict())
+    given = inputs(hosts)
+    with torch.no_grad():
+        expected = hosts(**given).pred_masks
+        assert relative_error(ours(**given).pred_masks, expected) < 4e-6
+
+
+@pytest.mark.parametrize(
+    ("layers", "count", "message"),
+    [
+        (
+            range(6),
+            13,
+            r"image_size: expected .* two pictures .* of 16 and one of 8; got \[56, 32\]",
+        ),
+        (range(6), 16, r"layers.0.attention.rel_pos_h: expected \(15, 16\), got \(16, 16\)"),
+        ([3], 27, r"layers.3.attention.rel_pos_h: expected \(15, 16\), got \(27, 16\)"),
+    ],
+    ids=["an odd number of rows", "of no grid", "of several grids"],
+)
+def test_tables_of_no_stacked_picture(tmp_path, layers, count, message):
+    """Tables of several sizes, as those of layers with windows, are not resized to one."""
+    state = painters(theirs(**EVEN).state_dict())
+    for index in layers:
+        state[f"blocks.{index}.attn.rel_pos_h"] = torch.zeros(count, 16)
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(fastseg.CheckpointError, match=message):
+        fastseg.from_pretrained(tmp_path / "weights.pth")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_second_copy_in_memory(tmp_path):
