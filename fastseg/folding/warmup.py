@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -23,7 +24,8 @@ def warmup(model: nn.Module, shapes: Iterable[Sequence[int]]) -> None:
 
     Args:
         model: on its device, in eval mode.
-        shapes: of pixels, (batch, channels, height, width), as in `[(1, 3, 512, 512)]`.
+        shapes: of pixels, (batch, channels, height, width), as in `[(1, 3, 512, 512)]`. A model of
+            several inputs, as a SegGPT's image, prompt and mask, gets all in that shape.
 
     Raises:
         ValueError: the model is in training mode, or a shape is not four positive integers.
@@ -53,7 +55,12 @@ def warmup(model: nn.Module, shapes: Iterable[Sequence[int]]) -> None:
 
 
 def _run(model: nn.Module, pixels: torch.Tensor) -> None:
-    output = model(pixels)
+    needed = [
+        one
+        for one in inspect.signature(model.forward).parameters.values()
+        if one.kind is one.POSITIONAL_OR_KEYWORD and one.default is one.empty
+    ]
+    output = model(*[pixels] * max(len(needed), 1))
     logits = getattr(output, "logits", output)
     if isinstance(logits, torch.Tensor) and logits.ndim == 4:
         kernels.upsample_argmax(logits, pixels.shape[2:])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 
 import fastseg
 from tests.folding.fold_cases import is_folded, parts_of
 from tests.model_cases import TINY, randomize
+from tests.models.seggpt.cases import SMALL as SEGGPT
 
 
 @pytest.fixture
@@ -32,6 +34,14 @@ def test_it_folds_and_changes_nothing(model):
 def test_models_without_label_maps(class_name):
     model = getattr(fastseg, class_name)(fastseg.SegformerConfig(**TINY)).eval()
     fastseg.warmup(model, [(1, 3, 64, 64)])
+
+
+@pytest.mark.parametrize("library", [fastseg, transformers], ids=["fastseg", "transformers"])
+def test_models_of_several_inputs(library):
+    model = library.SegGptForImageSegmentation(library.SegGptConfig(**SEGGPT)).eval()
+    fastseg.accelerate(model)
+    fastseg.warmup(model, [(1, 3, 32, 32)])
+    assert all(map(is_folded, parts_of(model)))
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 3, 0, 64), (1, 3, 64)])
