@@ -6,10 +6,11 @@ import copy
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
 import fastseg
-from fastseg.models.seggpt import attention
+from fastseg.models.seggpt import attention, decoder_plan
 from fastseg.models.seggpt.encoder_plan import LayerPlan
 from tests.half_precision import half_bound
 from tests.model_cases import relative_error
@@ -223,6 +224,36 @@ def test_attention_in_blocks_of_any_size(block, monkeypatch):
         torch.testing.assert_close(
             form(query, key, value, *tables, 0.3), expected, rtol=1e-12, atol=1e-12
         )
+
+
+@pytest.mark.parametrize("name", ["rel_pos_h", "rel_pos_w"])
+def test_tables_are_made_once_with_the_same_bits(name):
+    """At the fold: a forward gathers nothing."""
+    hosts, ours = twins()
+    of_theirs = hosts.model.encoder.layers[2].attention
+    side = {"rel_pos_h": 8, "rel_pos_w": 4}[name]
+    expected = of_theirs.get_rel_pos(side, side, getattr(of_theirs, name))
+    relative = getattr(ours.model.encoder.layers[2].attention, name).detach()
+    assert torch.equal(attention.table(relative), expected.transpose(1, 2))
+    for model in (ours, fastseg.accelerate(hosts)):
+        given = inputs(model)
+        run("folded", model, given)
+        with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as seen:
+            model(**given)
+        names = {event.key for event in seen.key_averages()}
+        assert "fastseg::attend_in_blocks" in names
+        assert not {"aten::index", "aten::index_select", "aten::gather"} & names
+
+
+@pytest.mark.parametrize(("patches", "rows"), [(900, 32), (5, 8), (1, 1), (10, 24)])
+def test_the_decoder_in_stripes_of_any_size(patches, rows, monkeypatch):
+    monkeypatch.setattr(decoder_plan, "_PATCHES", patches)
+    monkeypatch.setattr(decoder_plan, "_ROWS", rows)
+    hosts, ours = (one.double() for one in twins())
+    features = torch.randn(2, 7, 4, 3 * 48, dtype=torch.float64)
+    with torch.no_grad():
+        expected = hosts.decoder(features)
+        assert relative_error(ours.decoder(features), expected) < 1e-12
 
 
 def test_the_operator():
