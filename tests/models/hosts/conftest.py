@@ -15,12 +15,15 @@ from .host_models import DEFAULT_FAMILIES, FAMILIES, HOSTS, OPS, WHOLE, Host
 collect_ignore_glob: list[str] = []
 if not {"transformers4", "transformers5"} & set(FAMILIES):
     collect_ignore_glob.append("test_transformers_*.py")
+if "transformers4" not in FAMILIES:  # with the 5 it is in tests/models/seggpt
+    collect_ignore_glob.append("test_transformers_seggpt.py")
 if "smp" not in FAMILIES:
     collect_ignore_glob.append("test_smp_*.py")
 
 
 # What depends on a library's version. Of a second one the rest is slow: it was run with the first.
 _BY_VERSION = ("test_parity", "test_modes", "test_weights", "test_smp_models")
+_BY_VERSION += ("test_transformers_seggpt",)
 
 
 # Of encoders alone, which whole models have inside, and of classifiers the rest is slow too. One
