@@ -237,7 +237,7 @@ def test_painters_file_of_another_image_size(tmp_path, size):
         (
             range(6),
             13,
-            r"image_size: expected .* two pictures .* of 16 and one of 8; got \[56, 32\]",
+            r"image_size: expected .* two pictures .* 16 and one of 8; got \[56, 32\]",
         ),
         (range(6), 16, r"layers.0.attention.rel_pos_h: expected \(15, 16\), got \(16, 16\)"),
         ([3], 27, r"layers.3.attention.rel_pos_h: expected \(15, 16\), got \(27, 16\)"),
