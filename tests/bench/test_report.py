@@ -177,7 +177,9 @@ def test_no_rows_is_said(page, capsys):
         assert "none.jsonl" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/benchmarks.md", "docs/numerics.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/benchmarks.md", "docs/numerics.md", "docs/seggpt.md"]
+)
 def test_committed_tables_are_those_of_the_rows(name):
     rows = [one for path in sorted(RESULTS.glob("*.jsonl")) for one in read_rows(path)]
     text = (ROOT / name).read_text(encoding="utf-8")
