@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ MAX_ERROR = {torch.float32: 2e-6, torch.float16: 5e-3}
 # compute the positions of pixels in float32, which is worth 3e-5 of a logit's step at pixel 500.
 NEAR_TIE = {torch.float32: 3e-4, torch.float16: 5e-2}
 
-Run = Callable[[np.ndarray], Sequence[np.ndarray]]
+Run = Callable[..., Sequence[np.ndarray]]
 
 
 class ExportError(RuntimeError):
@@ -32,7 +32,7 @@ class Checked(NamedTuple):
     """A comparison with the model in float64.
 
     Args:
-        shape: of the input.
+        shape: of the inputs.
         error: relative RMS error; of labels the share of pixels that differ, all near-ties.
     """
 
@@ -47,7 +47,7 @@ def check_shapes(
     width: int | None,
     reduced: int = 1,
 ) -> list[tuple[int, int, int, int]]:
-    """Two inputs that differ in every open axis, one of them odd-sized; one, where none is open.
+    """Two shapes of inputs that differ in every open axis, one odd-sized; one where none is open.
 
     Args:
         reduced: tokens that a side of every reduced grid must have.
@@ -67,17 +67,17 @@ def check_shapes(
 
 def compare(
     model: nn.Module,
+    folded: FoldedModel,
     run: Run,
     shapes: Sequence[tuple[int, int, int, int]],
     labels: bool | tuple[int, int],
-    gives_maps: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> list[Checked]:
     """Compare `run`, the exported graph, with `model` on random pixels.
 
     Args:
-        run: takes pixels, and gives the outputs in order.
-        gives_maps: whether `model` is an encoder, and the outputs are the maps of its stages.
+        folded: from `model`.
+        run: takes the inputs, and gives the outputs, in order.
         dtype: of the graph.
 
     Raises:
@@ -87,10 +87,11 @@ def compare(
     generator = torch.Generator().manual_seed(0)
     checked = []
     for shape in shapes:
-        pixels = torch.randn(shape, generator=generator)
-        results = run(pixels.numpy())
+        inputs = [torch.randn(shape, generator=generator) for _ in folded.inputs]
+        results = run(*(one.numpy() for one in inputs))
         with torch.no_grad():
-            expected = _outputs(reference, pixels.double(), gives_maps, labels is not False)
+            doubles = [one.double() for one in inputs]
+            expected = folded.results(reference, doubles, labels is not False)
         if labels is False:
             pairs = zip(results, expected, strict=True)
             error = max(_relative_error(result, wanted) for result, wanted in pairs)
@@ -106,20 +107,6 @@ def compare(
             )
         checked.append(Checked(shape, error))
     return checked
-
-
-def _outputs(
-    model: Any, pixels: torch.Tensor, gives_maps: bool, upsampled: bool
-) -> list[torch.Tensor]:
-    """Maps of an encoder; else logits, or what is upsampled to label maps in their place."""
-    if gives_maps:
-        maps = model.encoder(pixels)[0]
-        return list(maps)
-    output = model(pixels)
-    if isinstance(output, tuple):
-        output = output[0]
-    probabilities = getattr(output, "probabilities", None) if upsampled else None
-    return [getattr(output, "logits", output) if probabilities is None else probabilities]
 
 
 def _relative_error(result: np.ndarray, expected: torch.Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import operator
 import os
 import tempfile
@@ -18,8 +19,9 @@ import torch
 from torch import nn
 
 from .check import Checked, ExportError, Run, check_shapes, compare
-from .folded import FoldedModel, fold_accelerated
-from .torch_program import TWO_TOKENS, FoldedProgram, trace
+from .folded import FoldedModel
+from .stages import fold_accelerated
+from .torch_program import TWO_TOKENS, trace
 
 __all__ = ["FORMATS", "ExportError", "ExportResult", "ExportWarning", "export"]
 
@@ -74,7 +76,8 @@ def export(
     The graph takes `pixel_values`, float32 (B, C, H, W), normalised as the image processor does it.
     It gives `logits`, float32 (B, K, H/4, W/4), or `labels` (B, H, W); of a classifier `logits`
     (B, K); of a bare encoder its maps, `feature_map_1` and on, NCHW. Axes are open to any size
-    where none is given here.
+    where none is given here. That of a SegGPT takes `pixel_values`, `prompt_pixel_values` and
+    `prompt_masks`, of the model's size, and gives `pred_masks`, float32 (B, 3, 2 H, W).
 
     Args:
         model: of this library, or a segmentation model of transformers or NVlabs that `accelerate`
@@ -110,16 +113,17 @@ def export(
         raise IsADirectoryError(f"path: expected a file, got the folder {target}")
     format = _format(format, target)
     folded = _folded(model)
-    if folded.dtype != torch.float32:
+    if folded.like.dtype != torch.float32:
         model = copy.deepcopy(model).float()
         folded = _folded(model)
     height, width = _square(model, folded, height, width)
     reduced = TWO_TOKENS if format == "torch-export" else 1
     smallest = folded.smallest_side(reduced)
+    only = folded.image_size or (None, None)
     sizes: dict[str, Any] = {
         "batch": _size("batch", batch, 1),
-        "height": _size("height", height, smallest),
-        "width": _size("width", width, smallest),
+        "height": _size("height", height, smallest, only[0]),
+        "width": _size("width", width, smallest, only[1]),
     }
     label_size = _labels(labels, label_dtype, folded)
     label_dtype = label_dtype or torch.int64
@@ -146,7 +150,7 @@ def export(
         checked: list[Checked] = []
         if run is not None:
             shapes = check_shapes(folded, **sizes, reduced=reduced)
-            checked = compare(model, run, shapes, label_size, folded.gives_maps, dtype)
+            checked = compare(model, folded, run, shapes, label_size, dtype)
         size_bytes = temporary.stat().st_size
     if check and unchecked is not None:
         warnings.warn(f"{target} was not checked: {unchecked}", ExportWarning, stacklevel=2)
@@ -177,17 +181,16 @@ def _folded(model: nn.Module) -> FoldedModel:
 def _check_around(model: nn.Module, folded: FoldedModel) -> None:
     """Raise where a model does more than its encoder and head, such as to normalise its input."""
     side = 2 * folded.smallest_side(TWO_TOKENS)
-    first = folded.stages[0].embed.weight
-    pixels = torch.linspace(-1, 1, first.shape[1] * side * side, device=first.device)
-    pixels = pixels.view(1, -1, side, side).to(first.dtype)
+    (shape,) = check_shapes(folded, 1, *(folded.image_size or (side, side)))
+    pixels = torch.linspace(-1, 1, math.prod(shape)).view(shape).to(folded.like.dtype)
+    inputs = [pixels.roll(index, -1) for index in range(len(folded.inputs))]
     with torch.no_grad():
-        logits = FoldedProgram(folded, False, torch.int64)(pixels)
-        output = model(pixels)
-    expected = getattr(output, "logits", output)
+        result = folded.program(False, torch.int64)(*inputs)
+        (expected,) = folded.results(model, [one.to(folded.like.device) for one in inputs])
     if (
         not isinstance(expected, torch.Tensor)
-        or expected.shape != logits.shape
-        or not torch.allclose(logits.float(), expected.float(), rtol=1e-2, atol=1e-2)
+        or expected.shape != result.shape
+        or not torch.allclose(result.float(), expected.float().cpu(), rtol=1e-2, atol=1e-2)
     ):
         raise ValueError(
             "model: expected an encoder and a decode head, got a model that does more around them, "
@@ -211,15 +214,16 @@ def _format(format: str | None, path: Path) -> str:
     return format
 
 
-def _size(name: str, size: Any, smallest: int) -> int | None:
+def _size(name: str, size: Any, smallest: int, only: int | None = None) -> int | None:
     if size is None:
-        return None
+        return only
     try:
         number = operator.index(size)
     except TypeError:
         number = 0
-    if isinstance(size, bool) or number < smallest:
-        raise ValueError(f"{name}: expected an integer from {smallest}, or None, got {size!r}")
+    if isinstance(size, bool) or number < smallest or only not in (None, number):
+        expected = f"an integer from {smallest}" if only is None else only
+        raise ValueError(f"{name}: expected {expected}, or None, got {size!r}")
     return number
 
 
@@ -248,12 +252,12 @@ def _labels(
         if dtype is not None:
             raise ValueError(f"label_dtype: expected None as labels is False, got {dtype}")
         return False
-    if folded.head is None:
-        raise ValueError("labels: expected False, as the model does not segment")
-    if dtype == torch.uint8 and folded.num_labels > _MAX_UINT8_CLASSES:
+    if not folded.num_classes:
+        raise ValueError("labels: expected False, as the model gives no logits of pixels")
+    if dtype == torch.uint8 and folded.num_classes > _MAX_UINT8_CLASSES:
         raise ValueError(
             f"label_dtype: torch.uint8 tells {_MAX_UINT8_CLASSES} classes apart, "
-            f"got {folded.num_labels}"
+            f"got {folded.num_classes}"
         )
     if labels is True:
         return True
@@ -309,15 +313,16 @@ def _write_onnx(
     folded: FoldedModel, path: Path, opset: int | None, options: dict[str, Any], checked: bool
 ) -> tuple[int, Run | None, str | None]:
     """Write the file; return its nodes, how to run it in onnxruntime, and why not if not."""
-    from .onnx import INPUT, build
+    from .onnx import build
 
     onnx = _onnx()
     graph = build(folded, opset=opset or DEFAULT_OPSET, **options)
     if graph.ByteSize() > _MAX_PROTOBUF:
         raise ValueError(f"model: expected weights below 2 GiB, got {graph.ByteSize()} bytes")
-    onnx.checker.check_model(graph, full_check=True)
-    path.write_bytes(graph.SerializeToString())
     nodes = len(graph.graph.node)
+    path.write_bytes(graph.SerializeToString())
+    del graph  # as large as the file, which the checker and the runtime read by themselves
+    onnx.checker.check_model(path, full_check=True)
     if not checked:
         return nodes, None, "check=False"
     try:
@@ -332,7 +337,8 @@ def _write_onnx(
         raise ExportError(
             f"onnxruntime {onnxruntime.__version__} cannot read opset {opset}: {reason}"
         ) from error
-    return nodes, lambda pixels: session.run(None, {INPUT: pixels}), None
+    names = folded.inputs
+    return nodes, lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True))), None
 
 
 def _write_torch(
@@ -348,9 +354,9 @@ def _write_torch(
     with open(path, "rb") as written:
         module = torch.export.load(written).module()
 
-    def run(pixels: np.ndarray) -> list[np.ndarray]:
+    def run(*arrays: np.ndarray) -> list[np.ndarray]:
         with torch.no_grad():
-            outputs = module(torch.from_numpy(pixels))
+            outputs = module(*map(torch.from_numpy, arrays))
         return [t.numpy() for t in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
     return nodes, run, None

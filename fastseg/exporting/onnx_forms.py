@@ -1,4 +1,4 @@
-"""Operators of which ONNX has other forms in older opsets, or none, and activations."""
+"""Forms of operators: linear maps, activations, and what older opsets have in other forms."""
 
 from __future__ import annotations
 
@@ -44,6 +44,30 @@ def layer_norm(
     if weight is not None:
         normal = graph.op("Mul", normal, graph.weight("scale", weight))
     return graph.op("Add", normal, *shift) if shift else normal
+
+
+def linear(
+    graph: OnnxGraph, name: str, x: str, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> str:
+    """A linear map of the last axis; `weight` is (out, in)."""
+    product = graph.op("MatMul", x, graph.weight(f"{name}_weight", weight.t()))
+    if bias is None:
+        return product
+    return graph.op("Add", product, graph.weight(f"{name}_bias", bias))
+
+
+def conv1x1(
+    graph: OnnxGraph,
+    name: str,
+    feature_map: str,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+) -> str:
+    """A linear map of the channels of an NCHW map; `weight` is (out, in)."""
+    parameters = [graph.weight(f"{name}.weight", weight[:, :, None, None])]
+    if bias is not None:
+        parameters.append(graph.weight(f"{name}.bias", bias))
+    return graph.op("Conv", feature_map, *parameters, kernel_shape=[1, 1])
 
 
 def mean(graph: OnnxGraph, x: str, axes: Sequence[int], keepdims: int) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from fastseg._version import __version__
 
 Size = int | str  # a number, or the name of an axis of any size
+Values = Mapping[str, tuple[Any, Sequence[Size]]]  # NumPy's dtype and the shape, by name
 
 
 class OnnxGraph:
@@ -104,7 +106,7 @@ class OnnxGraph:
     def weight(self, name: str, tensor: torch.Tensor) -> str:
         """A constant, by the name `name`; equal ones are stored once, under the first's."""
         array = tensor.detach().cpu().contiguous().numpy()
-        return self._constant(name, array.astype(self.dtype))
+        return self._constant(name, array.astype(self.dtype, copy=False))
 
     def integers(self, values: Sequence[int]) -> str:
         """A constant list of int64."""
@@ -119,15 +121,16 @@ class OnnxGraph:
         return self._constant("nothing", np.zeros(0, dtype=np.float32))
 
     def _constant(self, name: str, array: np.ndarray) -> str:
-        key = (array.dtype.str, array.shape, array.tobytes())
+        digest = hashlib.sha256(np.ascontiguousarray(array)).digest()
+        key = (array.dtype.str, array.shape, digest)
         if key not in self._constants:
             self._constants[key] = (self._unique(name), array)
         return self._constants[key][0]
 
     def model(
         self,
-        inputs: dict[str, tuple[Any, Sequence[Size]]],
-        outputs: dict[str, tuple[Any, Sequence[Size]]],
+        inputs: Values,
+        outputs: Values,
         properties: dict[str, str],
     ) -> Any:
         """The whole as an `onnx.ModelProto`.
@@ -140,7 +143,7 @@ class OnnxGraph:
 
         graph = helper.make_graph(
             self.nodes,
-            "segformer",
+            "fastseg",
             [_value(name, *kind) for name, kind in inputs.items()],
             [_value(name, *kind) for name, kind in outputs.items()],
             [numpy_helper.from_array(array, name) for name, array in self._constants.values()],

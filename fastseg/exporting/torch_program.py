@@ -13,20 +13,21 @@ from fastseg import kernels
 from fastseg.kernels.blocks.tokens import tokens_to_map
 from fastseg.kernels.core.weights import Weights
 
-from .folded import FoldedModel
+from .folded import FoldedModel, FoldedStage
 
 TWO_TOKENS = 2  # a traced grid of one token a side would be bound to it
 
 
 class FoldedProgram(nn.Module):
-    """Module that runs a `FoldedModel`; its folded tensors are buffers.
+    """Module that runs a model of stages; its folded tensors are buffers.
 
     Args:
-        labels: as of `fastseg.export`.
+        folded: a `FoldedStages`.
+        labels, label_dtype: as of `fastseg.export`.
     """
 
     def __init__(
-        self, folded: FoldedModel, labels: bool | tuple[int, int], label_dtype: torch.dtype
+        self, folded: Any, labels: bool | tuple[int, int], label_dtype: torch.dtype
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(_Stage(stage) for stage in folded.stages)
@@ -61,7 +62,7 @@ class FoldedProgram(nn.Module):
 
 
 class _Stage(nn.Module):
-    def __init__(self, stage: Any) -> None:
+    def __init__(self, stage: FoldedStage) -> None:
         super().__init__()
         self.embed = _Weights(stage.embed)
         self.attentions = nn.ModuleList(_Weights(layer.attention) for layer in stage.layers)
@@ -121,14 +122,18 @@ def trace(
     smallest = folded.smallest_side(reduced=TWO_TOKENS)
     examples = (2, 2 * smallest, 3 * smallest)
     dynamic: dict[int, Any] = {}
-    for axis, (size, least) in enumerate(((batch, 1), (height, smallest), (width, smallest))):
+    if batch is None:
+        dynamic[0] = torch.export.Dim("batch", min=1)  # one for all inputs
+    for axis, size in ((2, height), (3, width)):
         if size is None:
-            dynamic[0 if axis == 0 else axis + 1] = torch.export.Dim.DYNAMIC(min=least)
+            dynamic[axis] = torch.export.Dim.DYNAMIC(min=smallest)
     rows, *sides = (
         example if size is None else size
         for size, example in zip((batch, height, width), examples, strict=True)
     )
-    pixels = torch.zeros(rows, folded.num_channels, *sides)
-    module = FoldedProgram(folded, labels, label_dtype).eval()
+    inputs = {name: torch.zeros(rows, folded.num_channels, *sides) for name in folded.inputs}
+    module = folded.program(labels, label_dtype).eval()
     with torch.no_grad(), kernels.backend("eager"):
-        return torch.export.export(module, (pixels,), dynamic_shapes={"pixel_values": dynamic})
+        return torch.export.export(
+            module, tuple(inputs.values()), dynamic_shapes=dict.fromkeys(inputs, dynamic)
+        )

@@ -13,7 +13,8 @@ from fastseg.checkpoints.load import load_pretrained, save_pretrained
 from fastseg.checkpoints.push import PushesToHub
 from fastseg.checkpoints.translation import CheckpointNames
 from fastseg.cuda_graphs.default import Graphed
-from fastseg.exporting.folded import FoldedModel, fold_accelerated
+from fastseg.exporting.folded import FoldedModel
+from fastseg.exporting.stages import fold_accelerated
 from fastseg.folding.swap import refold
 from fastseg.images.processor import SegformerImageProcessor
 
@@ -94,7 +95,7 @@ class PreTrainedModel(Graphed, PushesToHub, nn.Module):
         return False
 
     def folded_model(self) -> FoldedModel:
-        """The folded arguments of all ops, as `fastseg.export` writes them.
+        """What `fastseg.export` writes: the folded arguments of all ops.
 
         Raises:
             ValueError: it has parts that folding would leave out: hooks, replaced layers.
@@ -104,7 +105,7 @@ class PreTrainedModel(Graphed, PushesToHub, nn.Module):
         return folded
 
     def _without_head(self) -> dict[str, Any]:
-        """Fields of `FoldedModel` beside the stages, where there is no decode head."""
+        """Fields of `FoldedStages` beside the stages, where there is no decode head."""
         return {}
 
     def refold(self) -> None:

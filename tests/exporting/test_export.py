@@ -123,7 +123,7 @@ def test_labels_that_are_no_near_ties_are_an_error(model):
         return [labels]
 
     with pytest.raises(fastseg.ExportError, match="share of differing labels"):
-        compare(model, run, [(1, 3, 64, 64)], (16, 16))
+        compare(model, model.folded_model(), run, [(1, 3, 64, 64)], (16, 16))
 
 
 def test_values_that_are_no_numbers_are_an_error(model):
@@ -131,7 +131,7 @@ def test_values_that_are_no_numbers_are_an_error(model):
         return [np.full((1, 5, 16, 16), np.nan, np.float32)]
 
     with pytest.raises(fastseg.ExportError, match="relative RMS error is nan"):
-        compare(model, run, [(1, 3, 64, 64)], False)
+        compare(model, model.folded_model(), run, [(1, 3, 64, 64)], False)
 
 
 def test_places_that_cannot_be_written(model, tmp_path):

@@ -9,13 +9,14 @@ Paper: Xie et al., SegFormer, arXiv:2105.15203.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fastseg.exporting.folded import FoldedModel
+from fastseg.exporting.stages import FoldedStages
 from fastseg.kernels.blocks.tokens import tokens_to_map
 from fastseg.training.loss import FastLoss, segmentation_loss
 
@@ -39,7 +40,7 @@ class SegformerPreTrainedModel(PreTrainedModel):
     def folded_model(self) -> FoldedModel:
         """The folded arguments of all ops: see PreTrainedModel."""
         return replace(
-            super().folded_model(),
+            cast(FoldedStages, super().folded_model()),
             upsamples_probabilities=self.config.upsamples_probabilities,
             side_multiple=self.config.side_multiple,
         )
