@@ -22,7 +22,8 @@ def add_parser(commands: Any) -> None:
         "export",
         help="write a model for ONNX runtimes, or as a torch.export program",
         description="Writes the folded graph of a segmentation model and checks what "
-        "was written against the model. The graph takes images of any number and size.",
+        "was written against the model. The graph takes images of any number and size; of a SegGPT "
+        "images with a prompt each, of the model's size.",
     )
     parser.add_argument(
         "model",

@@ -10,6 +10,7 @@ from PIL import Image
 from skimage import data
 
 import fastseg
+from tests.model_cases import randomize
 
 SIZE = (60, 48)  # of most pictures here: width, height
 
@@ -32,6 +33,26 @@ def save_model(folder: Path, num_labels: int = 6, **options) -> Path:
         model.decode_head.classifier.bias -= logits.mean(dim=(0, 2, 3))
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    return folder
+
+
+def save_seggpt(folder: Path) -> Path:
+    """A tiny SegGPT of random weights."""
+    config = fastseg.SegGptConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=[32, 16],
+        patch_size=4,
+        pretrain_image_size=16,
+        decoder_hidden_size=8,
+        merge_index=0,
+        intermediate_hidden_state_indices=[0, 1],
+    )
+    model = fastseg.SegGptForImageSegmentation(config).eval()
+    randomize(model)
+    model.save_pretrained(folder)
+    fastseg.SegGptImageProcessor().save_pretrained(folder)
     return folder
 
 

@@ -12,7 +12,7 @@ import torch
 import fastseg
 from fastseg.cli import main
 from fastseg.cli.options import EMBEDDED_MODEL
-from tests.cli.cli_cases import tree
+from tests.cli.cli_cases import save_seggpt, tree
 
 
 def test_the_embedded_model(tmp_path, monkeypatch, capsys):
@@ -62,6 +62,18 @@ def test_torch_export_named_after_the_model(model_folder, tmp_path, monkeypatch,
         expected = model(pixels).logits
     found = torch.export.load("tiny.pt2").module()(pixels)
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_seggpt(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_seggpt(tmp_path / "seggpt")
+    assert main(["export", "seggpt", "--opset", "18"]) == 0
+    assert capsys.readouterr().out.count("checked against the model at ") == 2
+    session = onnxruntime.InferenceSession("seggpt.onnx", providers=["CPUExecutionProvider"])
+    assert len(session.get_inputs()) == 3
+    assert session.get_outputs()[0].shape == ["batch", 3, 32, 16]
+    assert main(["export", "seggpt", "--labels", "--force"]) == 2
+    assert "labels: expected False" in capsys.readouterr().err
 
 
 def test_a_file_that_exists_stays_unless_forced(model_folder, tmp_path, capsys):

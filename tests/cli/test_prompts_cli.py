@@ -10,29 +10,12 @@ from PIL import Image
 
 import fastseg
 from fastseg.cli import main
-from tests.cli.cli_cases import read_labels
-from tests.model_cases import randomize
-
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": [32, 16],
-    "patch_size": 4,
-    "pretrain_image_size": 16,
-    "decoder_hidden_size": 8,
-    "merge_index": 0,
-    "intermediate_hidden_state_indices": [0, 1],
-}
+from tests.cli.cli_cases import read_labels, save_seggpt
 
 
 @pytest.fixture
 def seggpt(tmp_path):
-    model = fastseg.SegGptForImageSegmentation(fastseg.SegGptConfig(**SMALL)).eval()
-    randomize(model)
-    model.save_pretrained(tmp_path / "seggpt")
-    fastseg.SegGptImageProcessor().save_pretrained(tmp_path / "seggpt")
-    return tmp_path / "seggpt"
+    return save_seggpt(tmp_path / "seggpt")
 
 
 @pytest.fixture

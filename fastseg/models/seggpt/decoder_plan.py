@@ -25,6 +25,8 @@ from fastseg.kernels.blocks.onednn import dense
 from fastseg.kernels.core.checks import autocasts
 from fastseg.kernels.core.weights import Weights
 
+from .exported import FoldedSegGpt
+
 # Patches whose pixels are made at once, 59 MB of them at the published widths. The product copies
 # or reads its 268 MB of weights each time, so few at once are slow.
 _PATCHES = 900
@@ -72,6 +74,9 @@ class DecoderPlan(ExportedPlan):
 
     def runs_by(self) -> str:
         return "eager: there are no kernels for this family"
+
+    def folded_model(self, model: nn.Module) -> FoldedSegGpt:
+        return FoldedSegGpt.of(model, self)
 
     def takes(self, hidden_states: torch.Tensor) -> bool:
         """Return whether no autocast is to round these features."""

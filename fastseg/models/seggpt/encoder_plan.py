@@ -250,8 +250,8 @@ class LayerPlan(Known):
 
 
 def _streams(x: torch.Tensor) -> Sequence[torch.Tensor]:
-    """The batch one by one on a CPU, for the sake of memory; whole on a GPU."""
-    return x.split(1) if x.device.type == "cpu" else (x,)
+    """The batch one by one on a CPU, for the sake of memory; whole on a GPU and in an export."""
+    return x.split(1) if x.device.type == "cpu" and not torch.compiler.is_exporting() else (x,)
 
 
 def _joined(streams: list[torch.Tensor]) -> torch.Tensor:
@@ -382,8 +382,8 @@ def encode(
         groups = 2 if index < config.merge_index else 1
         x = layer(x, groups if feature_ensemble and len(x) // 2 >= groups else 0)
         if index == config.merge_index:
-            half = len(x) // 2
-            x = (x[:half] + x[half:]) * 0.5
+            images, masks = x.unflatten(0, (2, -1))  # slices would bind an exported program
+            x = (images + masks) * 0.5
         if index in config.intermediate_hidden_state_indices:
             features.append(encoder.layernorm(x))
     if output_hidden_states:

@@ -47,14 +47,6 @@ class SegGptPreTrainedModel(PreTrainedModel):
         for tensor in drawn:
             nn.init.trunc_normal_(tensor, std=std)
 
-    def folded_model(self) -> Any:
-        """Raise: `fastseg.export` does not write this family.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(f"{type(self).__name__}: fastseg.export does not write SegGPT models")
-
 
 class SegGptModel(SegGptPreTrainedModel):
     """Embeddings and encoder: features of the stacked picture."""
@@ -128,6 +120,9 @@ class SegGptModel(SegGptPreTrainedModel):
             return_dict=self._return_dict(return_dict),
         )
         return output
+
+    def _without_head(self) -> dict[str, Any]:
+        raise ValueError("model: expected a SegGptForImageSegmentation, got a SegGptModel")
 
     def lower_half(self, device: torch.device) -> torch.Tensor:
         """(1, patches): True for those of the image, which stands below its prompt."""

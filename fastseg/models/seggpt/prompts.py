@@ -77,6 +77,21 @@ def is_seggpt(model: Any) -> bool:
     return isinstance(model, nn.Module) and all(find(model, path) is not None for path in paths)
 
 
+def check_around(model: Any) -> None:
+    """Check what is called around the encoder's layers and the decoder, and is left out.
+
+    Raises:
+        ValueError: it has hooks or other forwards.
+    """
+    of_embeddings = ("model.embeddings", "model.embeddings.patch_embeddings")
+    for name in ("", "model", "model.encoder", *of_embeddings):
+        if problem := part_problem(model.get_submodule(name)):
+            raise ValueError(
+                f"model: expected one whose parts can be run one by one, but {name or 'it'} "
+                f"{problem}"
+            )
+
+
 def grid_of(model: Any) -> tuple[int, int]:
     """Rows and columns of patches in the stacked picture."""
     height, width = model.config.image_size
@@ -141,20 +156,9 @@ def paint(model: Any, pixel_values: torch.Tensor, streams: Streams, rule: str) -
 
 
 def _layers(model: Any) -> list[LayerPlan]:
-    """The encoder's layers: by its plan where that may run, else each by its own code.
-
-    Raises:
-        ValueError: modules that are called around them have hooks or other forwards, which would
-            be left out.
-    """
+    """The encoder's layers: by its plan where that may run, else each by its own code."""
     encoder: Any = model.model.encoder
-    of_embeddings = ("model.embeddings", "model.embeddings.patch_embeddings")
-    for name in ("", "model", "model.encoder", *of_embeddings):
-        if problem := part_problem(model.get_submodule(name)):
-            raise ValueError(
-                f"model: expected one whose parts can be run one by one, but {name or 'it'} "
-                f"{problem}"
-            )
+    check_around(model)
     like = encoder.layernorm.weight.new_empty(0, *grid_of(model), 1)
     if isinstance(encoder, Accelerated) and encoder.fastseg_reason() is None:
         plan: Any = encoder.fastseg_state().settled

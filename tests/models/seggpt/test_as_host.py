@@ -176,6 +176,11 @@ def test_compiled_graph_sees_changed_weights(host, pixels):
     test_compile.test_compiled_graph_sees_changed_weights(host, pixels)
 
 
+@pytest.mark.slow
+def test_whole_graph_by_aot_eager(host, pixels, calls):
+    test_compile.test_whole_graph_after_a_forward(host, pixels, calls, frozen=False)
+
+
 @pytest.mark.parametrize("name", ["rel_pos_h", "rel_pos_w"])
 def test_changed_tables_are_noticed(host, model, pixels, name):
     """They alone are folded; all other weights are read where they are."""
