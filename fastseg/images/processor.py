@@ -258,11 +258,11 @@ class SegformerImageProcessor(PushesToHub):
             file = find_file(pretrained_model_name_or_path, PREPROCESSOR_NAME, **where)
             if file is None:
                 file = find_file(pretrained_model_name_or_path, PROCESSOR_FILE, **where)
-            # With neither there, this raises and says what is.
             if file is None:
                 file = find_file(pretrained_model_name_or_path, CONFIG_NAME, **where)
                 if file is not None and keras_cv_processor(read_json(file)) is None:
                     file = None
+            # With none of these there, this raises and says what is.
             path = file or resolve_file(pretrained_model_name_or_path, PREPROCESSOR_NAME, **where)
         config = _read(path)
         nested = config.get("image_processor")
