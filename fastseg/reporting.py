@@ -66,9 +66,12 @@ def report(model: nn.Module) -> str:
 
 
 def _training_lines(part: Any) -> Iterator[str]:
-    """How a head runs with gradients, where there is a choice."""
+    """How an encoder or a head runs with gradients, where there is a choice."""
     host = part._fastseg_host
-    if hasattr(host, "training_line") and (host.own or part._fastseg_training):
+    lines = getattr(host, "training_lines", None)
+    if lines is not None:
+        yield from lines(part) if part._fastseg_training else ()
+    elif hasattr(host, "training_line") and (host.own or part._fastseg_training):
         yield host.training_line(part)
 
 

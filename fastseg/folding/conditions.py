@@ -15,6 +15,8 @@ from torch import nn
 from torch.fx import Proxy
 from torch.nn.modules import module as _module
 
+from fastseg.kernels.core.checks import is_exporting
+
 from .quantized import quantized_problem
 
 # Modules of torch that are what they are called.
@@ -36,6 +38,8 @@ _NOT_OF_A_KIND = ("training", "p", "drop_prob", "layer_idx")
 # transformers collects hidden states and attentions by hooks that it leaves on for good; they do
 # nothing unless it is asked for attentions, and then its own forward runs.
 _IDLE_HOOKS = "transformers.utils.output_capturing"
+
+_HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 
 _plain_paths = 0  # blocks of plain_path() that are open, in all threads
 _lock = threading.Lock()
@@ -76,6 +80,19 @@ def mode_reason(module: nn.Module, *inputs: Any) -> str | None:
         isinstance(value, torch.Tensor) and value.requires_grad for value in inputs
     ):
         return "the input requires gradients"
+    return None
+
+
+def gradient_reason(*inputs: Any) -> str | None:
+    """Reason for a model's own operators with gradients that lies in the mode of the whole."""
+    if _plain_paths:
+        return "asked for by fastseg.plain_path"
+    if reason := tracing_reason(*inputs):
+        return reason
+    if is_exporting():
+        return "it is exported"
+    if any(getattr(_module, f"_global_{kind}") for kind in _HOOKS):
+        return "global hooks want to see every module"
     return None
 
 

@@ -91,6 +91,12 @@ def _is_finished(device: torch.device) -> bool:
     return True
 
 
+def _gradient_problem(part: nn.Module) -> str | None:
+    if part._backward_hooks or part._backward_pre_hooks:
+        return "has backward hooks"
+    return tensor_problem(part)
+
+
 class Known:
     """Modules that compute what their names say: fastseg's own classes, or kinds that were tried.
 
@@ -139,6 +145,27 @@ class Known:
         if (self.was_tried and self.kind == self._kind_now()) or is_plain(modules):
             return None
         return "changed since it was tried out; call accelerate again"
+
+    def problem_with_gradients(self) -> str | None:
+        """Reason why the modules would do something else than a form of them for training."""
+        reason = self.problem(any_mode=True)
+        return (
+            reason
+            or first_problem(self._owner, self.known_modules(), _gradient_problem)
+            or self._mixed()
+        )
+
+    def _mixed(self) -> str | None:
+        """Reason that lies in weights of different kinds."""
+        kinds = {
+            f"{tensor.dtype} on {tensor.device}"
+            for module in self.known_modules()
+            for tensor in tensors_of(module)
+            if tensor.is_floating_point()
+        }
+        if len(kinds) > 1:
+            return f"its weights are of different kinds: {', '.join(sorted(kinds))}"
+        return None
 
 
 class Part(Known):
@@ -247,12 +274,6 @@ class Part(Known):
             return all(map(_is_finished, {tensor.device for tensor in tensors_in(folded)}))
 
     def _checked_fold(self) -> Folded:
-        kinds = {
-            f"{tensor.dtype} on {tensor.device}"
-            for module in self.known_modules()
-            for tensor in tensors_of(module)
-            if tensor.is_floating_point()
-        }
-        if len(kinds) > 1:
-            raise Declined(f"its weights are of different kinds: {', '.join(sorted(kinds))}")
+        if reason := self._mixed():
+            raise Declined(reason)
         return self._fold()

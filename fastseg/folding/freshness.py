@@ -34,7 +34,8 @@ ATTRIBUTES_COUNT = 0.05  # seconds for which graphs that are replayed let a look
 
 _END = object()  # after the last item, so that more or fewer items differ
 _BASE_NAMES = frozenset(vars(nn.Module()))
-_PARTS = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_PARTS = ("_parameters", "_buffers", "_modules", *_HOOKS)
 # Of these an equal value is as good as the same one.
 _PLAIN_TYPES = (type(None), bool, int, float, str, type, torch.dtype, torch.device)
 
@@ -129,6 +130,7 @@ class ModelWatch:
     Args:
         models: with all that is in them.
         derived: look at what was made of them too, such as folded weights.
+        tensors: look at what is in tensors too, which is their memory and how often it was edited.
 
     Attributes:
         reason: why no graph of this model would be right; None where graphs are fine.
@@ -136,9 +138,9 @@ class ModelWatch:
         devices: where they are.
     """
 
-    def __init__(self, *models: nn.Module, derived: bool) -> None:
+    def __init__(self, *models: nn.Module, derived: bool, tensors: bool = True) -> None:
         self._models = models
-        self._with_derived = derived
+        self._options = {"derived": derived, "tensors": tensors}
         self.reason: str | None = None
         self.tensors: list[torch.Tensor] = []
         self._tensor_names: list[str] = []
@@ -159,7 +161,8 @@ class ModelWatch:
             for index, (label, container) in enumerate(held):
                 items = [(_join(label, key), inner) for key, inner in _items(container)]
                 self._named.update(items)
-                self._note_tensors(items)
+                if tensors:
+                    self._note_tensors(items)
                 if isinstance(value, nn.Module) and index > 0 and (items or label != name):
                     (parts if items else self._no_hooks).append(container)
                 elif isinstance(value, nn.Module) and all(
@@ -201,7 +204,7 @@ class ModelWatch:
     def renewed(self) -> ModelWatch:
         """A watch of the modules as they are now."""
         if not self._looks_same(0.0):
-            return ModelWatch(*self._models, derived=self._with_derived)
+            return ModelWatch(*self._models, **self._options)
         fresh = copy.copy(self)  # only tensors were edited: a tenth of the time
         fresh._look_at_memory()
         return fresh
@@ -220,7 +223,7 @@ class ModelWatch:
         """
         if self._looks_same(patience) and self._has_same_memory():
             return None
-        fresh = ModelWatch(*self._models, derived=self._with_derived)
+        fresh = ModelWatch(*self._models, **self._options)
         change = self._difference(fresh)
         if change is None:  # new objects that are equal to the old ones: look at these from now on
             self.__dict__.update(fresh.__dict__)

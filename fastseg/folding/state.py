@@ -71,6 +71,9 @@ class Plan:
             part.settle(any_mode, fold)
         return next((part.reason for part in self.parts() if part.reason is not None), None)
 
+    def settle_training(self) -> None:
+        """Find what has a form for training, and why other parts run by their own code."""
+
     def known(self) -> list[Known]:
         """The parts, and what else has to be known."""
         return [*self.parts()]

@@ -154,6 +154,11 @@ class Accelerated(Swapped):
         return self.fastseg_state().settle(fold=not is_exporting())
 
     @torch.compiler.assume_constant_result
+    def _settle_training(self) -> bool:
+        self.fastseg_state().plan().settle_training()
+        return True
+
+    @torch.compiler.assume_constant_result
     def _trace(self) -> bool:
         self.fastseg_state().trace()
         return True

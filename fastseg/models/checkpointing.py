@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
@@ -35,7 +34,7 @@ class Checkpointing:
                 f"every_n_layers: expected an integer of at least 1, got {self.every_n_layers!r}"
             )
 
-    def run(self, number: int, layer: nn.Module, *inputs: Any) -> Any:
+    def run(self, number: int, layer: Callable[..., Any], *inputs: Any) -> Any:
         """Output of `layer`, the encoder's `number`-th."""
         if number % self.every_n_layers:
             return layer(*inputs)

@@ -21,6 +21,7 @@ class SegformerEncoder(Accelerated, nn.Module):
     """Pixels (B, C, H, W) to one map for each stage, finest first."""
 
     _fastseg_host = ENCODER
+    _fastseg_training = True
 
     def __init__(self, config: SegformerConfig) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from fastseg.folding.fold import Known, Part
 from fastseg.kernels.blocks.tokens import tokens_to_map
 from fastseg.kernels.core.weights import Weights
 
+from .encoder_training import EncoderTraining
 from .hosts.names import EmbedNames, LayerNames
 from .layers import scale_pixels
 from .parts import attention_part, embed_part, ffn_part
@@ -46,6 +47,12 @@ class EncoderHost:
             only the host's own can answer.
         matches: whether a module is of this kind, by the names of its parts.
         own: it is fastseg's own, which needs no trial.
+        with_gradients: (encoder, *arguments of the method) -> what the method returns, or HOST, in
+            the place of the host's own code, where `_fastseg_training` allows it.
+        training_lines: how that runs, for reports.
+        trains: where its layers are from: what the module of their classes begins with.
+        checkpoint: (encoder, layer, number of the layer) -> (function, *inputs) -> its output, to
+            be computed again in backward; None where it is kept.
     """
 
     name: str
@@ -56,6 +63,10 @@ class EncoderHost:
     forward: Callable[..., Any]
     matches: Callable[[nn.Module], bool] = lambda module: False
     own: bool = False
+    with_gradients: Callable[..., Any] | None = None
+    training_lines: Callable[[Any], Iterator[str]] | None = None
+    trains: str = ""
+    checkpoint: Callable[[Any, Any, int], Callable[..., Any] | None] = lambda *_: None
 
     def plan(self, encoder: nn.Module, refused: Mapping[str, str]) -> EncoderPlan:
         """Make the plan of `encoder`; layers with the names in `refused` stay the host's."""
@@ -203,6 +214,10 @@ class EncoderPlan(ExportedPlan):
         self.encoder = encoder
         self.host = host
         self.stages = [StagePlan(stage, host, refused) for stage in host.stages(encoder)]
+        self.training = EncoderTraining(self)
+
+    def settle_training(self) -> None:
+        self.training.settle()
 
     def is_current(self) -> bool:
         stages = self.host.stages(self.encoder)

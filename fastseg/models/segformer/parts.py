@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,34 +22,57 @@ from .fold import fold_mix_ffn, fold_patch_embed, fold_sr_attention
 from .hosts.names import EmbedNames, LayerNames
 
 
+class Attention(NamedTuple):
+    """The modules of LayerNorm and attention; linear ones may be an `Affine`."""
+
+    norm: Any
+    query: Any
+    key: Any
+    value: Any
+    output: Any
+    heads: int
+    reduction: Any  # a strided convolution, or None
+    reduction_norm: Any
+    mixes_channels: bool  # KerasCV's reduction
+
+
+class MixFfn(NamedTuple):
+    """The modules of LayerNorm and Mix-FFN, and the name of its activation."""
+
+    norm: Any
+    fc1: Any
+    dwconv: Any
+    fc2: Any
+    activation: str
+
+
+def find_attention(layer: nn.Module, names: LayerNames) -> Attention:
+    """The attention of a layer; raise `Declined` where it has another form."""
+    norm = find_layer_norm(layer, names.attention_norm)
+    heads = find(layer, names.num_heads)
+    query, key, value = _query_key_value(layer, names)
+    output = find_linear(layer, names.output)
+    channels = norm.weight.shape[0]
+    if not isinstance(heads, int) or heads < 1 or channels % heads:
+        raise Declined(f"{names.num_heads} is {heads!r}, no divisor of {channels} channels")
+    for path, projection in ((names.query, query), (names.key, key), (names.output, output)):
+        if projection.weight.shape != (channels, channels):
+            raise Declined(f"{path} is not {channels} to {channels} channels")
+    reduction = reduction_norm = None
+    if type(find(layer, names.reduction)) not in (type(None), nn.Identity):
+        kernel = find_conv2d(layer, names.reduction).weight.shape[2]
+        reduction = find_conv2d(layer, names.reduction, stride=kernel, padding=0)
+        reduction_norm = find_layer_norm(layer, names.reduction_norm)
+        if kernel == 1:
+            raise Declined(f"{names.reduction} reduces nothing")
+    mixes = bool(find(layer, names.mixes_channels))
+    return Attention(norm, query, key, value, output, heads, reduction, reduction_norm, mixes)
+
+
 def attention_part(layer: nn.Module, names: LayerNames, own: bool = False) -> Part:
     """LayerNorm, attention and residual: weights of `kernels.sr_attention`."""
-
-    def fold() -> Folded:
-        norm = find_layer_norm(layer, names.attention_norm)
-        heads = find(layer, names.num_heads)
-        query, key, value = _query_key_value(layer, names)
-        output = find_linear(layer, names.output)
-        channels = norm.weight.shape[0]
-        if not isinstance(heads, int) or heads < 1 or channels % heads:
-            raise Declined(f"{names.num_heads} is {heads!r}, no divisor of {channels} channels")
-        for path, projection in ((names.query, query), (names.key, key), (names.output, output)):
-            if projection.weight.shape != (channels, channels):
-                raise Declined(f"{path} is not {channels} to {channels} channels")
-        reduction = reduction_norm = None
-        if type(find(layer, names.reduction)) not in (type(None), nn.Identity):
-            kernel = find_conv2d(layer, names.reduction).weight.shape[2]
-            reduction = find_conv2d(layer, names.reduction, stride=kernel, padding=0)
-            reduction_norm = find_layer_norm(layer, names.reduction_norm)
-            if kernel == 1:
-                raise Declined(f"{names.reduction} reduces nothing")
-        mixes = bool(find(layer, names.mixes_channels))
-        return fold_sr_attention(
-            norm, query, key, value, output, heads, reduction, reduction_norm, mixes
-        )
-
     roots = [m for m in (find(layer, names.attention_norm), find(layer, names.attention)) if m]
-    return Part(layer, roots, fold, own)
+    return Part(layer, roots, lambda: fold_sr_attention(*find_attention(layer, names)), own)
 
 
 def _query_key_value(layer: nn.Module, names: LayerNames) -> tuple[Any, Any, Any]:
@@ -72,21 +95,22 @@ def _chunks(weight: torch.Tensor, bias: torch.Tensor | None, count: int) -> list
     return [Affine(w, b) for w, b in zip(weight.chunk(count), biases, strict=True)]
 
 
+def find_ffn(layer: nn.Module, names: LayerNames) -> MixFfn:
+    """The Mix-FFN of a layer; raise `Declined` where it has another form."""
+    norm = find_layer_norm(layer, names.ffn_norm)
+    fc1, fc2 = find_linear(layer, names.fc1), find_linear(layer, names.fc2)
+    dwconv = find_conv2d(layer, names.dwconv, kernel=3, stride=1, padding=1, depthwise=True)
+    function = find(layer, names.activation)
+    activation = "gelu" if function is None else activation_name(function)
+    if activation is None:
+        raise Declined(f"{names.activation} is {function}, unknown here")
+    return MixFfn(norm, fc1, dwconv, fc2, activation)
+
+
 def ffn_part(layer: nn.Module, names: LayerNames, own: bool = False) -> Part:
     """LayerNorm, Mix-FFN and residual: weights of `kernels.mix_ffn`."""
-
-    def fold() -> Folded:
-        norm = find_layer_norm(layer, names.ffn_norm)
-        fc1, fc2 = find_linear(layer, names.fc1), find_linear(layer, names.fc2)
-        dwconv = find_conv2d(layer, names.dwconv, kernel=3, stride=1, padding=1, depthwise=True)
-        function = find(layer, names.activation)
-        activation = "gelu" if function is None else activation_name(function)
-        if activation is None:
-            raise Declined(f"{names.activation} is {function}, unknown here")
-        return fold_mix_ffn(norm, fc1, dwconv, fc2, activation)
-
     roots = [m for m in (find(layer, names.ffn_norm), find(layer, names.ffn)) if m]
-    return Part(layer, roots, fold, own)
+    return Part(layer, roots, lambda: fold_mix_ffn(*find_ffn(layer, names)), own)
 
 
 def embed_part(embed: nn.Module, names: EmbedNames, own: bool = False) -> Part:

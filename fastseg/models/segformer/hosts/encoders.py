@@ -14,6 +14,7 @@ from fastseg.folding.find import find
 from fastseg.folding.swap import HOST, register_host
 
 from ..encoder_plan import EncoderHost, RunStages, Stage
+from ..encoder_training import training_lines, with_gradients
 from .names import (
     MMSEG,
     MMSEG_EMBED,
@@ -64,6 +65,19 @@ def _transformers_stage(
         return HOST
     (feature_map,) = run(hidden_states)
     return feature_map if stage.reshape else feature_map.flatten(2).transpose(1, 2)
+
+
+def _checkpoint(encoder: Any, layer: Any, number: int) -> Any:
+    is_on = getattr(layer, "gradient_checkpointing", False) and layer.training
+    return layer._gradient_checkpointing_func if is_on else None
+
+
+_TRAINS: dict[str, Any] = {
+    "with_gradients": with_gradients,
+    "training_lines": training_lines,
+    "trains": "transformers.models.segformer.",
+    "checkpoint": _checkpoint,
+}
 
 
 # -- transformers 4.x and 5.0 to 5.8 ---------------------------------------------------------------
@@ -229,6 +243,7 @@ ENCODERS: Sequence[EncoderHost] = (
         embed=TRANSFORMERS_EMBED,
         stages=lambda stage: [Stage(stage.patch_embeddings, stage.blocks, stage.layer_norm)],
         forward=_transformers_stage,
+        **_TRAINS,
         matches=_is_transformers_stage,
     ),
     EncoderHost(
@@ -238,6 +253,7 @@ ENCODERS: Sequence[EncoderHost] = (
         embed=TRANSFORMERS_EMBED,
         stages=lists_of_stages,
         forward=_transformers_encoder,
+        **_TRAINS,
         matches=_is_transformers_encoder,
     ),
     EncoderHost(

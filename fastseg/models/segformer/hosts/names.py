@@ -3,6 +3,8 @@
 Names are dotted paths from the layer. In eval mode a layer computes
 
     x = x + attention(attention_norm(x));  x = x + ffn(ffn_norm(x))
+
+and in training mode stochastic depth drops what is added to x.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ class LayerNames:
         mixes_channels: whether the reduction is that of KerasCV; no other library has it.
         call: the whole layer on tokens (B, H * W, C).
         call_attention, call_ffn: one half of it, with norm and residual.
+        drop_path: the module of stochastic depth, where `call_attention` and `call_ffn` are right
+            in training mode too.
+        attention_dropouts, ffn_dropouts: modules of dropout, or shares that are dropped.
     """
 
     attention_norm: str
@@ -54,6 +59,9 @@ class LayerNames:
     key_value: str = ""
     in_projection: str = ""
     mixes_channels: str = ""
+    drop_path: str = ""
+    attention_dropouts: tuple[str, ...] = ()
+    ffn_dropouts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,11 @@ def _map_of(x: Tokens, height: int, width: int) -> torch.Tensor:
     return x.transpose(1, 2).unflatten(2, (height, width))
 
 
+def _dropped(layer: Any, branch: Tokens) -> Tokens:
+    dropout = getattr(layer, "hidden_dropout", None)
+    return branch if dropout is None else dropout(branch)
+
+
 # transformers 4.x and 5.0 to 5.8
 TRANSFORMERS_OLD = LayerNames(
     attention_norm="layer_norm_1",
@@ -93,8 +106,13 @@ TRANSFORMERS_OLD = LayerNames(
     activation="mlp.intermediate_act_fn",
     fc2="mlp.dense2",
     call=lambda layer, x, h, w: layer(x, h, w)[0],
-    call_attention=lambda layer, x, h, w: x + layer.attention(layer.layer_norm_1(x), h, w)[0],
-    call_ffn=lambda layer, x, h, w: x + layer.mlp(layer.layer_norm_2(x), h, w),
+    call_attention=lambda layer, x, h, w: (
+        layer.drop_path(layer.attention(layer.layer_norm_1(x), h, w)[0]) + x
+    ),
+    call_ffn=lambda layer, x, h, w: layer.drop_path(layer.mlp(layer.layer_norm_2(x), h, w)) + x,
+    drop_path="drop_path",
+    attention_dropouts=("attention.self.dropout", "attention.output.dropout"),
+    ffn_dropouts=("mlp.dropout",),
 )
 # transformers from 5.9
 TRANSFORMERS_NEW = LayerNames(
@@ -114,8 +132,13 @@ TRANSFORMERS_NEW = LayerNames(
     activation="mlp.activation_fn",
     fc2="mlp.fc2",
     call=lambda layer, x, h, w: layer(x, h, w),
-    call_attention=lambda layer, x, h, w: x + layer.attention(layer.layernorm_before(x), h, w)[0],
-    call_ffn=lambda layer, x, h, w: x + layer.mlp(layer.layernorm_after(x), h, w),
+    call_attention=lambda layer, x, h, w: (
+        layer.drop_path(_dropped(layer, layer.attention(layer.layernorm_before(x), h, w)[0])) + x
+    ),
+    call_ffn=lambda layer, x, h, w: layer.drop_path(layer.mlp(layer.layernorm_after(x), h, w)) + x,
+    drop_path="drop_path",
+    attention_dropouts=("attention.attention_dropout", "hidden_dropout"),
+    ffn_dropouts=("mlp.dropout",),
 )
 # transformers' PVT v2, whose layers are a SegFormer's
 PVT_V2 = LayerNames(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from fastseg.folding.swap import HOST
 
 from ..encoder_plan import EncoderHost, RunStages
+from ..encoder_training import training_lines, with_gradients
 from ..head_plan import HeadHost
 from .encoders import lists_of_stages
 from .heads import children, fold_transformers, transformers_modules
@@ -30,6 +32,11 @@ def _encoder(
     return tuple(run(pixel_values, pixel_scale=pixel_scale, pixel_offset=pixel_offset)), ()
 
 
+def _checkpoint(encoder: Any, layer: Any, number: int) -> Any:
+    checkpointing = encoder.gradient_checkpointing if encoder.training else None
+    return None if checkpointing is None else functools.partial(checkpointing.run, number)
+
+
 # Module names are those of transformers' files, which its older versions have in memory too.
 ENCODER = EncoderHost(
     name="fastseg",
@@ -43,6 +50,10 @@ ENCODER = EncoderHost(
     stages=lists_of_stages,
     forward=_encoder,
     own=True,
+    with_gradients=with_gradients,
+    training_lines=training_lines,
+    trains="fastseg.models.",
+    checkpoint=_checkpoint,
 )
 HEAD = HeadHost(
     name="fastseg",
