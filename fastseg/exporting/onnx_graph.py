@@ -121,7 +121,7 @@ class OnnxGraph:
         return self._constant("nothing", np.zeros(0, dtype=np.float32))
 
     def _constant(self, name: str, array: np.ndarray) -> str:
-        digest = hashlib.sha256(np.ascontiguousarray(array)).digest()
+        digest = hashlib.sha256(np.ascontiguousarray(array).data).digest()
         key = (array.dtype.str, array.shape, digest)
         if key not in self._constants:
             self._constants[key] = (self._unique(name), array)
