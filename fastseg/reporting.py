@@ -15,6 +15,7 @@ from fastseg.folding.swap import Accelerated
 from fastseg.kernels import fallbacks, select_backend
 from fastseg.kernels.core.registry import OPS
 from fastseg.kernels.core.weights import Weights
+from fastseg.models.runtime import RuntimeModel
 from fastseg.training.loss import FastLoss
 
 
@@ -37,6 +38,8 @@ def report(model: nn.Module) -> str:
     """
     if not hasattr(model, "named_modules"):  # a graphed model has its model's
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, RuntimeModel):
+        return model.report()
     lines: list[str] = []
     for name, part in model.named_modules():
         label = name or type(part).__name__

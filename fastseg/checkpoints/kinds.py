@@ -42,7 +42,10 @@ _PADDLE = (
 )
 # Names of files that their first bytes do not tell.
 _SUFFIXES = {
-    ".onnx": ("an ONNX model", _SOURCE),
+    ".onnx": (
+        "an ONNX model",
+        _SOURCE + ", or let a runtime read it: runtime= of from_pretrained, --runtime of predict",
+    ),
     ".tflite": ("a TensorFlow Lite model", _SOURCE),
     ".engine": ("a TensorRT engine", _SOURCE),
     ".plan": ("a TensorRT engine", _SOURCE),

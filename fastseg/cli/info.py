@@ -26,7 +26,8 @@ _PACKAGES = (
 _EXTRAS = {
     "hub ids": ("hub", ("huggingface_hub",)),
     "HDF5 files": ("h5", ("h5py",)),
-    "ONNX export": ("export", ("onnx", "onnxruntime")),
+    "ONNX Runtime": ("export", ("onnx", "onnxruntime")),
+    "OpenVINO": ("openvino", ("onnx", "openvino")),
 }
 _GIB = 1 << 30
 

@@ -99,10 +99,13 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_model(source: str | None, device: torch.device, dtype: str | None) -> tuple[Any, Any]:
+def load_model(
+    source: str | None, device: torch.device, dtype: str | None, runtime: str | None = None
+) -> tuple[Any, Any]:
     """A segmentation model in eval mode and its image processor; `source` None is the embedded one.
 
-    `dtype` None is what is stored, and float32 on a CPU where that is half precision.
+    `dtype` None is what is stored, and float32 on a CPU where that is half precision; with a
+    `runtime` what that chooses.
 
     Raises:
         CommandError: neither can be read, or the model does not segment.
@@ -114,7 +117,11 @@ def load_model(source: str | None, device: torch.device, dtype: str | None) -> t
             # What it warns of is in `load_report`, told below.
             warnings.simplefilter("ignore", fastseg.CheckpointWarning)
             chosen = None if dtype is None else DTYPES[dtype]
-            model = fastseg.from_pretrained(place, device=device, dtype=chosen)
+            if runtime is None:
+                model = fastseg.from_pretrained(place, device=device, dtype=chosen)
+            else:
+                model = fastseg.from_pretrained(place, runtime=runtime, dtype=chosen)
+                note(fastseg.report(model))
     except (OSError, ValueError, ImportError) as error:
         raise CommandError(f"--model {name}: {error}") from error
     if not model.segments and not is_seggpt(model):
@@ -127,6 +134,8 @@ def load_model(source: str | None, device: torch.device, dtype: str | None) -> t
         note(f"{name}, loaded with differences:\n{report}")
     if device.type not in ("cpu", "cuda"):
         note(f"--device {device} is untested with fastseg, and runs the eager path")
+    if getattr(model, "image_processor", None) is not None:
+        return model, model.image_processor
     # Of a single file of weights, the processor's options are beside it or nowhere.
     options = model.preprocessor_file if Path(place).is_file() else place
     try:

@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import fastseg
+from fastseg.exporting.runtimes import RUNTIMES
 from fastseg.images.inputs import CHANNELS_LAST
 from fastseg.images.overlay import MAX_INDEXED
 from fastseg.images.palettes import DATASETS
@@ -104,6 +105,13 @@ def add_parser(commands: Any) -> None:
         help="folder to write to, made where absent (default: output)",
     )
     add_device_options(parser)
+    parser.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        help="let this library compute the model, on the CPU, from its folded graph; --model may "
+        "be an ONNX file of `fastseg export` then, and --dtype is what it is to compute in "
+        "(default: its own choice)",
+    )
     add_prompt_options(parser)
     parser.add_argument(
         "--batch-size",
@@ -241,7 +249,9 @@ def _run(arguments: argparse.Namespace, copies: Path) -> int:
             f"using the embedded model {EMBEDDED_NAME}, trained on drawn scenes only; "
             "--model DIR_OR_ID takes another"
         )
-    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
+    model, processor = load_model(
+        arguments.model, arguments.device, arguments.dtype, arguments.runtime
+    )
     model_name = arguments.model or EMBEDDED_NAME
     prompts = keep_prompts(arguments, model, processor)
     config = model.config if prompts is None else config_with_classes(model.config, prompts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import math
 import operator
 import os
@@ -142,8 +143,9 @@ def export(
     # Inside torch.no_grad, or the tensors of a model that trains would be refused.
     with torch.no_grad(), _temporary(target) as temporary:
         if format == "onnx":
+            properties = {**describe(model), "dtype": str(dtype).removeprefix("torch.")}
             nodes, run, unchecked = _write_onnx(
-                folded, temporary, opset, {**options, "dtype": dtype}, check
+                folded, temporary, opset, {**options, "dtype": dtype}, check, properties
             )
         else:
             nodes, run, unchecked = _write_torch(folded, temporary, options, check)
@@ -309,14 +311,33 @@ def _temporary(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def describe(model: Any) -> dict[str, str]:
+    """What an ONNX file says of its model: the configuration and the image processor, in JSON."""
+    said = {}
+    config = getattr(model, "config", None)
+    if hasattr(config, "to_dict"):
+        said["config"] = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    processor = getattr(model, "preprocessor_file", None)
+    if processor is not None:
+        said["image_processor"] = Path(processor).read_text(encoding="utf-8")
+    return said
+
+
 def _write_onnx(
-    folded: FoldedModel, path: Path, opset: int | None, options: dict[str, Any], checked: bool
+    folded: FoldedModel,
+    path: Path,
+    opset: int | None,
+    options: dict[str, Any],
+    checked: bool,
+    properties: dict[str, str],
 ) -> tuple[int, Run | None, str | None]:
     """Write the file; return its nodes, how to run it in onnxruntime, and why not if not."""
     from .onnx import build
 
     onnx = _onnx()
     graph = build(folded, opset=opset or DEFAULT_OPSET, **options)
+    for name, value in properties.items():
+        graph.metadata_props.add(key=name, value=value)
     if graph.ByteSize() > _MAX_PROTOBUF:
         raise ValueError(f"model: expected weights below 2 GiB, got {graph.ByteSize()} bytes")
     nodes = len(graph.graph.node)

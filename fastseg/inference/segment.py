@@ -192,6 +192,8 @@ def saved_processor(model: Any) -> SegformerImageProcessor:
     Where there was a checkpoint without one, a warning says so.
     """
     model = getattr(model, "module", model)  # inside DataParallel
+    if getattr(model, "image_processor", None) is not None:  # of a RuntimeModel
+        return model.image_processor
     processor_class = getattr(model, "image_processor_class", SegformerImageProcessor)
     # fastseg's models know the file; of others the folder or the hub id is known.
     source = getattr(model, "preprocessor_file", None) or getattr(model, "name_or_path", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -9,21 +10,34 @@ from fastseg.checkpoints.load import load_pretrained
 
 from .base import PreTrainedModel
 from .families import FAMILIES
+from .runtime import load_runtime
 
 PRESETS = tuple(name for family in FAMILIES.values() for name in family.presets)
 
 
-def from_pretrained(path: str | os.PathLike[str] | None, **kwargs: Any) -> Any:
+def from_pretrained(
+    path: str | os.PathLike[str] | None, *, runtime: str | None = None, **kwargs: Any
+) -> Any:
     """The model in a directory, in a file or under a Hugging Face hub id, in eval mode.
 
     Weights in half precision become float32 on a CPU, where an image processor's pixels fit no
     others, and stay as they are stored elsewhere; `dtype=` says otherwise.
+
+    With `runtime` "openvino" or "onnxruntime" that library computes the forward, on the CPU, from
+    the folded graph: a `RuntimeModel`, which is called as the model is, and which
+    `fastseg.segment` takes. `path` may be an ONNX file that `fastseg.export` wrote, too. `dtype`
+    is then what the runtime is to compute in; where None that is its own choice, which for OpenVINO
+    is bfloat16 where the CPU has it. The graph is written once, beside the checkpoint, or into the
+    user's folder for caches where it cannot be.
 
     Its family comes from `model_type` in config.json, its class from `architectures` there, else
     both from the names of the tensors. Arguments and errors are those of
     `fastseg.checkpoints.load.load_pretrained`.
     """
     classes = [model for family in FAMILIES.values() for model in family.models]
+    if runtime is not None:
+        load = functools.partial(load_pretrained, model_class=classes)
+        return load_runtime(path, runtime, load, **kwargs)
     return load_pretrained(path, classes, **kwargs)
 
 
