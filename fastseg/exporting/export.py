@@ -314,7 +314,7 @@ def _temporary(target: Path) -> Iterator[Path]:
 def describe(model: Any) -> dict[str, str]:
     """What an ONNX file says of its model: the configuration and the image processor, in JSON."""
     said = {}
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if hasattr(config, "to_dict"):
         said["config"] = json.dumps(config.to_dict(), sort_keys=True, default=str)
     processor = getattr(model, "preprocessor_file", None)
