@@ -18,6 +18,7 @@ from torch import nn
 
 from fastseg.exporting.folded import FoldedModel
 from fastseg.exporting.onnx_graph import OnnxGraph, Size, Values
+from fastseg.folding.swap import Accelerated
 from fastseg.kernels.blocks.activations import ACTIVATIONS
 
 from .attention import attend
@@ -56,7 +57,11 @@ class FoldedSegGpt(FoldedModel):
                 f"{type(model).__name__}"
             )
         check_around(model)
-        return cls(model, model.model.encoder.fastseg_state().plan(), decoder)
+        encoder = model.model.encoder
+        if not isinstance(encoder, Accelerated):
+            raise ValueError("model: expected one accelerated whole, but model.encoder is not")
+        plan: Any = encoder.fastseg_state().plan()
+        return cls(model, plan, decoder)
 
     @property
     def like(self) -> torch.Tensor:

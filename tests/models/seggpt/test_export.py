@@ -126,6 +126,9 @@ def test_models_that_cannot_be_exported(tmp_path):
         fastseg.export(ours.model, path)
     with pytest.raises(TypeError, match="call fastseg.accelerate"):
         fastseg.export(hosts, path)
+    fastseg.accelerate(hosts.decoder)
+    with pytest.raises(ValueError, match="model.encoder is not"):
+        fastseg.export(hosts, path)
     fastseg.accelerate(hosts)
     with pytest.raises(
         ValueError, match="expected a SegGptForImageSegmentation, got .* Sequential"
