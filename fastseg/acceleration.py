@@ -62,8 +62,9 @@ def accelerate(
             `labels`, in training and in evaluation: the same loss and gradients, but for rounding,
             without resized logits (`fastseg.kernels.upsample_cross_entropy`, which a training loop
             of its own calls itself). With gradients heads of transformers, NVlabs and
-            segmentation_models_pytorch then project every stage's map at its own size, and keep
-            little. A later call without it gives the library's code back.
+            segmentation_models_pytorch then project every stage's map at its own size, and
+            transformers' encoder runs on tokens; both keep little. A later call without it gives
+            the library's code back.
         dequantize: let linear layers that bitsandbytes or torchao has quantised compute with their
             weights as floats, which are then folded: faster than 8-bit products on a CPU, and
             nearer to the model before it was quantised, in the memory of a model of floats. Their
@@ -161,7 +162,7 @@ def _loss_takers(model: nn.Module) -> tuple[list[nn.Module], list[str]]:
 
 
 def _set_training(model: nn.Module, training: bool) -> None:
-    """Let heads whose host has a form with gradients run it, or not."""
+    """Let encoders and heads whose host has a form with gradients run it, or not."""
     for module in model.modules():
         if isinstance(module, Accelerated):
             module.__dict__.pop("_fastseg_training", None)

@@ -27,8 +27,8 @@ def report(model: nn.Module) -> str:
     whole or for the ops that are named. Parts of an accelerated model that stay the host's follow,
     each with the reason. Lines at the end tell of CUDA graphs: how many a model holds, their memory
     and what ran without one, by reason; and of ops that this process has run eagerly although
-    kernels could run on their device. Of a model in training mode there are lines on its loss and
-    on its head with gradients.
+    kernels could run on their device. Of a model in training mode there are lines on its loss, and
+    on its encoder and head with gradients.
 
     Gradient mode counts as it is now: call it inside `torch.no_grad()` to see what happens there.
 
