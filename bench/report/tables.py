@@ -136,9 +136,18 @@ def _ops_of(variant: str, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def hosts(rows: Sequence[Row]) -> str:
-    """Eager, then compiled: models before and after `fastseg.accelerate`."""
-    frames = (frame_of([row for row in rows if row.mode == mode], "host") for mode in MODES)
-    return "\n\n".join(_of_hosts(frame) for frame in frames if len(frame)) or NO_ROWS
+    """Eager, then compiled: models before and after `fastseg.accelerate`.
+
+    Each library's are those of the CPU on which it was measured last.
+    """
+    found = []
+    for mode in MODES:
+        of_mode = [row for row in rows if row.kind == "host" and row.mode == mode]
+        last = {row.host: row.device for row in sorted(of_mode, key=lambda row: row.date)}
+        for device in dict.fromkeys(last.values()):
+            of_device = [row for row in of_mode if last[row.host] == device]
+            found.append(_of_hosts(frame_of(of_device, "host")))
+    return "\n\n".join(found) or NO_ROWS
 
 
 def _of_hosts(frame: pd.DataFrame) -> str:
