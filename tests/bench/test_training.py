@@ -36,6 +36,7 @@ def wrong(model):
     return trained, lambda pixels, labels: 1.001 * loss(pixels, labels)
 
 
+@pytest.mark.slow
 def test_rows_and_what_is_wrong(tmp_path, monkeypatch):
     _, known = PROVIDERS[HOST]
     names = ["transformers eager", "fastseg accelerate", "fastseg"]

@@ -67,6 +67,7 @@ def test_what_the_fold_leaves(variant, share):
     ("variant", "size", "batch"),
     [("b0", (512, 512), 1), ("b0", (33, 97), 3), ("b2", (517, 389), 2)],
 )
+@pytest.mark.slow
 def test_flops_of_a_forward_are_what_torch_counts(variant, size, batch):
     """Also where the spatial reduction does not divide the grid."""
     model, pixels = work.meta_model(variant, size, batch, torch.bfloat16)

@@ -116,6 +116,7 @@ def assert_logits(model, outputs) -> None:
         assert relative_error(model(pixels).logits, outputs["logits"]) <= BOUND
 
 
+@pytest.mark.slow
 def test_nvlabs(nvlabs, outputs, tmp_path):
     nvlabs["backbone.head.weight"] = torch.zeros(1000, 256)
     torch.save({"state_dict": nvlabs, "meta": {"epoch": 3}}, tmp_path / "segformer.b0.pth")

@@ -98,6 +98,7 @@ SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
     ("variants", "batches", "least"),
     [(("b0", "b2"), (1,), 60), SLOW(("b0", "b1", "b2"), (1, 8), 100)],
 )
+@pytest.mark.slow
 def test_all_of_sm_90_in_half(variants, batches, least, part):
     found = launches("sm_90", torch.bfloat16, variants, batches)
     assert len(found) > least

@@ -70,6 +70,7 @@ def plain(model, pixels):
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.slow
 def test_a_graph_for_a_cpu_takes_ops_whole(dynamic):
     model, pixels = tiny_model(**SMALL), torch.randn(2, 3, 64, 96)
     graphs = Graphs()
@@ -81,6 +82,7 @@ def test_a_graph_for_a_cpu_takes_ops_whole(dynamic):
     assert relative_error(result, plain(model, pixels)) <= 2e-6
 
 
+@pytest.mark.slow
 def test_inductor_keeps_memory_formats():
     model, pixels = tiny_model(**SMALL), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -90,6 +92,7 @@ def test_inductor_keeps_memory_formats():
     assert torch.equal(result, expected)
 
 
+@pytest.mark.slow
 def test_ops_of_a_graph_work_in_stripes(monkeypatch):
     counts = []
 

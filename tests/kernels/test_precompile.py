@@ -129,6 +129,7 @@ def test_what_the_cache_lacks_is_compiled_by_a_pool(tmp_path):
     assert said[2:] == ["0 True", ""]
 
 
+@pytest.mark.slow
 def test_a_compiler_that_dies_is_no_error(launches):
     with Precompiler("sm_90", processes=1) as pool:
         assert isinstance(pool._pool.submit(os._exit, 1).exception(), BrokenExecutor)

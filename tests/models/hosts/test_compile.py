@@ -76,6 +76,7 @@ def test_whole_graph(host, pixels, calls):
 
 
 @pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.slow
 def test_whole_graph_after_a_forward(host, pixels, calls, frozen):
     """Through AOTAutograd; weights that are frozen are not folded in the graph."""
     if not frozen and host.name not in MAIN + OWN:

@@ -58,6 +58,7 @@ def assert_exact(host, model, batch, size):
     batch=st.integers(1, 2),
     size=st.tuples(sides, sides),
 )
+@pytest.mark.slow
 def test_transformers(
     stages,
     depths,
@@ -100,6 +101,7 @@ def test_transformers(
     seed=st.integers(0, 1000),
     size=st.tuples(sides, sides),
 )
+@pytest.mark.slow
 def test_nvlabs(stages, depths, sr_ratios, mlp_ratios, qkv_bias, act, seed, size):
     torch.manual_seed(seed)
     heads, widths = stages

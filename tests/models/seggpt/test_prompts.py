@@ -340,14 +340,6 @@ def test_modules_that_would_be_left_out():
     assert len(found.unique()) == 1  # its hooks see their forward
 
 
-def test_export_says_that_it_cannot(tmp_path):
-    hosts, ours = twins()
-    with pytest.raises((ValueError, fastseg.ExportError), match="SegGPT"):
-        fastseg.export(ours, tmp_path / "seggpt.onnx")
-    with pytest.raises((ValueError, fastseg.ExportError), match="SegGPT"):
-        fastseg.export(fastseg.accelerate(hosts), tmp_path / "seggpt.onnx")
-
-
 def test_half_precision():
     ours = twins()[1]
     prompts = [(picture(1), mask())]
