@@ -27,7 +27,7 @@ OF_VERSIONS := tests/folding tests/cuda_graphs tests/models tests/kernels tests/
 demo: $(VENV)/.run
 	$(BIN)/fastseg demo --output output
 
-# In ten minutes on two cores; what takes long is marked "slow".
+# Meant to take ten minutes on two cores; what takes long is marked "slow".
 test: lint $(TRANSFORMERS4)/.done $(SMP)/.done
 	$(BIN)/pytest -m "not slow"
 	FASTSEG_TEST_HOSTS=transformers4 PYTHONPATH=$(TRANSFORMERS4) $(BIN)/pytest tests/models/hosts -m "not slow"

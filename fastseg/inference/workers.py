@@ -1,7 +1,7 @@
 """Threads that each run a model on a CPU with an image of their own.
 
-Of two threads inside of operators the second gains little, as every small operator waits for both;
-with an image each, two threads are twice one (docs/predict.md).
+Threads inside of operators wait for each other at every small one; with an image each they meet
+only at the end of a batch.
 """
 
 from __future__ import annotations
