@@ -46,7 +46,7 @@ def relative_error(result: torch.Tensor, reference: torch.Tensor) -> float:
     """Relative RMS error; infinite where the shapes differ."""
     if result.shape != reference.shape:
         return math.inf
-    difference = (result.double() - reference).square().sum()
+    difference = (result.to(reference) - reference).square().sum()
     return (difference / reference.square().sum()).sqrt().item()
 
 
