@@ -240,7 +240,7 @@ def seggpt(rows: Sequence[Row]) -> str:
     found = [frame for kind in kinds if len(frame := frame_of(rows, kind))]
     if not found:
         return NO_ROWS
-    frame = pd.concat(found)
+    frame = pd.concat([one.dropna(axis=1, how="all") for one in found])  # as pandas wants it
     names = [case.partition(",")[0] for case in frame["case"]]
     frame = frame.assign(
         what=[

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from ..core.checks import autocasts
 
 _FAST = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-# Of a weight. With AVX2 alone MKL is as fast or faster (up to 1.2 times on one core of one EPYC, 0.8
-# to 1 on another); but it copies the weight at each call, for which 67 million values are too many.
+# Of a weight. With AVX2 alone MKL is as fast or faster (up to 1.2 times on one core of one EPYC,
+# 0.8 to 1 on another); but it copies the weight at each call, and 67 million values are too many.
 _FEWEST_VALUES = 0 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 1 << 25
 # Rows of `x`. A call of oneDNN takes 17 us before it computes anything; on one core of a Xeon with
 # AVX512 MKL was 1.1 to 6 times as fast up to 256 rows, and from 512 on the two are even.
