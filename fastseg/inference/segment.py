@@ -12,12 +12,13 @@ import torch
 
 from fastseg.images.inputs import flatten_images
 from fastseg.images.processor import SegformerImageProcessor
+from fastseg.kernels.blocks.workers import thread_pool
 from fastseg.models.seggpt.prompts import is_seggpt
 
 from .prompted import segment_by_prompts
 from .scores import LabelMap, Wanted
 from .steps import Steps
-from .workers import thread_pool, worker_count
+from .workers import worker_count
 
 
 @overload

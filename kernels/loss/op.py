@@ -29,7 +29,7 @@ from ..core.semaphores import is_capturing
 from .axis import Axis
 from .gradient import upsample_cross_entropy_gradient_kernel
 from .kernels import upsample_cross_entropy_kernel
-from .tiles import eager, raise_wrong_label
+from .tiles import eager, is_channels_last, raise_wrong_label
 
 NAME = "upsample_cross_entropy"
 _MAX_COLUMNS = 8  # pixels of a cell's row that one lane takes
@@ -190,11 +190,12 @@ def _run(
             index = int(first_wrong)
             if index != _NONE_WRONG:
                 raise_wrong_label(labels, index, max(logits.shape[1], 2), ignore_index)
-        return total, count, gradient
+        return total, count, _as_logits(gradient, logits)
     labels = labels.to(torch.int64)  # which alone compares with any `ignore_index`
     # Autocast would round the products inside, which are in float32 on purpose.
     with torch.autocast(device.type, enabled=False):
-        return eager(logits, labels, *arguments[2:], wants_gradient)
+        total, count, gradient = eager(logits, labels, *arguments[2:], wants_gradient)
+    return total, count, _as_logits(gradient, logits)
 
 
 def _fake(
@@ -209,7 +210,14 @@ def _fake(
     dtype = torch.promote_types(logits.dtype, torch.float32)
     number, shape = (), logits.shape if wants_gradient else (0,)
     made = [torch.empty(one, dtype=dtype, device=logits.device) for one in (number, number, shape)]
-    return made[0], made[1], made[2]
+    return made[0], made[1], _as_logits(made[2], logits)
+
+
+def _as_logits(gradient: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """It in the memory format of channels-last logits of a CPU, whose backward would turn it."""
+    if gradient.numel() and is_channels_last(logits):
+        return gradient.contiguous(memory_format=torch.channels_last)
+    return gradient
 
 
 def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:

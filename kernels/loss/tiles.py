@@ -17,11 +17,13 @@ the tile are each a dimension of some matrix as they lie in channels-last memory
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from ..blocks.workers import map_parts, parts_each
 from .axis import Axis
 
 TILE_BYTES = 5 << 18  # of the second-level cache of a core
@@ -72,8 +74,8 @@ def eager(
         labels: (B, H, W) int64, each a class or `ignore_index`.
 
     Returns:
-        (), () and (B, K, h, w), contiguous, or (0,); in float32, or float64 as `logits`. Of half
-        precision too: a GradScaler makes the gradient large only later.
+        (), () and (B, K, h, w), in the memory format of `logits`, or (0,); in float32, or float64
+        as `logits`. Of half precision too: a GradScaler makes the gradient large only later.
     """
     classes = logits.shape[1]
     options = ignore_index, label_smoothing, align_corners, wants_gradient
@@ -161,25 +163,64 @@ def _by_tiles(
     side_rows, side_columns = _tile_sides(classes * grid.element_size(), height, width, grid.device)
     rows = _pieces(down, first_rows, side_rows)
     columns = _pieces(across, first_columns, side_columns)
-    buffer = grid.new_empty(side_rows * side_columns * classes)
-    total = grid.new_zeros((), dtype=torch.float64)
-    gradient = torch.zeros_like(grid) if wants_gradient else None
     by_columns = _Pixels(*(one.mT for one in pixels))  # as tiles lie
-    for image in range(batch):
-        for row in rows:
+    each = min(parts_each(batch, grid.device), len(rows))
+    edges = [len(rows) * index // each for index in range(each + 1)]
+    bands = [rows[first:last] for first, last in itertools.pairwise(edges)]
+    parts = list(itertools.product(range(batch), bands))
+
+    gradient = torch.zeros_like(grid) if wants_gradient else None
+
+    def run(part: tuple[int, list[_Piece]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The loss of a band of an image, and its gradient at the positions around it."""
+        image, band = part
+        buffer = grid.new_empty(side_rows * side_columns * classes)
+        total, first, last = grid.new_zeros((), dtype=torch.float64), *_around(band)
+        of_band = None
+        if gradient is not None:
+            of_band = gradient[image, first:last]
+            if len(bands) > 1:  # whose positions overlap
+                of_band = torch.zeros_like(of_band)
+        for row in band:
+            within = slice(row.positions.start - first, row.positions.stop - first)
             for column in columns:
                 of_tile = by_columns.at((image, column.pixels, row.pixels))
                 window = grid[image, row.positions, column.positions]
-                loss, change = _tile(window, row, column, of_tile, buffer, gradient is not None)
+                loss, change = _tile(window, row, column, of_tile, buffer, wants_gradient)
                 total += loss
-                if gradient is not None and change is not None:
-                    gradient[image, row.positions, column.positions] += change
+                if of_band is not None and change is not None:
+                    of_band[within, column.positions] += change
+        return total, of_band
+
+    total = grid.new_zeros((), dtype=torch.float64)
+    for (image, band), (loss, change) in zip(
+        parts, map_parts(run, parts, grid.device), strict=True
+    ):
+        total += loss
+        if gradient is not None and change is not None and len(bands) > 1:
+            gradient[image, slice(*_around(band))] += change
     if smooth is not None:
         at_positions = down.t() @ pixels.valid.to(grid.dtype) @ across
         total -= (at_positions * (grid @ smooth)).sum(dtype=torch.float64)
         if gradient is not None:
             gradient -= at_positions.unsqueeze(3) * smooth
-    return total, grid.new_empty(0) if gradient is None else _classes_first(gradient)
+    if gradient is None:
+        return total, grid.new_empty(0)
+    if is_channels_last(logits):
+        return total, gradient.permute(0, 3, 1, 2)
+    return total, _classes_first(gradient)
+
+
+def is_channels_last(logits: torch.Tensor) -> bool:
+    """Return whether they are so on a CPU, where their gradient then is too."""
+    if logits.device.type != "cpu" or logits.is_contiguous():
+        return False
+    return logits.is_contiguous(memory_format=torch.channels_last)
+
+
+def _around(band: list[_Piece]) -> tuple[int, int]:
+    """The first position around its pixels, and one beyond the last."""
+    return band[0].positions.start, max(piece.positions.stop for piece in band)
 
 
 def _tile(

@@ -10,7 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastseg
-from fastseg.inference.workers import thread_pool, worker_count
+from fastseg.inference.workers import worker_count
+from fastseg.kernels.blocks.workers import thread_pool
 from tests.inference.segment_cases import picture
 from tests.model_cases import TINY, randomize
 

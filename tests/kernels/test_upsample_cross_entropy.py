@@ -51,6 +51,30 @@ def test_loss_and_gradient_in_float64(classes, grid, size, weighted, smoothing, 
         check_exact(logits, labels, reduction=reduction, align_corners=align_corners, **options)
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_images_and_bands_in_threads(threads, batch, channels_last):
+    logits, labels = draw(150, (20, 9), (81, 37), batch=batch)
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    logits = logits.contiguous(memory_format=format)
+    torch.set_num_threads(threads)
+    try:
+        check_exact(logits, labels, label_smoothing=0.1)
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 150])
+def test_the_gradient_lies_as_the_logits(classes):
+    logits, labels = draw(classes, (8, 9), (33, 30))
+    for format in (torch.contiguous_format, torch.channels_last):
+        leaf = logits.contiguous(memory_format=format).requires_grad_()
+        upsample_cross_entropy(leaf, labels).backward()
+        (gradient,) = torch.autograd.grad(upsample_cross_entropy(leaf, labels), leaf)
+        assert gradient.stride() == leaf.stride()
+
+
 @pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize("ignored", [0.0, 0.99])
 def test_ignored_shares(classes, ignored):

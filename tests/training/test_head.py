@@ -45,7 +45,8 @@ def results(head, maps, outer):
 
 def check_equal(head, maps, outer):
     """The generator goes on as it would have, too."""
-    found = [one.clone() for one in results(head, maps, outer)]
+    with stripes.masks_of_torch():
+        found = [one.clone() for one in results(head, maps, outer)]
     state = torch.get_rng_state()
     with fastseg.plain_path():
         exact = results(head, maps, outer)
@@ -341,8 +342,32 @@ def test_frozen_parts(head):
     for _ in range(2):
         torch.manual_seed(1)
         head.zero_grad()
-        head(maps).backward(outer)
+        with stripes.masks_of_torch():
+            head(maps).backward(outer)
         found.append(head.classifier.weight.grad.clone())
         head.classifier.register_forward_hook(lambda *_: None)  # the second runs composed
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
     assert head.linear_fuse.weight.grad is None
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9999999])
+def test_masks_of_dropout(p):
+    """They keep the share that they say, p to 2^-17, each position and each draw by itself."""
+    torch.manual_seed(0)
+    dropout = torch.nn.Dropout(p).train()
+    masks = []
+    for _ in range(2):
+        mask, share = stripes._draw(dropout, (3, 50, 51, 7), "cpu")
+        assert mask.dtype == torch.uint8
+        assert mask.shape == (3, 50, 51, 7)
+        assert int(mask.max()) <= 1
+        assert share > 0
+        assert abs(share - (1 - p)) <= max(2.0**-17, 2.0**-16 - (1 - p))
+        masks.append(mask.double())
+    count = masks[0].numel()
+    for mask in masks:
+        assert abs(mask.mean() - share) < 5 * (share * (1 - share) / count) ** 0.5 + 1e-4
+    together = (masks[0] * masks[1]).mean()
+    assert abs(together - share**2) < 5 * (share**2 / count) ** 0.5
+    neighbours = (masks[0].flatten()[1:] * masks[0].flatten()[:-1]).mean()
+    assert abs(neighbours - share**2) < 5 * (share**2 / count) ** 0.5
