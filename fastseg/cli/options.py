@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import fastseg
+from fastseg.inference.augmented import Views
 from fastseg.models.seggpt.prompts import is_seggpt
 
 EMBEDDED_MODEL = Path(fastseg.__file__).parent / "demo" / "assets" / "scenes-b0"
@@ -147,6 +148,27 @@ def load_model(
         return model, model.image_processor_class()
     except (OSError, ValueError) as error:
         raise CommandError(f"--model {name}: {error}") from error
+
+
+def add_tta_option(parser: Any) -> None:
+    """Add `--tta` to a parser, or to a group of one."""
+    parser.add_argument(
+        "--tta",
+        type=_views,
+        metavar="VIEWS",
+        help="flip, scales, or both with commas between them, such as flip,0.75,1.25: see the "
+        "picture at these scales too, and mirrored, and average the probabilities, as in mmseg",
+    )
+
+
+def _views(text: str) -> list[str | float]:
+    try:
+        views = [item if item == "flip" else float(item) for item in text.split(",")]
+        Views.of(views)
+    except ValueError:
+        message = f"expected flip and scales above 0 with commas between them, got {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
+    return views
 
 
 def first_line(error: BaseException) -> str:

@@ -49,6 +49,7 @@ class Raster:
                 'pip install "fastseg-segformer[tiff]"'
             ) from None
         self._pages: Any = tifffile.TiffFile(stream).pages
+        self.width, self.height = self._pages[0].imagewidth, self._pages[0].imagelength
 
     def page_numbers(self) -> list[int]:
         """Numbers of its pages, from 1, without smaller versions and masks."""
