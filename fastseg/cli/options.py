@@ -14,6 +14,7 @@ import torch
 
 import fastseg
 from fastseg.inference.augmented import Views
+from fastseg.kernels.core.precision import FAST
 from fastseg.models.seggpt.prompts import is_seggpt
 
 EMBEDDED_MODEL = Path(fastseg.__file__).parent / "demo" / "assets" / "scenes-b0"
@@ -95,8 +96,9 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=DTYPES,
-        help="precision of the model (default: as stored, and float32 on a CPU)",
+        choices=(*DTYPES, FAST),
+        help="precision of the model; fast is bfloat16 where the device is quicker in it, else "
+        "float32, as `fastseg info` tells (default: as stored, and float32 on a CPU)",
     )
 
 
@@ -117,7 +119,7 @@ def load_model(
         with warnings.catch_warnings():
             # What it warns of is in `load_report`, told below.
             warnings.simplefilter("ignore", fastseg.CheckpointWarning)
-            chosen = None if dtype is None else DTYPES[dtype]
+            chosen: Any = DTYPES.get(dtype or "", dtype)
             if runtime is None:
                 model = fastseg.from_pretrained(place, device=device, dtype=chosen)
             else:

@@ -26,6 +26,7 @@ from fastseg.images.overlay import MAX_INDEXED
 from fastseg.images.palettes import DATASETS
 from fastseg.inference.scores import Wanted
 from fastseg.inference.steps import Steps
+from fastseg.kernels.core.precision import FAST
 
 from .classes import LABEL_IDS, choose_classes, find_classes
 from .coco import CocoFile
@@ -289,11 +290,18 @@ def _run(arguments: argparse.Namespace, copies: Copies) -> int:
     # In an eighth of the memory, where that holds all classes.
     dtype = torch.uint8 if len(classes.colours) <= MAX_INDEXED else torch.int64
     steps: Steps | PromptedSteps
+    exact = None
     if prompts is None:
         wanted = Wanted.of(model, arguments.scores, torch.uint8, arguments.threshold, dtype)
         options: dict[str, Any] = {"batch_size": arguments.batch_size, "slide": slide}
         options["tta"] = arguments.tta
-        steps = Steps(model, processor, wanted, input_data_format=CHANNELS_LAST, **options)
+        options["input_data_format"] = CHANNELS_LAST
+        steps = Steps(model, processor, wanted, **options)
+        if arguments.dtype == FAST and arguments.runtime is None and model.dtype != torch.float32:
+
+            def exact() -> Steps:
+                same = load_model(arguments.model, arguments.device, "float32")[0]
+                return Steps(same, processor, wanted, **options)
     else:
         steps = PromptedSteps(model, processor=processor, prompts=prompts, dtype=dtype)
 
@@ -322,7 +330,7 @@ def _run(arguments: argparse.Namespace, copies: Copies) -> int:
     plan = OutputPlan(images.root, arguments.output, endings)
     jobs = Jobs(itertools.chain(some, found), plan, reading, arguments, manifest)
     tally = Tally(manifest, coco)
-    speed = carry_out(jobs, Stages(model, steps, writer), tally, arguments, copies)
+    speed = carry_out(jobs, Stages(model, steps, writer, exact), tally, arguments, copies)
     _report(images)
     jobs.report()
     tally.report()
