@@ -13,18 +13,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 import torch
 
 from fastseg.kernels.blocks.workers import thread_pool
 
+from .interrupts import Interrupts
+
 STAGES = READ, MODEL, WRITE = "read", "model", "write"
 
 PIXELS = 1 << 27  # that are alive at once; a picture with more is alone
+_LOOK_SECONDS = 0.1  # between looks whether Ctrl-C came
 _AHEAD = 10_000  # items that have begun, or wait, behind one that takes long
 
 # Called with the pixels of a picture, before it is read: what is inside of its block has a place.
@@ -80,18 +84,26 @@ class Pipeline:
     def __enter__(self) -> Pipeline:
         self._stack = contextlib.ExitStack()
         with self._stack:
-            count, torch_threads = self._model_threads, torch.get_num_threads()
-            pool = self._stack.enter_context(thread_pool(count, max(torch_threads // count, 1)))
-            self._pool = self._stack.enter_context(thread_pool(self._threads, 1))
-            self._stack.callback(self._stop)
-            for _ in range(count):
-                pool.submit(self._model.serve)
+            self._interrupts = self._stack.enter_context(Interrupts())
+            with self._interrupts.held():
+                count, torch_threads = self._model_threads, torch.get_num_threads()
+                pool = self._stack.enter_context(thread_pool(count, max(torch_threads // count, 1)))
+                self._pool = self._stack.enter_context(thread_pool(self._threads, 1))
+                self._stack.callback(self._stop)
+                for _ in range(count):
+                    pool.submit(self._model.serve)
             self._begun = time.perf_counter()
             self._stack = self._stack.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._interrupts.hold()  # until all threads have ended
+        self._stack.__exit__(kind, error, at)
 
     def _stop(self) -> None:
         self._gate.close()
@@ -102,11 +114,20 @@ class Pipeline:
         """The outcomes of all items, in their order."""
         pending: deque[Future[Outcome]] = deque()
         for item in items:
-            pending.append(self._pool.submit(self._carry, item))
-            while pending and (pending[0].done() or len(pending) >= _AHEAD):
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+            with self._interrupts.held():
+                pending.append(self._pool.submit(self._carry, item))
+            while outcome := self._next(pending, _AHEAD):
+                yield outcome
+        while outcome := self._next(pending, 1):
+            yield outcome
+
+    def _next(self, pending: deque[Future[Outcome]], most: int) -> Outcome | None:
+        """The first outcome if it is there, or is to be waited for, as `most` are pending."""
+        with self._interrupts.held():
+            while pending and len(pending) >= most and not pending[0].done():
+                wait([pending[0]], timeout=_LOOK_SECONDS)
+                self._interrupts.check()
+            return pending.popleft().result() if pending and pending[0].done() else None
 
     def busy_share(self) -> float:
         """The share of the time since the beginning in which the model was at work."""

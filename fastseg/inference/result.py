@@ -229,7 +229,7 @@ def results_of(
 
     Of a model without a configuration, and of prompts, classes have numbers for names.
     """
-    config = getattr(getattr(model, "module", model), "config", None)
+    config: Any = getattr(getattr(model, "module", model), "config", None)
     if by_prompts or not hasattr(config, "id2label"):
         most = max(int(labels.max()) for labels, _ in maps)
         names, colours = {}, palette(most + 1)

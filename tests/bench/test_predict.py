@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -27,11 +28,21 @@ def test_photos(tmp_path):
 
 def test_processor_seconds(tmp_path):
     code = "import os; x = sum(range(10**7)); assert os.environ['OMP_NUM_THREADS'] == '1'"
-    seconds, wall, megabytes = predict.processor_seconds(["python3", "-c", code], tmp_path)
+    seconds, wall = predict.processor_seconds(["python3", "-c", code], tmp_path)
     assert 0.01 < seconds < 1.1 * wall + 0.1
-    assert 1 < megabytes < 500
     with pytest.raises(RuntimeError, match="no such thing"):
         predict.processor_seconds(["python3", "-c", "exit('no such thing')"], tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="read from Linux's /proc")
+def test_peak(tmp_path):
+    (tmp_path / "grows.py").write_text("import sys; x = bytearray(int(sys.argv[1]) * 10**6)")
+    small, large = (
+        predict.peak_megabytes(["python3", "-m", "grows", str(size)], tmp_path, tmp_path)
+        for size in (1, 101)
+    )
+    assert 95 < large - small < 110
+    assert small < 100  # of Python alone, whatever this process holds
 
 
 def test_table():

@@ -67,7 +67,8 @@ def test_run_lengths_are_those_of_pycocotools(numbers):
 
 def test_run_lengths_of_a_scene(scene):
     """Long runs, whose counts take several letters, and 16-bit numbers."""
-    for numbers in (np.kron(scene.labels, np.ones((9, 7), np.int64)), scene.labels * 1000):
+    large = np.kron(scene.labels, np.ones((9, 7), np.int64))
+    for numbers in (large, scene.labels.astype(np.int64) * 1000):
         result = result_of(numbers, names={}, palette=palette(20))
         for number, runs in result.rle().items():
             expected = coco_masks.encode(np.asfortranarray(numbers == number).astype(np.uint8))
@@ -158,7 +159,7 @@ def test_to_supervision(monkeypatch):
 
 
 def test_without_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "rasterio", None)
+    monkeypatch.setitem(sys.modules, "rasterio.features", None)
     with pytest.raises(ImportError, match=r"fastseg-segformer\[geo\]"):
         result_of(squares()).polygons()
 
