@@ -5,6 +5,7 @@ python -m bench ops            each op of a forward
 python -m bench hosts          other libraries' models before and after fastseg.accelerate
 python -m bench seggpt         SegGPT: forwards, label maps by prompts, post-processing, memory
 python -m bench training       training steps: time and memory
+python -m bench predict        folders of photographs by `fastseg predict`
 python -m bench numerics       errors and label maps against float64
 python -m bench host-time      what a call costs before a GPU has anything to do
 python -m bench --compare REV  is the code here slower than a commit?
@@ -25,6 +26,7 @@ _MODULES = {
     "gpu": "gpu.__main__",
     "host-time": "host_time",
     "plots": "report.pictures",
+    "predict": "predict",
     "tables": "report.documents",
 }
 _MEASURING = ("ops", "hosts", "seggpt", "training", "numerics")

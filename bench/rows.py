@@ -27,6 +27,8 @@ UNITS = {
     "host time": "us",  # of a call, before a GPU has anything to do
     "seggpt": "ms",  # forwards, label maps by prompts, post-processing of a SegGPT
     "seggpt memory": "MB",  # of a forward, above what the weights take
+    "predict": "ms",  # processor time of one more photograph in a folder
+    "predict memory": "MB",
     "numerics": "share",  # how far from float64; one figure over all images
 }
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]{8,}\+00:00")

@@ -13,6 +13,7 @@ from fastseg.folding.swap import refold
 from fastseg.folding.warmup import warmup
 from fastseg.images.processor import SegformerImageProcessor
 from fastseg.inference.prompted import keep_prompt
+from fastseg.inference.result import Result
 from fastseg.inference.segment import segment
 from fastseg.kernels import backend
 from fastseg.models.auto import PRESETS, from_preset, from_pretrained
@@ -43,6 +44,7 @@ __all__ = [
     "ExportError",
     "ExportResult",
     "ExportWarning",
+    "Result",
     "SegGPTConfig",
     "SegGPTForInstanceSegmentation",
     "SegGPTForSemanticSegmentation",

@@ -53,6 +53,7 @@ TABLES: dict[str, Table] = {
     "hosts": tables.hosts,
     "seggpt": tables.seggpt,
     "training": _on(True, tables.training),
+    "predict": tables.predict,
     "host-time": tables.host_time,
     "numerics": tables.numerics,
     "plots": _on(True, _pictures),

@@ -29,7 +29,7 @@ def markdown_table(cells: pd.DataFrame, left: int = 1) -> str:
 def markdown(rows: Sequence[Row]) -> str:
     """The tables of all kinds that `rows` have."""
     of_models = (forward, end_to_end, labels, memory, ops, hosts, seggpt, training)
-    kinds = (*of_models, host_time, numerics)
+    kinds = (*of_models, predict, host_time, numerics)
     found = [table(rows) for table in kinds]
     return "\n\n".join(text for text in found if text != NO_ROWS)
 
@@ -276,6 +276,33 @@ _CASES_OF_SEGGPT = {
     "post-processing": "painted masks to a label map of 1080x1920",
     "memory": "memory of a forward, MB",
 }
+
+
+def predict(rows: Sequence[Row]) -> str:
+    """A line a case, a column a provider: processor ms a photograph; then memory."""
+    frame = frame_of(rows, "predict")
+    if frame.empty:
+        return NO_ROWS
+    order = frame["provider"].drop_duplicates()
+    figures = frame.assign(
+        text=[f"{number(p50)} ({percent(p50 / base)})" for p50, base in _with_baseline(frame)]
+    )
+    cells = figures.pivot(index="case", columns="provider", values="text")
+    cells = cells.reindex(frame["case"].drop_duplicates())[list(order)].reset_index()
+    text = "Processor time that one more photograph of 2.4 megapixels takes, in ms, by processes "
+    text += "of one thread in turn; the baseline's share of it in brackets. The pipeline writes "
+    text += "nothing. Label maps are those of the baseline. "
+    peaks = frame_of(rows, "predict memory")
+    if not peaks.empty:
+        each = zip(peaks["provider"], peaks["p50"], strict=True)
+        text += "Highest resident set: "
+        text += ", ".join(f"{name} {number(p50)} MB" for name, p50 in each) + ". "
+    return f"{markdown_table(cells.rename(columns={'case': ''}))}\n\n{text}{_made(frame)}"
+
+
+def _with_baseline(frame: pd.DataFrame) -> list[tuple[float, float]]:
+    baselines = frame[frame["provider"] == frame["baseline"]].set_index("case")["p50"]
+    return list(zip(frame["p50"], frame["case"].map(baselines), strict=True))
 
 
 def host_time(rows: Sequence[Row]) -> str:

@@ -22,6 +22,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from fastseg.kernels.core.precision import FAST, fast_dtype
+
 from .configuration import check_overrides, make_config, settle_labels
 from .devices import chosen_device
 from .files import PREPROCESSOR_NAME, Tensors
@@ -137,7 +139,8 @@ def load_pretrained(
             keys: missing_keys, unexpected_keys, mismatched_keys, error_msgs.
         dtype: of the model. None is the one in config.json, else the file's own, but float32 on a
             CPU where that is float16 or bfloat16: an image processor's pixels are float32. "auto"
-            is the stored one everywhere.
+            is the stored one everywhere. "fast" is bfloat16 where the device has products in it
+            (a CPU with AMX or AVX512-BF16, a GPU of compute capability 8.0 or more), else float32.
         device: of the model; None for PyTorch's default device.
         device_map: the same under transformers' name: "cpu", "cuda:0", 0 or {"": "cuda:0"}.
         subfolder: of the directory or hub id, where all files are.
@@ -351,6 +354,8 @@ def _target_dtype(
     config_path: Path | str,
     device: torch.device,
 ) -> torch.dtype:
+    if dtype == FAST:
+        return fast_dtype(device)[0]
     if dtype is None or dtype == "auto":
         found = _stored_dtype(stored, tensors, config_path)
         on_cpu = dtype is None and device.type == "cpu"
@@ -358,7 +363,7 @@ def _target_dtype(
     resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if resolved not in FLOATS:
         expected = ", ".join(str(known) for known in FLOATS)
-        raise ValueError(f'dtype: expected "auto" or one of {expected}, got {dtype!r}')
+        raise ValueError(f'dtype: expected "auto", "fast" or one of {expected}, got {dtype!r}')
     return resolved
 
 

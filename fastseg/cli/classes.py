@@ -106,7 +106,8 @@ def choose_classes(
     if config.num_labels == 1:  # its label maps hold 1 where the class is, else 0
         names = {0: "background", 1: names.get(0, "1")}
         colours = np.vstack([np.zeros((1, 3), dtype=np.uint8), colours])
-    classes = Classes(names, colours, None if chosen is None else _find(chosen, names), label_ids)
+    found = None if chosen is None else find_classes("--classes", chosen, names)
+    classes = Classes(names, colours, found, label_ids)
     if chosen is not None:
         classes.names[classes.ignored] = UNLABELED
     return classes
@@ -125,8 +126,12 @@ def _label_ids(names: dict[int, str]) -> tuple[int, ...]:
     return tuple(ids[train_id] for train_id in order)
 
 
-def _find(chosen: str, names: dict[int, str]) -> tuple[int, ...]:
-    """Numbers of the classes that `chosen` lists by names or numbers."""
+def find_classes(option: str, chosen: str, names: dict[int, str]) -> tuple[int, ...]:
+    """Numbers of the classes that `chosen` lists by names or numbers, as `option` was given.
+
+    Raises:
+        CommandError: one of them is no class.
+    """
     by_name: dict[str, list[int]] = {}
     for number, name in names.items():
         # By its first synonym too: "building" of "building, edifice".
@@ -142,9 +147,7 @@ def _find(chosen: str, names: dict[int, str]) -> tuple[int, ...]:
         elif key.isdecimal() and int(key) in names:
             found.append(int(key))
         else:
-            raise CommandError(
-                f"--classes: the model has no class {item!r}; {_near(key, names)}", 2
-            )
+            raise CommandError(f"{option}: the model has no class {item!r}; {_near(key, names)}", 2)
     return tuple(dict.fromkeys(found))
 
 

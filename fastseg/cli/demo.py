@@ -20,7 +20,7 @@ from fastseg.demo.scenes import draw_scene
 from fastseg.images.overlay import class_shares, format_share
 
 from .classes import choose_classes
-from .files import Source, plan_outputs
+from .files import OutputPlan, Source
 from .images import open_image
 from .options import (
     EMBEDDED_NAME,
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     writer = ResultWriter(choose_classes(model.config), EMBEDDED_NAME)
     source = Source(path)
-    target = plan_outputs([source], path.parent, arguments.output, writer.endings)[0]
+    target = OutputPlan(path.parent, arguments.output, writer.endings).target(source)
     try:
         writer.write(target, source, image, labels)
     except OSError as error:

@@ -16,7 +16,6 @@ from fastseg.datasets.masks import NUMBERINGS
 from fastseg.datasets.pictures import LabelledPictures, open_dataset
 from fastseg.evaluation.drawing import draw_confusion, draw_errors
 from fastseg.evaluation.evaluate import PLAIN
-from fastseg.inference.augmented import Views
 
 from .classes import Classes, choose_classes
 from .files import Source, is_own, write_json, write_png
@@ -25,6 +24,7 @@ from .options import (
     EMBEDDED_NAME,
     CommandError,
     add_device_options,
+    add_tta_option,
     first_line,
     load_model,
     note,
@@ -118,13 +118,7 @@ def add_parser(commands: Any) -> None:
         help="run windows of CROP pixels, STRIDE apart, unresized, and average their logits "
         "(default: pictures as a whole, resized as the image processor says)",
     )
-    how.add_argument(
-        "--tta",
-        type=_views,
-        metavar="VIEWS",
-        help="flip, scales, or both with commas between them, such as flip,0.75,1.25: see the "
-        "picture at these scales too, and mirrored, and average the probabilities, as in mmseg",
-    )
+    add_tta_option(how)
     how.add_argument(
         "--batch-size",
         type=positive,
@@ -154,16 +148,6 @@ def _label(text: str) -> int | None:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected an integer or none, got {text!r}") from None
-
-
-def _views(text: str) -> list[str | float]:
-    try:
-        views = [item if item == "flip" else float(item) for item in text.split(",")]
-        Views.of(views)
-    except ValueError:
-        message = f"expected flip and scales above 0 with commas between them, got {text!r}"
-        raise argparse.ArgumentTypeError(message) from None
-    return views
 
 
 def _count(text: str) -> int:

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import uuid
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from .remote import Remote
 
 SOFTWARE = "fastseg"
 LABELS, SCORES, JSON = "_labels.png", "_scores.png", ".json"
+POLYGONS, CUTOUT = "_polygons.geojson", "_cutout.png"
 # By the format of overlays.
 OVERLAYS = {"jpg": "_overlay.jpg", "png": "_overlay.png"}
 
@@ -71,49 +71,52 @@ class Target:
         return self.stem.with_name(self.stem.name + ending)
 
 
-def plan_outputs(
-    sources: Sequence[Source], root: Path, output: Path, endings: Sequence[str]
-) -> list[Target]:
-    """One target for each source, all different, none on a file but those of the same picture.
+class OutputPlan:
+    """Where results go: targets that are all different, none on a file of another picture.
 
     Pictures keep their place below `root` and their name without suffix: `root/x/a.jpg` becomes
     `output/x/a_labels.png`; those of URLs have a name alone. Where that serves several pictures
     (`a.jpg`, `a.png`), all of them keep their suffix: `a.jpg_labels.png`. Of several pages each has
     its number: `a-page0002_labels.png`. What is taken still gets another: `a-2_labels.png`.
     """
-    relative = {source.path: _place(source.path, root) for source in sources}
-    sharing = Counter(_key(_short(path)) for path in relative.values())
-    taken: set[str] = set()
-    targets = []
-    for source in sources:
-        path = relative[source.path]
-        short = _short(path)
-        name = output / (path if sharing[_key(short)] > 1 else short)
+
+    def __init__(self, root: Path, output: Path, endings: Sequence[str]) -> None:
+        self.endings = endings
+        self._root, self._output = root, output
+        self._taken: set[int] = set()  # hashes, as there may be millions: equal ones get a number
+
+    def target(self, source: Source, shares_name: bool = False) -> Target:
+        """The next target; `shares_name` where the name without suffix serves several."""
+        path = place_of(source.path, self._root)
+        name = self._output / (path if shares_name else without_suffix(path))
         if source.pages > 1:
             digits = max(4, len(str(source.pages)))
             name = name.with_name(f"{name.name}-page{source.page:0{digits}d}")
         target, number = Target(name), 1
-        while _key(target.stem) in taken or not all(
-            _is_free(target.path(ending), source) for ending in endings
+        while hash(key(target.stem)) in self._taken or not all(
+            _is_free(target.path(ending), source) for ending in self.endings
         ):
             number += 1
             target = Target(name.with_name(f"{name.name}-{number}"), numbered=True)
-        taken.add(_key(target.stem))
-        targets.append(target)
-    return targets
+        self._taken.add(hash(key(target.stem)))
+        return target
+
+    def is_done(self, target: Target) -> bool:
+        """Return whether all results of a picture are there."""
+        return all(os.path.lexists(target.path(ending)) for ending in self.endings)
 
 
-def _place(path: Path | Remote, root: Path) -> Path:
+def place_of(path: Path | Remote, root: Path) -> Path:
     """Where a picture lies below `root`."""
     return Path(path.name if isinstance(path, Remote) else os.path.relpath(path, root))
 
 
-def _short(path: Path) -> Path:
+def without_suffix(path: Path) -> Path:
     """`path` without suffix, but for names that are hardly anything else, such as "..png"."""
     return path.with_suffix("") if path.stem.strip(".") else path
 
 
-def _key(path: Path) -> str:
+def key(path: Path) -> str:
     """Key that is equal for paths that some file systems, blind to case, hold for the same."""
     return str(path).casefold()
 
@@ -136,7 +139,7 @@ def read_mark(path: Path) -> str | None:
     if not os.path.isfile(path):  # opening a named pipe would wait for ever
         return None
     try:
-        if path.suffix == JSON:
+        if path.suffix in (JSON, Path(POLYGONS).suffix):
             content = json.loads(path.read_text(encoding="utf-8"))
             software, mark = content.get("software"), content.get("source", "")
         else:
@@ -191,10 +194,15 @@ def write_json(path: Path, content: dict[str, Any], source: Source) -> None:
         "source": source.mark,
         **content,
     }
-    text = json.dumps(marked, indent=2, ensure_ascii=False) + "\n"
+    text = json_bytes(marked, indent=2)
+    _write(path, lambda file: file.write(text))
+
+
+def json_bytes(content: dict[str, Any], indent: int | None = None) -> bytes:
+    """A dictionary as JSON, with a line break at the end."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
     # Bytes of names that are not UTF-8: escapes of them are valid JSON that many readers refuse.
-    text = re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
-    _write(path, lambda file: file.write(text.encode("utf-8")))
+    return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text).encode("utf-8")
 
 
 def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

@@ -1,30 +1,29 @@
-"""Reading pictures as people see them, upright; the next ones while a model runs."""
+"""Reading pictures as people see them, upright; pages of a file by several threads, in turn."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from fastseg.images.modes import upright
+from fastseg.inference.pipeline import Place
 
 from .formats import RAW, RAW_SUFFIXES, cannot_read, heif_is_readable, why_unreadable
 from .options import first_line
 from .rasters import NO_PAGE, Raster, is_tiff
-
-_Item = TypeVar("_Item")
+from .remote import Remote
 
 _SPECIAL = {
     stat.S_IFIFO: "a named pipe",
@@ -73,7 +72,7 @@ def read_pages(
     name: str = "",
     channels: int | None = None,
     raw: bool = False,
-) -> Iterator[Page]:
+) -> Generator[Page]:
     """Pages of a file, by their numbers from 1, as `open_image` gives them; one is alive at a time.
 
     The file stays open between them: animations are decoded from their start.
@@ -109,6 +108,65 @@ def read_pages(
                 opened.close()  # what comes after may be made from it: it is decoded anew
                 file = None
             yield page
+
+
+class PagesInTurn:
+    """Pages of a file for threads that want one each, which are given in the order of `numbers`.
+
+    Args:
+        path: the file; of a URL the copy, which is dropped after the last page.
+        reading: options of `read_pages`.
+    """
+
+    def __init__(self, path: Path | Remote, numbers: Sequence[int], **reading: Any) -> None:
+        self._path = path
+        self._reading = reading
+        self._numbers = list(numbers)
+        self._given = 0
+        self._changed = threading.Condition()
+        self._pages: Generator[Page] | None = None
+
+    @contextlib.contextmanager
+    def page(self, number: int, place: Place) -> Iterator[Page]:
+        """A page, after those before it; the next one's turn is when the block ends.
+
+        Raises:
+            ValueError: there is no file.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._numbers[self._given] == number)
+        try:
+            file = self._path
+            if isinstance(file, Remote):
+                with place(0):
+                    file = file.file()
+            with place(_count_pixels(file, self._reading.get("channels"))):
+                if self._pages is None:
+                    name = str(self._path)
+                    self._pages = read_pages(file, self._numbers, name=name, **self._reading)
+                yield next(self._pages)
+        finally:
+            if self._given == len(self._numbers) - 1:
+                self._close()
+            with self._changed:
+                self._given += 1
+                self._changed.notify_all()
+
+    def _close(self) -> None:
+        if self._pages is not None:
+            self._pages.close()
+            self._pages = None
+        if isinstance(self._path, Remote):
+            self._path.drop()
+
+
+def _count_pixels(path: Path, channels: int | None) -> int:
+    """Pixels of the first page, by the beginning of its file; 0 where that cannot be read."""
+    try:
+        with _open(path, channels) as file:
+            return file.width * file.height
+    except Exception:  # told when it is read
+        return 0
 
 
 def _why(error: Exception) -> str:
@@ -198,23 +256,3 @@ def _is_page(file: Any, number: int) -> bool:
     except Exception:  # told when it is read
         return True
     return True
-
-
-def read_ahead(items: Iterable[_Item], batch_size: int) -> Iterator[list[_Item]]:
-    """What `items` gives, in lists of `batch_size`; a thread takes the next list meanwhile.
-
-    At most two lists are alive at a time.
-    """
-    iterator = iter(items)
-
-    def take() -> list[_Item]:
-        return list(itertools.islice(iterator, batch_size))
-
-    thread = ThreadPoolExecutor(max_workers=1)
-    try:
-        pending = thread.submit(take)
-        while batch := pending.result():
-            pending = thread.submit(take)
-            yield batch
-    finally:  # one who stops early does not wait for a download
-        thread.shutdown(wait=False, cancel_futures=True)

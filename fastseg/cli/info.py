@@ -14,6 +14,7 @@ import torch
 import fastseg
 from fastseg.kernels import select_backend
 from fastseg.kernels.core.configurations import configs_source
+from fastseg.kernels.core.precision import fast_dtype
 
 from . import model_info, options
 from .options import EMBEDDED_MODEL, EMBEDDED_NAME, CommandError
@@ -121,12 +122,14 @@ def _gpu(index: int) -> dict[str, Any]:
 
 
 def _backend(device: str) -> dict[str, str | None]:
-    """Backend on `device` and why; None where the one asked for cannot run."""
+    """Backend on `device` and why, None where the one asked for cannot run; the same of dtypes."""
+    dtype, why = fast_dtype(torch.device(device))
+    of_dtype = {"fast_dtype": str(dtype).removeprefix("torch."), "dtype_reason": why}
     try:
         name, reason = select_backend(torch.device(device))
     except (RuntimeError, ValueError) as error:  # FASTSEG_BACKEND asks for what is not there
-        return {"backend": None, "reason": str(error)}
-    return {"backend": name, "reason": reason}
+        return {"backend": None, "reason": str(error), **of_dtype}
+    return {"backend": name, "reason": reason, **of_dtype}
 
 
 def _cpu_name() -> str:
@@ -161,6 +164,7 @@ def _text(info: dict[str, Any]) -> str:
             facts = f"capability {device['capability']}, {memory:.1f} GiB"
         lines.append(f"  {device['device']:<16} {device['name']}, {facts}")
         lines.append(f"  {'':<16} backend {device['backend'] or 'none'}: {device['reason']}")
+        lines.append(f"  {'':<16} --dtype fast {device['fast_dtype']}: {device['dtype_reason']}")
         if "configurations" in device:
             lines.append(f"  {'':<16} configurations {device['configurations']}")
     if len(info["devices"]) == 1:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 import fastseg
+from fastseg.inference.augmented import Views
+from fastseg.kernels.core.precision import FAST
 from fastseg.models.seggpt.prompts import is_seggpt
 
 EMBEDDED_MODEL = Path(fastseg.__file__).parent / "demo" / "assets" / "scenes-b0"
@@ -94,8 +96,9 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=DTYPES,
-        help="precision of the model (default: as stored, and float32 on a CPU)",
+        choices=(*DTYPES, FAST),
+        help="precision of the model; fast is bfloat16 where the device is quicker in it, else "
+        "float32, as `fastseg info` tells (default: as stored, and float32 on a CPU)",
     )
 
 
@@ -116,7 +119,7 @@ def load_model(
         with warnings.catch_warnings():
             # What it warns of is in `load_report`, told below.
             warnings.simplefilter("ignore", fastseg.CheckpointWarning)
-            chosen = None if dtype is None else DTYPES[dtype]
+            chosen: Any = DTYPES.get(dtype or "", dtype)
             if runtime is None:
                 model = fastseg.from_pretrained(place, device=device, dtype=chosen)
             else:
@@ -147,6 +150,27 @@ def load_model(
         return model, model.image_processor_class()
     except (OSError, ValueError) as error:
         raise CommandError(f"--model {name}: {error}") from error
+
+
+def add_tta_option(parser: Any) -> None:
+    """Add `--tta` to a parser, or to a group of one."""
+    parser.add_argument(
+        "--tta",
+        type=_views,
+        metavar="VIEWS",
+        help="flip, scales, or both with commas between them, such as flip,0.75,1.25: see the "
+        "picture at these scales too, and mirrored, and average the probabilities, as in mmseg",
+    )
+
+
+def _views(text: str) -> list[str | float]:
+    try:
+        views = [item if item == "flip" else float(item) for item in text.split(",")]
+        Views.of(views)
+    except ValueError:
+        message = f"expected flip and scales above 0 with commas between them, got {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
+    return views
 
 
 def first_line(error: BaseException) -> str:

@@ -10,8 +10,8 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,26 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-import fastseg
 from fastseg.exporting.runtimes import RUNTIMES
 from fastseg.images.inputs import CHANNELS_LAST
+from fastseg.images.outlines import MISSING
 from fastseg.images.overlay import MAX_INDEXED
 from fastseg.images.palettes import DATASETS
+from fastseg.inference.scores import Wanted
+from fastseg.inference.steps import Steps
+from fastseg.kernels.core.precision import FAST
 
-from .classes import LABEL_IDS, choose_classes
-from .files import JSON, LABELS, OVERLAYS, SCORES, Source, Target, plan_outputs
+from .classes import LABEL_IDS, choose_classes, find_classes
+from .coco import CocoFile
+from .files import CUTOUT, JSON, LABELS, OVERLAYS, POLYGONS, SCORES, OutputPlan
 from .formats import CONVERT, HEIF_SUFFIXES, INSTALL_HEIF
-from .images import Page, page_numbers, read_ahead, read_pages
+from .jobs import Jobs, add_job_options
+from .manifest import Manifest
 from .options import (
     EMBEDDED_NAME,
     CommandError,
     add_device_options,
+    add_tta_option,
     first_line,
     fraction,
     load_model,
@@ -42,9 +48,10 @@ from .options import (
     say,
 )
 from .prompts import add_prompt_options, config_with_classes, keep_prompts
-from .remote import MAX_MIB, REDIRECTS, SECONDS, Remote
+from .remote import MAX_MIB, REDIRECTS, SECONDS, Copies
 from .results import GREY, PALETTE, ResultWriter
-from .search import ImageFiles, find_images
+from .search import ImageFiles
+from .work import PromptedSteps, Stages, Tally, carry_out
 
 NO_OVERLAY = "none"
 
@@ -74,12 +81,6 @@ A picture that cannot be read is reported and the others go on; so are URLs that
 as cameras' raw files, folders without permission, named pipes and devices. The exit status is then
 1.
 """
-
-
-@dataclass(frozen=True)
-class _Job:
-    source: Source
-    target: Target
 
 
 def add_parser(commands: Any) -> None:
@@ -127,6 +128,7 @@ def add_parser(commands: Any) -> None:
         metavar=("CROP", "STRIDE"),
         help="run windows of CROP pixels, STRIDE apart, unresized, and average their logits",
     )
+    add_tta_option(parser)
     parser.add_argument(
         "--all-pages",
         action="store_true",
@@ -193,6 +195,26 @@ def add_parser(commands: Any) -> None:
         help="opacity of the colours in overlays, 0 to 1 (default: 0.55)",
     )
     parser.add_argument(
+        "--cutout",
+        metavar="NAMES",
+        help="write NAME_cutout.png too: these classes of the picture, names or numbers with "
+        "commas between them, on a transparent ground",
+    )
+    parser.add_argument(
+        "--polygons",
+        action="store_true",
+        help="write NAME_polygons.geojson too: each region with its holes, in pixels; needs "
+        "fastseg-segformer[geo]",
+    )
+    parser.add_argument(
+        "--coco",
+        type=Path,
+        metavar="FILE",
+        help="write FILE at the end: COCO annotations of all pictures of the run, a mask of run "
+        "lengths for each class",
+    )
+    add_job_options(parser)
+    parser.add_argument(
         "--max-pixels",
         type=positive,
         metavar="N",
@@ -212,7 +234,7 @@ def run(arguments: argparse.Namespace) -> int:
         _pixel_limit(arguments.max_pixels),
         tempfile.TemporaryDirectory(prefix="fastseg-", ignore_cleanup_errors=True) as copies,
     ):
-        return _run(arguments, Path(copies))
+        return _run(arguments, Copies(Path(copies)))
 
 
 @contextlib.contextmanager
@@ -232,18 +254,24 @@ def _pixel_limit(pixels: int | None) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def _run(arguments: argparse.Namespace, copies: Path) -> int:
+def _run(arguments: argparse.Namespace, copies: Copies) -> int:
     slide = tuple(arguments.slide) if arguments.slide else None
     if slide and slide[1] > slide[0]:
         raise CommandError("--slide: expected STRIDE to be at most CROP, or pixels are missed", 2)
+    if arguments.coco is not None and arguments.resume:
+        raise CommandError("--coco: expected no --resume, as FILE is of the pictures of one run", 2)
+    if arguments.polygons and not all(map(find_spec, ("rasterio", "shapely"))):
+        raise CommandError(f"--polygons: {MISSING}", 2)
     if os.path.exists(arguments.output) and not os.path.isdir(arguments.output):
         raise CommandError(f"--output {arguments.output}: not a folder", 2)
 
-    images = find_images(arguments.paths, arguments.output, copies)
-    _report(images)
-    unreadable = images.unreadable.total()
-    if not images.paths:
-        raise CommandError(f"no images to segment{' that can be read' if unreadable else ''}")
+    images = ImageFiles(arguments.paths, arguments.output, copies, _tell)
+    found = iter(images)
+    some = list(itertools.islice(found, 1))
+    if not some:
+        _report(images)
+        readable = " that can be read" if images.unreadable else ""
+        raise CommandError(f"no images to segment{readable}")
     if arguments.model is None:
         note(
             f"using the embedded model {EMBEDDED_NAME}, trained on drawn scenes only; "
@@ -259,69 +287,72 @@ def _run(arguments: argparse.Namespace, copies: Path) -> int:
         classes = choose_classes(config, arguments.palette, arguments.classes, arguments.map)
     except ValueError as error:
         raise CommandError(f"--model {model_name}: {error}") from error
+    # In an eighth of the memory, where that holds all classes.
+    dtype = torch.uint8 if len(classes.colours) <= MAX_INDEXED else torch.int64
+    steps: Steps | PromptedSteps
+    exact = None
+    if prompts is None:
+        wanted = Wanted.of(model, arguments.scores, torch.uint8, arguments.threshold, dtype)
+        options: dict[str, Any] = {"batch_size": arguments.batch_size, "slide": slide}
+        options["tta"] = arguments.tta
+        options["input_data_format"] = CHANNELS_LAST
+        steps = Steps(model, processor, wanted, **options)
+        if arguments.dtype == FAST and arguments.runtime is None and model.dtype != torch.float32:
+
+            def exact() -> Steps:
+                same = load_model(arguments.model, arguments.device, "float32")[0]
+                return Steps(same, processor, wanted, **options)
+    else:
+        steps = PromptedSteps(model, processor=processor, prompts=prompts, dtype=dtype)
+
     endings = [LABELS]
     endings += [] if arguments.overlay == NO_OVERLAY else [OVERLAYS[arguments.overlay]]
     endings += [SCORES] if arguments.scores else []
     endings += [JSON] if arguments.json else []
+    endings += [CUTOUT] if arguments.cutout else []
+    endings += [POLYGONS] if arguments.polygons else []
     writer = ResultWriter(classes, model_name, endings, arguments.alpha, arguments.labels)
-    reading: dict[str, Any] = {
+    reading = {
         "channels": getattr(model.config, "num_channels", None),
         "raw": not processor.do_rescale,
     }
-    sources = [Source(path) for path in images.paths]
-    if arguments.all_pages:
-        sources = [s for path in images.paths for s in _all_pages(path, reading["channels"])]
-    targets = plan_outputs(sources, images.root, arguments.output, endings)
-    jobs = [_Job(source, target) for source, target in zip(sources, targets, strict=True)]
-    _report_numbered(jobs)
     _check_output(arguments.output)
-
-    options: dict[str, Any] = {
-        "processor": processor,
-        "batch_size": arguments.batch_size,
-        "slide": slide,
-        "threshold": arguments.threshold,
-        "input_data_format": CHANNELS_LAST,  # of arrays
-        "prompts": prompts,
-        # In an eighth of the memory, where that holds all classes.
-        "dtype": torch.uint8 if len(classes.colours) <= MAX_INDEXED else torch.int64,
-    }
-
-    def segment(images: list[Any]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-        if not arguments.scores:
-            return [(labels, None) for labels in fastseg.segment(model, images, **options)]
-        maps = fastseg.segment(
-            model, images, return_scores=True, scores_dtype=torch.uint8, **options
-        )
-        return list(zip(*maps, strict=True))
-
-    failures = 0
-    left_out: dict[Path | Remote, int] = {}
-    # No bar where nobody sees it move: a log would fill with its states.
-    bar = {"unit": "image", "file": sys.stderr, "disable": True if arguments.quiet else None}
-    with tqdm(total=len(jobs), **bar) as progress:
-        for batch in read_ahead(_pages(jobs, reading), arguments.batch_size):
-            left_out |= {job.source.path: page.left_out for job, page in batch if page.left_out}
-            for source, reason in _finish(batch, segment, writer):
-                if reason:
-                    failures += 1
-                    progress.write(f"{source}: {reason}", file=sys.stderr)
-                progress.update()
-    if left_out:
-        others = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
-        note(
-            f"pages or frames after the first left out: {sum(left_out.values())}, of "
-            f"{next(iter(left_out))}{others}; --all-pages segments them"
-        )
-    done, total = len(jobs) - failures, len(jobs) + unreadable
+    manifest = None
+    if arguments.manifest is not None:
+        manifest = Manifest(arguments.manifest, arguments.resume)
+        writer.describes = True
+    if arguments.cutout:
+        writer.cut = find_classes("--cutout", arguments.cutout, classes.names)
+    coco = None
+    if arguments.coco is not None:
+        coco = CocoFile(arguments.coco, classes.written().names)
+        writer.annotates = True
+    plan = OutputPlan(images.root, arguments.output, endings)
+    jobs = Jobs(itertools.chain(some, found), plan, reading, arguments, manifest)
+    tally = Tally(manifest, coco)
+    speed = carry_out(jobs, Stages(model, steps, writer, exact), tally, arguments, copies)
+    _report(images)
+    jobs.report()
+    tally.report()
+    total = jobs.total + images.unreadable.total()
     if not arguments.quiet:
-        print(f"{done} of {total} images segmented, in {arguments.output}")
-    return 1 if done < total or images.missing else 0
+        print(f"{tally.done} of {total} images segmented, in {arguments.output}")
+        if speed:
+            print(speed)
+    if coco is not None:
+        coco.finish()
+    for option, file in (("manifest", manifest), ("coco", coco)):
+        if file is not None and file.error:
+            say(f"--{option} {getattr(arguments, option)}: {file.error}")
+            return 1
+    return 1 if tally.done < total or images.missing else 0
+
+
+def _tell(place: str, reason: str) -> None:
+    tqdm.write(f"{place}: {reason}", file=sys.stderr)  # a progress bar stays whole
 
 
 def _report(images: ImageFiles) -> None:
-    for place, reason in images.missing.items():
-        say(f"{place}: {reason}")
     if images.own:
         note(f"{images.own} outputs of earlier runs left out")
     if images.unreadable:
@@ -340,18 +371,6 @@ def _counted(suffixes: Counter[str]) -> str:
     return ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
 
 
-def _report_numbered(jobs: list[_Job]) -> None:
-    numbered = [job for job in jobs if job.target.numbered]
-    if numbered:
-        first, others = numbered[0], len(numbered) - 1
-        note(
-            f"{first.source} goes to {first.target.path(LABELS)}"
-            + (f", and {others} more get a number likewise" if others else "")
-            + ": the name is taken, by another picture or by a file that is not known to be an "
-            "earlier result"
-        )
-
-
 def _check_output(folder: Path) -> None:
     """Before hours of work, none of which could be written."""
     try:
@@ -360,57 +379,3 @@ def _check_output(folder: Path) -> None:
         raise CommandError(f"--output {folder}: {first_line(error)}") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise CommandError(f"--output {folder}: no permission to write there")
-
-
-def _all_pages(path: Path | Remote, channels: int | None) -> list[Source]:
-    try:
-        numbers = page_numbers(path.file() if isinstance(path, Remote) else path, channels)
-    except ValueError:  # told when it is read
-        numbers = [1]
-    return [Source(path, number, numbers[-1]) for number in numbers]
-
-
-def _pages(jobs: list[_Job], reading: dict[str, Any]) -> Iterator[tuple[_Job, Page]]:
-    """Each job with its page, read when it is asked for, by the options `reading`."""
-    for path, group in itertools.groupby(jobs, key=lambda job: job.source.path):
-        of_file = list(group)
-        numbers = [job.source.page for job in of_file]
-        if isinstance(path, Path):
-            yield from zip(of_file, read_pages(path, numbers, **reading), strict=True)
-            continue
-        try:
-            file = path.file()
-        except ValueError as error:
-            yield from ((job, Page(reason=str(error))) for job in of_file)
-            continue
-        pages = read_pages(file, numbers, name=str(path), **reading)
-        yield from zip(of_file, pages, strict=True)
-        path.drop()
-
-
-def _finish(
-    batch: list[tuple[_Job, Page]],
-    segment: Callable[[list[Any]], list[tuple[torch.Tensor, torch.Tensor | None]]],
-    writer: ResultWriter,
-) -> Iterator[tuple[Source, str]]:
-    """Segment and write a batch; return each source, with the reason where it failed, else ""."""
-    readable = [(job, page, page.image) for job, page in batch if page.image is not None]
-    yield from ((job.source, page.reason) for job, page in batch if page.image is None)
-    try:
-        maps = segment([image for *_, image in readable]) if readable else []
-    except Exception as error:  # pictures, memory and devices fail in more ways than can be listed
-        if len(readable) == 1:
-            yield readable[0][0].source, first_line(error)
-            return
-        # It may be one picture's fault: the others go on without it.
-        for job, page, _ in readable:
-            yield from _finish([(job, page)], segment, writer)
-        return
-    for (job, _, image), (labels, scores) in zip(readable, maps, strict=True):
-        try:
-            writer.write(job.target, job.source, image, labels.cpu().numpy(), scores)
-        except Exception as error:
-            reason = f"cannot write to {job.target.stem.parent}: {first_line(error)}"
-            yield job.source, reason
-        else:
-            yield job.source, ""

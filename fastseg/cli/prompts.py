@@ -44,7 +44,7 @@ def keep_prompts(
         return None
     if not pairs:
         raise CommandError("--model: a SegGPT needs an example: --prompt IMAGE MASK", 2)
-    for name in ("slide", "scores", "threshold"):
+    for name in ("slide", "tta", "scores", "threshold"):
         if getattr(arguments, name):
             raise CommandError(f"--{name}: not with --prompt", 2)
     read = []

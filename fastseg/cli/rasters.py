@@ -49,6 +49,8 @@ class Raster:
                 'pip install "fastseg-segformer[tiff]"'
             ) from None
         self._pages: Any = tifffile.TiffFile(stream).pages
+        first: Any = self._pages[0]
+        self.width, self.height = first.imagewidth, first.imagelength
 
     def page_numbers(self) -> list[int]:
         """Numbers of its pages, from 1, without smaller versions and masks."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import queue
 import re
 import sys
@@ -12,6 +13,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -27,6 +29,15 @@ SILENCE = 20.0  # seconds without an answer
 REDIRECTS = 5
 
 _CHUNK = 1 << 16
+_LOOK = 0.1  # seconds after which one who waits looks whether that is still wanted
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Where copies of what URLs give are kept, in `folder`; `unwanted` ends what waits for one."""
+
+    folder: Path
+    unwanted: threading.Event = field(default_factory=threading.Event)
 
 
 def is_remote(argument: str) -> bool:
@@ -41,13 +52,14 @@ class Remote:
     none of a few signs is replaced.
     """
 
-    def __init__(self, where: str, folder: Path) -> None:
-        """`folder`: for the copy, which is made where it is first asked for."""
+    def __init__(self, where: str, copies: Copies) -> None:
+        """`copies`: with that of this one, which is made where it is first asked for."""
+        self._copies = copies
         self.where = where
         self.name = "stdin" if where == STANDARD_INPUT else _name(where)
         # Its suffix tells of formats that cannot be read.
         start = hashlib.sha256(where.encode("utf-8", "surrogateescape")).hexdigest()
-        self._copy = folder / f"{start}{Path(self.name).suffix}"
+        self._copy = copies.folder / f"{start}{Path(self.name).suffix}"
         self._reason: str | None = None
 
     def __str__(self) -> str:
@@ -70,14 +82,44 @@ class Remote:
         if self._reason is None and not self._copy.exists():
             try:
                 if self.where == STANDARD_INPUT:
-                    _store(_standard_input(), self._copy)
+                    self._wait_for(lambda: _store(_standard_input(), self._copy), math.inf)
                 else:
-                    _within(SECONDS, lambda: _download(self.where, self._copy))
+                    self._wait_for(lambda: _download(self.where, self._copy), SECONDS)
             except Exception as error:  # of a server's making
                 self._reason = _why(error)
         if self._reason is not None:
             raise ValueError(self._reason)
         return self._copy
+
+    def _wait_for(self, function: Callable[[], object], seconds: float) -> None:
+        """Call `function`; ValueError where it takes longer, or nobody waits for it any more.
+
+        A thread of its own, as looking up a name, headers that trickle in and standard input know
+        no time limit.
+        """
+        outcome: queue.Queue[Exception | None] = queue.Queue()
+
+        def work() -> None:
+            try:
+                function()
+            except Exception as error:
+                outcome.put(error)
+            else:
+                outcome.put(None)
+
+        threading.Thread(target=work, daemon=True).start()
+        stop = time.monotonic() + seconds
+        while not self._copies.unwanted.is_set():
+            try:
+                error = outcome.get(timeout=_LOOK)
+            except queue.Empty:
+                if time.monotonic() > stop:
+                    raise ValueError(f"not there after {seconds:g} seconds") from None
+                continue
+            if error is not None:
+                raise error
+            return
+        raise ValueError("interrupted")
 
     def drop(self) -> None:
         """Remove the copy of what a URL gave, which is not asked for again."""
@@ -164,30 +206,6 @@ def _store(chunks: Iterator[bytes], target: Path) -> int:
 def _check_size(size: int) -> None:
     if size > MAX_MIB << 20:
         raise ValueError(f"larger than {MAX_MIB} MiB: fetch it into a file first")
-
-
-def _within(seconds: float, function: Callable[[], None]) -> None:
-    """Call `function`; TimeoutError where it takes longer.
-
-    A thread of its own, for looking up a name and headers that trickle in know no time limit.
-    """
-    outcome: queue.Queue[Exception | None] = queue.Queue()
-
-    def work() -> None:
-        try:
-            function()
-        except Exception as error:
-            outcome.put(error)
-        else:
-            outcome.put(None)
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        error = outcome.get(timeout=seconds)
-    except queue.Empty:
-        raise ValueError(f"not there after {seconds:g} seconds") from None
-    if error is not None:
-        raise error
 
 
 def _why(error: Exception) -> str:

@@ -16,6 +16,7 @@ from fastseg.kernels.blocks.workers import thread_pool
 from fastseg.models.seggpt.prompts import is_seggpt
 
 from .prompted import segment_by_prompts
+from .result import Result, results_of
 from .scores import LabelMap, Wanted
 from .steps import Steps
 from .workers import worker_count
@@ -39,6 +40,7 @@ def segment(
     num_labels: int | None = ...,
     embedding_type: str | None = ...,
     ensemble_rule: str = ...,
+    results: Literal[False] = ...,
 ) -> list[torch.Tensor]: ...
 
 
@@ -76,7 +78,8 @@ def segment(
     num_labels: int | None = None,
     embedding_type: str | None = None,
     ensemble_rule: str = "painter",
-) -> list[torch.Tensor] | tuple[list[torch.Tensor], list[torch.Tensor]]:
+    results: bool = False,
+) -> list[torch.Tensor] | tuple[list[torch.Tensor], list[torch.Tensor]] | list[Result]:
     """The class of every pixel of `images`.
 
     Args:
@@ -114,6 +117,8 @@ def segment(
         num_labels, embedding_type: of the prompts, as in `fastseg.keep_prompt`.
         ensemble_rule: of several prompts: "painter", as the authors of SegGPT wrote it, or
             "transformers", whose layer of the merge averages otherwise (docs/seggpt.md).
+        results: give a `fastseg.Result` for each image, with label map, scores and picture, that
+            draws overlays, cuts out classes and writes COCO and GeoJSON.
 
     A side that is too short for the model is padded to the least it takes, after normalizing, with
     zeros, below or to the right, as mmseg's data preprocessor pads; the padding is cut off again.
@@ -124,7 +129,7 @@ def segment(
         positive, else 0. With `return_scores` a pair of lists: the label maps, and as many scores
         (H, W) of `scores_dtype`: of the highest class, also where `threshold` put 255; with one
         class its sigmoid where the label is 1, and 1 less that where it is 0. No map of all
-        classes is made at full size.
+        classes is made at full size. With `results` a list of Results.
 
     Raises:
         TypeError, ValueError: as SegformerImageProcessor raises them, or `batch_size`, `slide`,
@@ -142,7 +147,7 @@ def segment(
                 "return_scores, threshold: expected neither with prompts: a SegGPT's classes are "
                 "the nearest colours, which have no probabilities"
             )
-        return segment_by_prompts(
+        by_prompts = segment_by_prompts(
             *(model, images, prompts),
             num_labels=num_labels,
             embedding_type=embedding_type,
@@ -151,6 +156,10 @@ def segment(
             processor=processor,
             input_data_format=input_data_format,
         )
+        if not results:
+            return by_prompts
+        maps = [(labels, None) for labels in by_prompts]
+        return results_of(model, images, maps, input_data_format, by_prompts=True)
     if is_seggpt(model):
         raise ValueError("prompts: expected [(image, mask), ...] for a SegGPT, got None")
     if processor is None:
@@ -158,6 +167,8 @@ def segment(
     options: dict[str, Any] = {"batch_size": batch_size, "slide": slide, "tta": tta}
     steps = Steps(model, processor, wanted, input_data_format=input_data_format, **options)
     found = _in_batches(model, steps, flatten_images(images), batch_size)
+    if results:
+        return results_of(model, images, found, input_data_format)
     all_labels = [labels for labels, _ in found]
     if not return_scores:
         return all_labels

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from fastseg.checkpoints.load import load_pretrained
+from fastseg.kernels.core.precision import FAST
 
 from .base import PreTrainedModel
 from .families import FAMILIES
@@ -21,7 +22,8 @@ def from_pretrained(
     """The model in a directory, in a file or under a Hugging Face hub id, in eval mode.
 
     Weights in half precision become float32 on a CPU, where an image processor's pixels fit no
-    others, and stay as they are stored elsewhere; `dtype=` says otherwise.
+    others, and stay as they are stored elsewhere; `dtype=` says otherwise. "fast" is bfloat16 where
+    the CPU has AMX or AVX512-BF16, and on GPUs that have it, and float32 elsewhere.
 
     With `runtime` "openvino" or "onnxruntime" that library computes the forward, on the CPU, from
     the folded graph: a `RuntimeModel`, which is called as the model is, and which
@@ -36,6 +38,8 @@ def from_pretrained(
     """
     classes = [model for family in FAMILIES.values() for model in family.models]
     if runtime is not None:
+        if kwargs.get("dtype") == FAST:  # which a runtime chooses by itself
+            kwargs["dtype"] = None
         load = functools.partial(load_pretrained, model_class=classes)
         return load_runtime(path, runtime, load, **kwargs)
     return load_pretrained(path, classes, **kwargs)

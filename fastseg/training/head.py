@@ -23,7 +23,11 @@ from torch.nn.modules import module as _module
 from fastseg.folding.conditions import has_forward_hooks, is_plain_path, tracing_reason
 from fastseg.kernels.core.checks import is_exporting
 
-from .stripes import logits_in_stripes
+from .mix_ffn import product_dtype
+from .stripes import is_compared, logits_in_stripes
+
+# Numbers of the fused map from which it runs in stripes: below, modules take a few ms less.
+_FEWEST = 1 << 18
 
 
 class HeadModules(NamedTuple):
@@ -89,6 +93,11 @@ def stripes_reason(head: HeadModules, *maps: torch.Tensor) -> str | None:
         return "it has one stage"
     if maps and maps[0].numel() == maps[0].shape[1]:
         return "a batch of one position has no variance"
+    size = maps[0][:, 0].numel() * head.fuse.weight.shape[0] if maps else _FEWEST
+    # In half precision the stripes round less.
+    is_wide = product_dtype(head.fuse.weight) in (torch.float32, torch.float64)
+    if size < _FEWEST and is_wide and not is_compared():
+        return "its maps are small"
     return None
 
 

@@ -399,17 +399,25 @@ def logits_in_stripes(
     return logits.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
-_DRAWS_AS_TORCH = contextvars.ContextVar("draws_as_torch", default=False)
+_COMPARED = contextvars.ContextVar("compared", default=False)
 
 
 @contextlib.contextmanager
-def masks_of_torch() -> Iterator[None]:
-    """Inside, dropout's masks are those that torch draws of channels-last maps: for comparisons."""
-    token = _DRAWS_AS_TORCH.set(True)
+def compared() -> Iterator[None]:
+    """For comparisons with modules: small maps go in stripes too, and masks are torch's.
+
+    They are those that torch draws of channels-last maps.
+    """
+    token = _COMPARED.set(True)
     try:
         yield
     finally:
-        _DRAWS_AS_TORCH.reset(token)
+        _COMPARED.reset(token)
+
+
+def is_compared() -> bool:
+    """Return whether this is inside of `compared`."""
+    return _COMPARED.get()
 
 
 def _draw(dropout: Any, shape: Sequence[int], device: str) -> tuple[torch.Tensor | None, float]:
@@ -422,7 +430,7 @@ def _draw(dropout: Any, shape: Sequence[int], device: str) -> tuple[torch.Tensor
         return None, 1.0
     if isinstance(dropout, nn.Dropout2d):
         shape = (shape[0], 1, 1, shape[3])
-    if _DRAWS_AS_TORCH.get():
+    if is_compared():
         share = 1 - dropout.p
         return torch.empty(shape, dtype=torch.uint8, device=device).bernoulli_(share), share
     count = math.prod(shape)

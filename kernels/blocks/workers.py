@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 @contextlib.contextmanager
 def thread_pool(workers: int, torch_threads: int) -> Iterator[ThreadPoolExecutor]:
     """A pool of threads in which torch's operators run on `torch_threads` threads each."""
-    with _begun(workers, torch_threads) as pool:
+    with _begun("fastseg", workers, torch_threads) as pool:
         yield pool
 
 
@@ -64,10 +64,10 @@ def parts_each(batch: int, device: torch.device) -> int:
 @functools.lru_cache(maxsize=2)
 def _pool(process: int, workers: int) -> ThreadPoolExecutor:
     """The pool of a process: threads are gone in a fork of it."""
-    return _begun(workers, 1)
+    return _begun("operator", workers, 1)
 
 
-def _begun(workers: int, torch_threads: int) -> ThreadPoolExecutor:
+def _begun(name: str, workers: int, torch_threads: int) -> ThreadPoolExecutor:
     """A pool whose threads are there, with so many threads of torch's each.
 
     torch keeps that number by thread, and the one set last for threads that are new to it. So all
@@ -80,7 +80,7 @@ def _begun(workers: int, torch_threads: int) -> ThreadPoolExecutor:
 
     before = torch.get_num_threads()
     begun = threading.Barrier(workers + 1)
-    pool = ThreadPoolExecutor(workers, "fastseg", begin)
+    pool = ThreadPoolExecutor(workers, name, begin)
     try:
         for _ in range(workers):
             pool.submit(begun.wait)  # holds its thread, so that the next one is new

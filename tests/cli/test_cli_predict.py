@@ -11,8 +11,8 @@ from PIL import Image
 
 import fastseg
 from fastseg.cli import main
-from fastseg.cli.images import read_ahead
 from fastseg.images.palettes import palette
+from fastseg.inference.steps import Steps
 from tests.cli.cli_cases import SIZE, photo, read_labels, save_model, segmented, tree
 
 
@@ -100,14 +100,14 @@ def test_unreadable_pictures_are_reported_and_the_others_go_on(predict, photos, 
 def test_a_picture_that_fails_in_a_batch_is_reported_and_the_others_go_on(
     predict, tmp_path, capsys, monkeypatch
 ):
-    segment = fastseg.segment
+    label_maps = Steps.label_maps
 
-    def fail_on_few_rows(model, images, **options):
-        if any(image.height == 20 for image in images):
+    def fail_on_few_rows(self, inputs):
+        if any(one.size[0] == 20 for one in inputs):
             raise ValueError("pixel_values: expected more rows")
-        return segment(model, images, **options)
+        return label_maps(self, inputs)
 
-    monkeypatch.setattr(fastseg, "segment", fail_on_few_rows)
+    monkeypatch.setattr(Steps, "label_maps", fail_on_few_rows)
     folder = tmp_path / "in"
     folder.mkdir()
     for name, size in (("a", (90, 80)), ("flat", (300, 20)), ("z", (70, 70))):
@@ -288,16 +288,6 @@ def test_batches_of_different_sizes(predict, tmp_path):
         with Image.open(folder / f"{index}.png") as image:
             assert one.shape == three.shape == (image.height, image.width)
         assert (one == three).mean() > 0.99  # sums of another order decide ties
-
-
-def test_reading_stays_one_batch_ahead():
-    read = []
-    batches = read_ahead((read.append(item) or item for item in range(10)), 3)
-    for number, batch in enumerate(batches):
-        assert batch == list(range(10))[3 * number : 3 * number + 3]
-        assert len(read) <= 3 * (number + 2)
-    assert read == list(range(10))
-    assert list(read_ahead([], 3)) == []
 
 
 def test_sliding_windows(predict, photos, tmp_path, model_folder):

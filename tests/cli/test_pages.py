@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence, TiffImagePlugin
 
-from fastseg.cli.images import page_numbers, read_ahead, read_pages
+from fastseg.cli.images import PagesInTurn, page_numbers, read_pages
+from fastseg.inference.pipeline import Pipeline
 from tests.cli.cli_cases import photo, read_labels, segmented, tree
 
 NAMES = ["coffee", "astronaut", "chelsea"]
@@ -174,17 +175,23 @@ def test_one_page_is_alive_at_a_time(tmp_path, suffix):
     noise = rng.integers(0, 255, (20, 40, 50, 3), dtype=np.uint8)
     images = [Image.fromarray(page) for page in noise]
     path = save_pages(tmp_path / f"clip.{suffix}", images, **SAVING[suffix])
+    pages = PagesInTurn(path, page_numbers(path))
+    expected = list(read_pages(path, page_numbers(path)))
     made: list[weakref.ref] = []
-    alive = 0
+    alive = []
 
-    def pages():
-        nonlocal alive
-        for page in read_pages(path, page_numbers(path)):
+    def read(number, place):
+        with pages.page(number, place) as page:
+            alive.append(sum(reference() is not None for reference in made))
             made.append(weakref.ref(page.image))
-            alive = max(alive, sum(reference() is not None for reference in made))
-            yield page
+            np.testing.assert_array_equal(page.image, expected[number - 1].image)
+            return page.image.size
 
-    for batch in read_ahead(pages(), 2):
-        assert len(batch) == 2
-    assert len(made) == 20
-    assert alive <= 2 * 2 + 2  # this batch, the next one, and what passes from hand to hand
+    def nothing(*given):
+        return [None] * len(given[0]) if len(given) == 1 else None
+
+    with Pipeline(read, nothing, nothing, kind=bool, workers=4) as pipeline:
+        outcomes = list(pipeline.run(page_numbers(path)))
+    assert [outcome.item for outcome in outcomes] == list(range(1, 21))
+    assert not [outcome.error for outcome in outcomes if outcome.error]
+    assert max(alive) <= 1  # that before, in the hands of PIL

@@ -199,8 +199,9 @@ def test_a_copy_lasts_until_its_picture_is_read(predict, url, tmp_path, monkeypa
         return path
 
     monkeypatch.setattr(remote.Remote, "file", count)
-    assert predict(*[f"{url}/picture/{number}" for number in range(4)], "--no-overlay") == 0
-    assert copies == [1, 1, 1, 1]
+    pictures = [f"{url}/picture/{number}" for number in range(4)]
+    assert predict(*pictures, "--no-overlay", "--workers", 1) == 0
+    assert max(copies) <= 2  # one may be read while that before is dropped
 
 
 def test_a_length_above_the_limit_is_not_downloaded(predict, url, monkeypatch, capsys):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import fastseg
 from fastseg.cli import images
 from fastseg.cli.options import first_line
 from fastseg.cli.results import ResultWriter
+from fastseg.inference.steps import Steps
 from tests.cli.cli_cases import photo, tree
 
 BROKEN_SIZE = (33, 44)
@@ -53,21 +53,21 @@ def break_(monkeypatch, step: str, error: Exception) -> None:
 
         monkeypatch.setattr(images, "upright", fail_reading)
     elif step == "segmenting":
-        segment = fastseg.segment
+        label_maps = Steps.label_maps
 
-        def fail_segmenting(model, pictures, **options):
-            if any(picture.size == BROKEN_SIZE for picture in pictures):
+        def fail_segmenting(self, inputs):
+            if any(one.size == BROKEN_SIZE[::-1] for one in inputs):
                 raise error
-            return segment(model, pictures, **options)
+            return label_maps(self, inputs)
 
-        monkeypatch.setattr(fastseg, "segment", fail_segmenting)
+        monkeypatch.setattr(Steps, "label_maps", fail_segmenting)
     else:
         write = ResultWriter.write
 
         def fail_writing(self, target, source, image, labels, *scores):
             if image.size == BROKEN_SIZE:
                 raise error
-            write(self, target, source, image, labels, *scores)
+            return write(self, target, source, image, labels, *scores)
 
         monkeypatch.setattr(ResultWriter, "write", fail_writing)
 
@@ -132,7 +132,7 @@ def test_a_name_too_long_for_its_outputs(predict, three, tmp_path, capsys):
 def test_an_output_folder_that_cannot_be_made(predict, three, tmp_path, monkeypatch, capsys):
     """Known before anything is segmented."""
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(fastseg, "segment", None)
+    monkeypatch.setattr(Steps, "label_maps", None)
     assert predict(three, output=tmp_path / "file" / "out") == 1
     said = capsys.readouterr().err
     assert f"error: --output {tmp_path / 'file' / 'out'}: Not a directory" in said

@@ -148,11 +148,11 @@ def test_a_pipe_in_the_place_of_an_output_is_not_opened(predict, tmp_path):
 
 
 def find_without_permission(*arguments: object) -> dict:
-    """What `find_images` misses and finds in a process that does not stand above permissions."""
+    """What `ImageFiles` misses and finds in a process that does not stand above permissions."""
     code = (
-        "import json, sys; from pathlib import Path; from fastseg.cli.search import find_images\n"
-        "found = [find_images([a], Path('out')) for a in sys.argv[1:]]\n"
-        "print(json.dumps([[f.missing, [str(path) for path in f.paths]] for f in found]))"
+        "import json, sys; from pathlib import Path; from fastseg.cli.search import ImageFiles\n"
+        "found = [ImageFiles([a], Path('out')) for a in sys.argv[1:]]\n"
+        "print(json.dumps([[[str(one.path) for one in f], f.missing] for f in found]))"
     )
     command = [sys.executable, "-c", code, *map(str, arguments)]
     if os.geteuid() == 0:
@@ -182,12 +182,12 @@ def test_folders_without_permission_are_named(tmp_path):
         closed.chmod(0o700)
         unlisted.chmod(0o700)
     both = {str(closed), str(unlisted)}
-    missing = [set(missing) for missing, _ in found]
+    missing = [set(missing) for _, missing in found]
     one = {str(closed)}
     assert missing == [both, one, one, {str(closed / "a.png")}, both, both, one, set(), set()]
-    assert all("ermission" in reason for missing, _ in found for reason in missing.values())
+    assert all("ermission" in reason for _, missing in found for reason in missing.values())
     opened, hidden = [str(folder / "open" / "a.png")], [str(unlisted / "a.png")]
-    paths = [sorted(paths) for _, paths in found]
+    paths = [sorted(paths) for paths, _ in found]
     assert paths[:5] == [opened, [], [], [], opened]
     assert paths[5:] == [opened + hidden, [], opened, hidden]
 

@@ -45,7 +45,7 @@ def results(head, maps, outer):
 
 def check_equal(head, maps, outer):
     """The generator goes on as it would have, too."""
-    with stripes.masks_of_torch():
+    with stripes.compared():
         found = [one.clone() for one in results(head, maps, outer)]
     state = torch.get_rng_state()
     with fastseg.plain_path():
@@ -265,7 +265,8 @@ def test_errors_are_no_larger(kind):
 def test_gradients_of_gradients(head):
     maps, _ = draw((4, 4))
     leaf = maps[0].requires_grad_()
-    logits = head([leaf, *maps[1:]])
+    with stripes.compared():
+        logits = head([leaf, *maps[1:]])
     with pytest.raises(RuntimeError, match="in stripes there are no gradients of gradients"):
         torch.autograd.grad(logits.square().sum(), leaf, create_graph=True)
     head.batch_norm.eval()  # which is composed
@@ -342,7 +343,7 @@ def test_frozen_parts(head):
     for _ in range(2):
         torch.manual_seed(1)
         head.zero_grad()
-        with stripes.masks_of_torch():
+        with stripes.compared():
             head(maps).backward(outer)
         found.append(head.classifier.weight.grad.clone())
         head.classifier.register_forward_hook(lambda *_: None)  # the second runs composed

@@ -28,10 +28,13 @@ from fastseg.training.mix_ffn import GELU_FORMS, mix_ffn, product_dtype
 from .hosts.names import LayerNames
 from .layers import scale_pixels
 from .parts import MixFfn, find_attention, find_ffn
-from .token_layers import attention, patch_embedding
+from .token_layers import attention, mix_ffn_on_tokens, patch_embedding
 
 # Channels from which the first hidden tensor is kept: to make it again takes longer.
 _KEEP_HIDDEN_FROM = 160
+# Numbers of a hidden tensor from which it is made again in backward. Smaller ones are kept: on two
+# cores of an EPYC torch's operators took 0.4 to 0.8 of the time there, and the same from here on.
+_MAKE_AGAIN_FROM = 1 << 20
 
 
 class LayerReasons(NamedTuple):
@@ -143,6 +146,8 @@ def _run_layer(
         return names.call_ffn(layer, x, height, width)
     ffn = find_ffn(layer, names)
     factors = draw_factors(drop_path, x, product_dtype(ffn.fc2.weight))
+    if _keeps_all(ffn, x):
+        return add_branch(x, functools.partial(mix_ffn_on_tokens, ffn, height, width), factors)
     return mix_ffn(
         *(x, height, width, _parameters(ffn)),
         eps=ffn.norm.eps,
@@ -150,6 +155,16 @@ def _run_layer(
         factors=factors,
         keep_hidden=x.shape[2] >= _KEEP_HIDDEN_FROM,
     )
+
+
+def _keeps_all(ffn: MixFfn, x: torch.Tensor) -> bool:
+    """Return whether a Mix-FFN on a CPU is too small to make anything again.
+
+    Half precision takes the operator always, which computes some of it in float32.
+    """
+    size = x.shape[0] * x.shape[1] * ffn.fc1.weight.shape[0]
+    is_wide = product_dtype(ffn.fc1.weight) in (torch.float32, torch.float64)
+    return size < _MAKE_AGAIN_FROM and is_wide and x.device.type == "cpu"
 
 
 def _parameters(ffn: MixFfn) -> list[torch.Tensor]:

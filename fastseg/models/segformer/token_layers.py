@@ -1,4 +1,4 @@
-"""Attention and patch embedding with gradients, on tokens alone.
+"""Attention, patch embedding and small Mix-FFNs with gradients, on tokens alone.
 
 They compute what the modules do, by torch's operators: the strided convolution that reduces keys
 and values is a matrix product over patches of tokens, keys and values are one product, and
@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from fastseg.folding.find import find
-from fastseg.kernels.blocks.tokens import map_to_tokens
+from fastseg.kernels.blocks.tokens import map_to_tokens, tokens_to_map
+from fastseg.training.mix_ffn import GELU_FORMS
 
 from .hosts.names import EmbedNames
-from .parts import Attention
+from .parts import Attention, MixFfn
 
 
 def attention(modules: Attention, height: int, width: int, x: torch.Tensor) -> torch.Tensor:
@@ -59,6 +60,16 @@ def _reduced(z: torch.Tensor, height: int, width: int, convolution: Any) -> torc
     # Each of (side, side, C); no size is left to be found, as a batch may be empty.
     patches = patches.reshape(len(z), rows * columns, side * side * z.shape[2])
     return F.linear(patches, convolution.weight.permute(0, 2, 3, 1).flatten(1), convolution.bias)
+
+
+def mix_ffn_on_tokens(modules: MixFfn, height: int, width: int, x: torch.Tensor) -> torch.Tensor:
+    """The branch of a Mix-FFN, with its LayerNorm: (B, H W, C) -> (B, H W, C)."""
+    fc1, conv, fc2 = modules.fc1, modules.dwconv, modules.fc2
+    hidden = F.linear(_normalized(x, modules.norm), fc1.weight, fc1.bias)
+    feature_map = tokens_to_map(hidden, height, width)
+    convolved = F.conv2d(feature_map, conv.weight, conv.bias, padding=1, groups=len(conv.weight))
+    activated = F.gelu(map_to_tokens(convolved), approximate=GELU_FORMS[modules.activation])
+    return F.linear(activated, fc2.weight, fc2.bias)
 
 
 def patch_embedding(

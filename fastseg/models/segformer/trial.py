@@ -15,7 +15,7 @@ from torch import nn
 from fastseg.folding.conditions import kind_of
 from fastseg.folding.swap import HOST
 from fastseg.folding.trial import apart, difference, failed, seeded, trial_copy
-from fastseg.training.stripes import masks_of_torch
+from fastseg.training.stripes import compared
 
 from .encoder_plan import EncoderHost, LayerPlan
 from .head_plan import HeadHost, HeadPlan
@@ -147,7 +147,7 @@ def _training_refusal(head: Any, host: HeadHost) -> dict[str, str]:
         inputs, outputs = _head_inputs(twin, host, plan), []
         twin.train()
         for form in (type(twin).forward, host.with_gradients):
-            with torch.random.fork_rng([]), masks_of_torch():
+            with torch.random.fork_rng([]), compared():
                 torch.manual_seed(0)
                 outputs.append(form(twin, inputs))
         expected, output = outputs

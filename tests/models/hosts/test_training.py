@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fastseg
-from fastseg.training.stripes import masks_of_torch
+from fastseg.training.stripes import compared
 
 from .host_models import WHOLE
 
@@ -37,7 +37,7 @@ def test_outputs_gradients_and_statistics(host, head_forms):
         warnings.filterwarnings("ignore", "training: no loss is taken over")
         fastseg.accelerate(model, training=True)
     head_forms.clear()
-    with masks_of_torch():
+    with compared():
         ours, found, moved = results(host, model, pixels)
     assert head_forms == ["logits_in_stripes"]
     assert "with gradients: every projection at its own stage's size" in fastseg.report(model)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import fastseg
-from fastseg.training.stripes import masks_of_torch
+from fastseg.training.stripes import compared
 
 transformers = pytest.importorskip("transformers")  # this file is collected where it is there
 
@@ -98,7 +98,7 @@ def test_ten_steps_of_adamw():
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         torch.manual_seed(1)
         steps = []
-        with masks_of_torch():
+        with compared():
             for _ in range(10):
                 loss = model(pixels, labels=labels).loss
                 loss.backward()
@@ -276,7 +276,7 @@ def test_the_head_draws_and_counts_as_its_own_code(head_forms):
     found = []
     for one in (model, theirs):
         torch.manual_seed(5)
-        with masks_of_torch():
+        with compared():
             found.append(gradients(one, pixels, labels))
     assert len(head_forms) == 1
     assert abs(found[0][0] - found[1][0]) < 1e-12

@@ -54,6 +54,7 @@ def check_equal(found, exact):
 @pytest.fixture
 def calls(monkeypatch):
     """Calls of the Mix-FFN for training."""
+    monkeypatch.setattr(encoder_training, "_MAKE_AGAIN_FROM", 0)  # small as they are
     made, function = [], encoder_training.mix_ffn
     monkeypatch.setattr(
         encoder_training,
