@@ -30,8 +30,7 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
-import torch.nn.functional as F
-from pictures import IGNORE, Crops, DrawnScenes, Folder, Pictures, to_tensor
+from pictures import IGNORE, PROCESSOR, Crops, DrawnScenes, Folder, Pictures
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -42,33 +41,14 @@ from fastseg.demo.scenes import PALETTE
 # ------------------------------------------------------------------------------------- metrics
 
 
-def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Pixels counted by (true class, predicted class); ignored pixels are left out."""
-    valid = labels != IGNORE
-    pairs = labels[valid].astype(np.int64) * classes + predicted[valid]
-    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
-
-
-def class_iou(matrix: np.ndarray) -> np.ndarray:
-    """Intersection over union of each class; nan for one that is in neither."""
-    hit = np.diag(matrix).astype(np.float64)
-    union = matrix.sum(0) + matrix.sum(1) - hit
-    return np.divide(hit, union, out=np.full_like(hit, np.nan), where=union > 0)
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, pictures: Pictures, device: torch.device) -> np.ndarray:
-    """IoU of each class over all held-out pictures at their own size, one confusion matrix."""
+def evaluate(model: nn.Module, pictures: Pictures) -> fastseg.Evaluation:
+    """The figures of all held-out pictures, at their own size."""
     was_training = model.training
-    model.eval()
-    count = len(pictures.classes)
-    matrix = np.zeros((count, count), np.int64)
-    for image, labels in pictures.held_out():
-        logits = model(to_tensor(image)[None].to(device)).logits
-        logits = F.interpolate(logits, labels.shape, mode="bilinear", align_corners=False)
-        matrix += confusion_matrix(logits.argmax(1)[0].cpu().numpy(), labels, count)
+    found = fastseg.evaluate(
+        model.eval(), pictures.held_out(), processor=PROCESSOR, ignore_index=IGNORE
+    )
     model.train(was_training)
-    return class_iou(matrix)
+    return found
 
 
 # ------------------------------------------------------------------------------ model, optimiser
@@ -317,7 +297,7 @@ def train(args: argparse.Namespace) -> None:
         progress.set_postfix(loss=f"{value:.3f}", lr=f"{rate:.1e}", ms=f"{milliseconds:.0f}")
         line: dict[str, Any] = {"step": done, "loss": round(value, 4)}
         if done % args.eval_every == 0 and done < args.steps:
-            line["mean_iou"] = round(float(np.nanmean(evaluate(model, pictures, device))), 4)
+            line["mean_iou"] = round(evaluate(model, pictures).mean_iou, 4)
             tqdm.write(f"step {done}: mIoU {line['mean_iou']:.4f}")
         if done % 20 == 0 or done in (1, args.steps) or "mean_iou" in line:
             memory = round(peak_memory_mb(device))
@@ -329,13 +309,13 @@ def train(args: argparse.Namespace) -> None:
 
     # What is measured is what is shipped: the weights rounded to half precision.
     model.to(torch.float16).to(torch.float32)
-    iou = evaluate(model, pictures, device)
-    log(args.run_dir, step=args.steps, mean_iou=round(float(np.nanmean(iou)), 4))
+    found = evaluate(model, pictures)
+    log(args.run_dir, step=args.steps, mean_iou=round(found.mean_iou, 4))
     plot(args.run_dir)
     made_by = [word for word in sys.argv[1:] if word != "--resume"]
     metrics = {
-        "mean_iou": round(float(np.nanmean(iou)), 4),
-        "iou": {n: round(float(v), 4) for n, v in zip(pictures.classes, iou, strict=True)},
+        "mean_iou": round(found.mean_iou, 4),
+        "iou": {n: round(float(v), 4) for n, v in zip(pictures.classes, found.iou, strict=True)},
         **pictures.describe(),
         "steps": args.steps,
         "batch_size": args.batch_size,

@@ -180,16 +180,6 @@ def test_a_missing_mask_is_named(script: ModuleType, tmp_path: Path) -> None:
         script.Folder(tmp_path, seed=0)
 
 
-def test_confusion_matrix_by_hand(script: ModuleType) -> None:
-    labels = np.array([[0, 0, 1, 255], [1, 1, 2, 2]])
-    predicted = np.array([[0, 1, 1, 3], [1, 0, 2, 1]])
-    matrix = script.confusion_matrix(predicted, labels, 4)
-    assert matrix.tolist() == [[1, 1, 0, 0], [1, 2, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
-    iou = script.class_iou(matrix)
-    np.testing.assert_allclose(iou[:3], [1 / 3, 2 / 5, 1 / 2])
-    assert np.isnan(iou[3])
-
-
 def test_parameter_groups_and_schedule(script: ModuleType) -> None:
     args = script.parse(["--steps", "100", "--lr", "1.0", "--warmup", "0.1"])
     model = script.build_model(args, ["a", "b"])
