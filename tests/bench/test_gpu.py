@@ -96,6 +96,7 @@ def test_each_stage_leaves_a_record_and_a_log(tmp_path, capsys):
     assert "a line cut short is dropped" in said
 
 
+@pytest.mark.slow
 def test_a_stage_ends_with_its_time_and_all_that_it_started(tmp_path):
     # Both the stage and its child ignore SIGTERM.
     code = """
@@ -257,6 +258,7 @@ def test_stages_that_cannot_run_say_why(tmp_path, monkeypatch):
     assert (setup, set(others)) == (None, {"the setup check failed"})
 
 
+@pytest.mark.slow
 def test_the_layout_serves_where_fastseg_is_not_installed(tmp_path):
     layout = gpu_run.make_layout(tmp_path / "layout")
     gpu_run.make_layout(layout)  # again, as a second call does
@@ -303,6 +305,7 @@ def test_after(number):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [(), ("-p", "xdist.plugin", "-n", "2")])
 def test_a_lost_gpu_costs_one_test_and_what_is_done_is_not_run_again(tmp_path, spread):
     (tmp_path / "torch.py").write_text(STUB)

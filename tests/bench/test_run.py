@@ -34,6 +34,7 @@ def explode(where):
     raise ZeroDivisionError("inside\na compiler")
 
 
+@pytest.mark.slow
 def test_forwards_and_the_ways_to_label_maps(path, capsys, monkeypatch):
     # What others cannot do is a limit of theirs, and the status is 0.
     name = "OpenVINO fp32"

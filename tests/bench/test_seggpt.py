@@ -63,6 +63,7 @@ def test_cases(small, dtype, capsys):
     assert read_rows(small) == found
 
 
+@pytest.mark.slow
 def test_what_is_wrong_gets_no_figure(small, monkeypatch):
     build = seggpt.build
 

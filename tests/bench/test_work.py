@@ -114,6 +114,7 @@ def test_a_floor_is_the_larger_of_bytes_and_flops():
     assert known.floor_ms([by_bytes, by_flops]) == pytest.approx(0.11)
 
 
+@pytest.mark.slow
 def test_ops_need_no_other_library_and_floors_no_triton():
     code = f"""
 import sys; sys.modules["triton"] = sys.modules["transformers"] = None

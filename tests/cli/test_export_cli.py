@@ -50,6 +50,7 @@ def test_options_reach_the_file(model_folder, tmp_path, capsys):
     assert session.get_outputs()[0].type == "tensor(int64)"
 
 
+@pytest.mark.slow
 def test_torch_export_named_after_the_model(model_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = ["export", str(model_folder), "--format", "torch-export"]

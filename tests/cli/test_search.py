@@ -164,6 +164,7 @@ def find_without_permission(*arguments: object) -> dict:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
 def test_folders_without_permission_are_named(tmp_path):
     folder = tmp_path / "in"

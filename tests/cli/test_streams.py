@@ -58,6 +58,7 @@ def test_a_reader_that_left_ends_a_command_quietly(arguments):
     assert done.stderr == b""
 
 
+@pytest.mark.slow
 def test_work_goes_on_where_nobody_reads(predict_command, tmp_path):
     """Both streams are cut off while there is a picture to report: the other one is segmented."""
     output = cut_off()
@@ -87,6 +88,7 @@ def test_work_goes_on_where_streams_are_closed(predict_command, tmp_path, closed
     assert ("nowhere.png" in done.stderr) == (closed == ">&-")
 
 
+@pytest.mark.slow
 def test_no_file_takes_the_place_of_a_closed_stream(tmp_path):
     """Messages of libraries in C would be written into it."""
     code = (

@@ -175,6 +175,7 @@ def test_training_gradients_and_tracing_run_without(model):
     model.zero_grad()
 
 
+@pytest.mark.slow
 def test_compiled_and_captured_by_others(model):
     pixels = torch.randn(SHAPE)
     compiled = torch.compile(model, backend="eager")

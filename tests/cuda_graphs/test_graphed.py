@@ -192,6 +192,7 @@ def test_warmup_captures_ahead_of_time(runner, model):
         runner.warmup([(3, 64, 64)])
 
 
+@pytest.mark.slow
 def test_a_compiled_model():
     model = tiny_model(**SMALL)
     compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)

@@ -93,6 +93,7 @@ def test_modes_and_captures_around(runner):
     assert runner._capturer.replays == replays + 1
 
 
+@pytest.mark.slow
 def test_traced_and_compiled():
     model = tiny_model(**SMALL).requires_grad_(False)
     runner = runner_of(model)

@@ -128,6 +128,7 @@ def test_a_file_that_gives_labels(tmp_path):
         assert_labels(labels, reference(hf_model, pixels), (height, width))
 
 
+@pytest.mark.slow
 def test_files_of_other_models(tmp_path):
     path = tmp_path / "model.pt2"
     one = {**SMALL, "num_labels": 1}

@@ -88,6 +88,7 @@ def test_no_parameter_is_written_to(model, pixels):
     assert torch.equal(before, kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [torch.Tensor.clone, torch.nn.Parameter])
 def test_functional_call(model, pixels, kind):
     other = tiny_model(**SMALL)
@@ -131,6 +132,7 @@ def test_an_export_has_the_weights_of_now(model, pixels):
         assert_near(program.module()(pixels).logits, plain(model, pixels))
 
 
+@pytest.mark.slow
 def test_graphs_let_go_of_models(model, pixels):
     compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
     with torch.no_grad():

@@ -252,6 +252,7 @@ def overflows(text: str, known: dict[str, Range]) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["b0", SLOW("b1")])
 def test_offsets_pass_32_bits(variant):
     """A batch whose tensors have more than 2^31 elements each, though fewer rows."""

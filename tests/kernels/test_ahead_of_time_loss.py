@@ -58,6 +58,7 @@ def test_compiles(target, dtype, classes, size, smoothing):
     assert not complaints(launches(target, dtype, classes, size, smoothing), target, half=False)
 
 
+@pytest.mark.slow
 def test_offsets_pass_32_bits():
     """A batch whose logits, labels and gradient have more than 2^31 elements each."""
     sizes = {"batch": 1100, "grid": (1024, 1024)}

@@ -30,6 +30,7 @@ def test_a_second_size_compiles_little():
     assert len(new) <= 3, new
 
 
+@pytest.mark.slow
 def test_twelve_sizes_at_random():
     """165 kernels where sizes are specialised; they differ in the tiles of their configurations."""
     draw = random.Random(0)

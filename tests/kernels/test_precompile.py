@@ -137,6 +137,7 @@ def test_a_compiler_that_dies_is_no_error(launches):
             assert pool.begin(launches) == []
 
 
+@pytest.mark.slow
 def test_each_kernel_is_compiled_once_and_failures_are_told(launches, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     norm = next(launch for launch in launches if launch.name == "layer_norm_kernel")

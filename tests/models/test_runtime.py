@@ -227,7 +227,7 @@ def test_file_that_says_nothing_of_itself(folder, runtime):
     [
         ({"runtime": "tensorrt"}, "runtime: expected 'onnxruntime' or 'openvino', got 'tensorrt'"),
         ({"device": "cuda"}, "device: expected the CPU with a runtime, got cuda"),
-        ({"dtype": "fast"}, "dtype: expected None, torch.float32 with onnxruntime, got 'fast'"),
+        ({"dtype": "quick"}, "dtype: expected None, torch.float32 with onnxruntime, got 'quick'"),
         ({"output_loading_info": True}, "output_loading_info: expected False with a runtime"),
     ],
 )

@@ -157,6 +157,7 @@ def test_a_hook_registered_after_compilation(host, config, norm, pixels):
     assert_parity(host, compiled, plain, pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", MAIN + OWN, indirect=True)
 def test_dynamic_sizes(host):
     """Of fastseg's own, four stages of any size are exported in test_export_torch."""
@@ -171,6 +172,7 @@ def test_dynamic_sizes(host):
         assert_parity(host, compiled, plain, torch.randn(batch, 3, *size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", MAIN, indirect=True)
 def test_training_step_compiled(host, pixels, calls):
     """Under compile, too, gradients take the host's own path."""
