@@ -28,6 +28,7 @@ from PIL import Image, ImageEnhance
 from tqdm import tqdm
 
 import fastseg
+from fastseg.cli.search import ImageFiles
 
 from . import timing
 from .compare import CompareError, checkouts
@@ -175,6 +176,9 @@ def _measure(options: argparse.Namespace, base: Path, scratch: Path, line: str) 
         if difference > BOUND:
             raise RuntimeError(f"{case}: label maps differ in {difference:.2%} of the pixels")
         rows += _rows(options, line, "predict", case, samples, difference)
+    if options.files:
+        samples = {OURS: [_first_of(options.files, scratch / "many")]}
+        rows += _rows(options, line, "search", f"{options.files:,} files", samples, 0.0)
     for count in _MEMORY:
         links = scratch / f"{count}"
         links.mkdir()
@@ -183,6 +187,20 @@ def _measure(options: argparse.Namespace, base: Path, scratch: Path, line: str) 
         command = _predict([links], scratch / f"memory {count}", [])
         memory[f"{OURS}, {count} photographs"] = [peak_megabytes(command, ROOT, scratch)]
     return rows + _rows(options, line, "predict memory", "peak", memory, 0.0)
+
+
+def _first_of(count: int, folder: Path) -> float:
+    """Milliseconds until the first of so many pictures, in folders of ten thousand, is known."""
+    for index in range(count):
+        if index % 10_000 == 0:
+            inside = folder / f"{index:08d}"
+            inside.mkdir(parents=True)
+        (inside / f"{index:08d}.jpg").touch()
+    begun = time.perf_counter()
+    first, _ = next(iter(ImageFiles([str(folder)], folder / "output")))
+    seconds = time.perf_counter() - begun
+    assert first.suffix == ".jpg"
+    return 1000 * seconds
 
 
 def _difference(base: Path, new: Path, path: Path) -> float:
@@ -234,5 +252,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--against", required=True, metavar="REV", help="the commit to compare to")
     parser.add_argument("--pictures", type=integer(2), default=20, metavar="N", help="default: 20")
     parser.add_argument("--repeats", type=integer(), default=3, metavar="N", help="default: 3")
+    files = "make so many files and time the search for the first (default: 100000; 0: none)"
+    parser.add_argument("--files", type=integer(0), default=100_000, metavar="N", help=files)
     parser.add_argument("--output", type=Path, help="add rows here (default: in bench/results)")
     return parser

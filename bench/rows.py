@@ -29,6 +29,7 @@ UNITS = {
     "seggpt memory": "MB",  # of a forward, above what the weights take
     "predict": "ms",  # processor time of one more photograph in a folder
     "predict memory": "MB",
+    "search": "ms",  # until the first of so many pictures in folders is known
     "numerics": "share",  # how far from float64; one figure over all images
 }
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]{8,}\+00:00")

@@ -297,6 +297,10 @@ def predict(rows: Sequence[Row]) -> str:
         each = zip(peaks["provider"], peaks["p50"], strict=True)
         text += "Highest resident set: "
         text += ", ".join(f"{name} {number(p50)} MB" for name, p50 in each) + ". "
+    found = frame_of(rows, "search")
+    if not found.empty:
+        text += f"Until the first of {found['case'].iloc[0]} in folders is known it takes "
+        text += f"{number(found['p50'].iloc[0])} ms. "
     return f"{markdown_table(cells.rename(columns={'case': ''}))}\n\n{text}{_made(frame)}"
 
 

@@ -52,10 +52,12 @@ def test_table():
     rows = [row(**common, provider=old, p50=400.0), row(**common, provider=new, p50=100.0)]
     memory = {**common, "kind": "predict memory", "unit": "MB", "case": "peak"}
     rows.append(row(**memory, provider=f"{new}, 20 photographs", p50=700.0))
+    rows.append(row(**{**common, "kind": "search", "case": "1,000 files"}, provider=new, p50=2.5))
     text = tables.predict(rows)
     assert "| labels alone |" in text
     assert "100 (25%)" in text
     assert "20 photographs 700 MB" in text
+    assert "first of 1,000 files in folders is known it takes 2.50 ms" in text
 
 
 @pytest.mark.slow
@@ -66,10 +68,12 @@ def test_against_a_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "_MEMORY", (2, 3))
     file = tmp_path / "rows.jsonl"
     options = ["--against", head.stdout.strip(), "--pictures", "2", "--repeats", "1"]
+    options += ["--files", "20"]
     assert predict.main([*options, "--output", str(file)]) == 0
     rows = read_rows(file)
     assert [(one.kind, one.case) for one in rows] == [
         *(("predict", case) for case in predict.CASES for _ in range(3)),
+        ("search", "20 files"),
         *[("predict memory", "peak")] * 2,
     ]
     assert all(one.parity_error == 0 for one in rows)
