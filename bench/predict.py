@@ -46,7 +46,7 @@ _PIPELINE = """
 import sys, torch
 from transformers import SegformerForSemanticSegmentation, SegformerImageProcessor, pipeline
 torch.set_num_threads(1)
-model = SegformerForSemanticSegmentation.from_pretrained(sys.argv[1]).eval()
+model = SegformerForSemanticSegmentation.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
 processor = SegformerImageProcessor.from_pretrained(sys.argv[1])
 run = pipeline("image-segmentation", model=model, image_processor=processor, device="cpu")
 for path in sys.argv[2:]:
