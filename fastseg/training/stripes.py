@@ -20,7 +20,6 @@ a (g - mean(g) - s' mean(g s') / variance).
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -399,7 +398,9 @@ def logits_in_stripes(
     return logits.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
-_COMPARED = contextvars.ContextVar("compared", default=False)
+# A number, which torch.compile can read, as it cannot a ContextVar. A thread that trains meanwhile
+# has torch's masks too, which are as good.
+_compared = 0
 
 
 @contextlib.contextmanager
@@ -408,16 +409,17 @@ def compared() -> Iterator[None]:
 
     They are those that torch draws of channels-last maps.
     """
-    token = _COMPARED.set(True)
+    global _compared
+    _compared += 1
     try:
         yield
     finally:
-        _COMPARED.reset(token)
+        _compared -= 1
 
 
 def is_compared() -> bool:
     """Return whether this is inside of `compared`."""
-    return _COMPARED.get()
+    return _compared > 0
 
 
 def _draw(dropout: Any, shape: Sequence[int], device: str) -> tuple[torch.Tensor | None, float]:
