@@ -89,7 +89,7 @@ class ResultWriter:
             own = self.classes
             result = Result(torch.from_numpy(shown), visible(image), own.names, own.colours)
             write_png(target.path(CUTOUT), result.cutout(self.cut), source)
-        result = Result(torch.from_numpy(numbers), visible(image), written.names, written.colours)
+        result = Result(torch.from_numpy(numbers), image, written.names, written.colours)
         if POLYGONS in self.endings:
             write_json(target.path(POLYGONS), result.to_geojson(), source)
         annotations = {}

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from fastseg.images.inputs import channels_last, flatten_images, is_unit
+from fastseg.images.modes import to_8_bits, to_rgb
 from fastseg.images.outlines import feature, polygons
 from fastseg.images.overlay import ClassShare, class_shares, label_image, overlay
 from fastseg.images.palettes import check_palette, config_palette, palette
@@ -96,7 +97,9 @@ class Result:
             ValueError: there is no such class, or the picture has no form that can be shown.
         """
         mask = Image.fromarray(self.mask(names).astype(np.uint8) * 255)
-        picture = overlay(self._picture(), self.labels, self.palette, {}, 0.0, legend=False)
+        shown = self._picture()
+        picture = shown if isinstance(shown, Image.Image) else Image.fromarray(shown)
+        picture = to_rgb(to_8_bits(picture)).copy()  # which may be the caller's own
         picture.putalpha(mask)
         box = mask.getbbox() if crop else None
         return picture if box is None else picture.crop(box)

@@ -23,8 +23,9 @@ from torch.nn.modules import module as _module
 from fastseg.folding.conditions import has_forward_hooks, is_plain_path, tracing_reason
 from fastseg.kernels.core.checks import is_exporting
 
+from .masks import is_compared
 from .mix_ffn import product_dtype
-from .stripes import is_compared, logits_in_stripes
+from .stripes import logits_in_stripes
 
 # Numbers of the fused map from which it runs in stripes: below, modules take a few ms less.
 _FEWEST = 1 << 18

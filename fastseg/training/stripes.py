@@ -19,8 +19,6 @@ a (g - mean(g) - s' mean(g s') / variance).
 
 from __future__ import annotations
 
-import contextlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +28,8 @@ from torch import nn
 
 from fastseg.kernels.core.registry import register_differentiable, register_plain
 from fastseg.kernels.loss.axis import Axis
+
+from .masks import draw_mask
 
 STRIPE_BYTES = 1 << 20
 _LEAST_ROWS = 4  # of a stripe: the next one reads rows of the coarser maps again
@@ -388,7 +388,7 @@ def logits_in_stripes(
         class_weight = class_weight.to(kind)
         class_bias = None if class_bias is None else class_bias.to(kind)
     batch, height, width, _ = tokens[0].shape
-    mask, share = _draw(dropout, (batch, height, width, len(weights[0])), device)
+    mask, share = draw_mask(dropout, (batch, height, width, len(weights[0])), device)
     logits, _, mean, variance = torch.ops.fastseg.head_in_stripes(
         *(tokens, weights, bias, norm.weight, norm.bias, class_weight, class_bias),
         *(mask, share, norm.eps),
@@ -396,50 +396,6 @@ def logits_in_stripes(
     if norm.track_running_stats:
         _update(norm, mean, variance, batch * height * width)
     return logits.unflatten(1, (height, width)).permute(0, 3, 1, 2)
-
-
-# A number, which torch.compile can read, as it cannot a ContextVar. A thread that trains meanwhile
-# has torch's masks too, which are as good.
-_compared = 0
-
-
-@contextlib.contextmanager
-def compared() -> Iterator[None]:
-    """For comparisons with modules: small maps go in stripes too, and masks are torch's.
-
-    They are those that torch draws of channels-last maps.
-    """
-    global _compared
-    _compared += 1
-    try:
-        yield
-    finally:
-        _compared -= 1
-
-
-def is_compared() -> bool:
-    """Return whether this is inside of `compared`."""
-    return _compared > 0
-
-
-def _draw(dropout: Any, shape: Sequence[int], device: str) -> tuple[torch.Tensor | None, float]:
-    """A mask of 0 and 1 as bytes, and the share that it keeps.
-
-    From 16 random bits each, which takes 2 ns; torch's bernoulli_ takes 9 to 12 on an AMD core, a
-    tenth of a step of B0. So the share is a multiple of 2^-16, by which what is kept is divided.
-    """
-    if dropout is None or not dropout.training or dropout.p == 0:
-        return None, 1.0
-    if isinstance(dropout, nn.Dropout2d):
-        shape = (shape[0], 1, 1, shape[3])
-    if is_compared():
-        share = 1 - dropout.p
-        return torch.empty(shape, dtype=torch.uint8, device=device).bernoulli_(share), share
-    count = math.prod(shape)
-    bits = torch.empty(-(-count // 4), dtype=torch.int64, device=device).random_(-(2**63), None)
-    dropped = min(round(dropout.p * 2**16), 2**16 - 1)
-    mask = bits.view(torch.int16)[:count].view(shape) >= dropped - 2**15
-    return mask.view(torch.uint8), 1 - dropped / 2**16
 
 
 @torch.no_grad()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 FAST = "fast"  # the name of that dtype in options
+# What a CPU has products in bfloat16 by, and the function of torch.cpu that tells.
+_PRODUCTS = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_supported"}
 
 
 def fast_dtype(device: torch.device) -> tuple[torch.dtype, str]:
@@ -17,8 +19,8 @@ def fast_dtype(device: torch.device) -> tuple[torch.dtype, str]:
             return torch.bfloat16, "the GPU has products in it"
         return torch.float32, "the GPU has no products in bfloat16"
     if device.type == "cpu":
-        for has, name in (("_is_amx_tile_supported", "AMX"), ("_is_avx512_bf16_supported", "")):
-            if getattr(torch.cpu, has, bool)():  # not all versions of torch tell
-                return torch.bfloat16, f"the CPU has {name or 'AVX512-BF16'}"
+        for name, asked in _PRODUCTS.items():
+            if getattr(torch.cpu, asked, bool)():  # not all versions of torch tell
+                return torch.bfloat16, f"the CPU has {name}"
         return torch.float32, "the CPU has neither AMX nor AVX512-BF16"
     return torch.float32, f"nothing is known of {device.type}"

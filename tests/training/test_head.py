@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import fastseg
-from fastseg.training import stripes
+from fastseg.training import masks, stripes
 from tests.half_precision import HALF_FACTOR
 from tests.model_cases import TINY, tiny_model
 
@@ -45,7 +45,7 @@ def results(head, maps, outer):
 
 def check_equal(head, maps, outer):
     """The generator goes on as it would have, too."""
-    with stripes.compared():
+    with masks.compared():
         found = [one.clone() for one in results(head, maps, outer)]
     state = torch.get_rng_state()
     with fastseg.plain_path():
@@ -265,7 +265,7 @@ def test_errors_are_no_larger(kind):
 def test_gradients_of_gradients(head):
     maps, _ = draw((4, 4))
     leaf = maps[0].requires_grad_()
-    with stripes.compared():
+    with masks.compared():
         logits = head([leaf, *maps[1:]])
     with pytest.raises(RuntimeError, match="in stripes there are no gradients of gradients"):
         torch.autograd.grad(logits.square().sum(), leaf, create_graph=True)
@@ -343,7 +343,7 @@ def test_frozen_parts(head):
     for _ in range(2):
         torch.manual_seed(1)
         head.zero_grad()
-        with stripes.compared():
+        with masks.compared():
             head(maps).backward(outer)
         found.append(head.classifier.weight.grad.clone())
         head.classifier.register_forward_hook(lambda *_: None)  # the second runs composed
@@ -356,19 +356,19 @@ def test_masks_of_dropout(p):
     """They keep the share that they say, p to 2^-17, each position and each draw by itself."""
     torch.manual_seed(0)
     dropout = torch.nn.Dropout(p).train()
-    masks = []
+    drawn = []
     for _ in range(2):
-        mask, share = stripes._draw(dropout, (3, 50, 51, 7), "cpu")
+        mask, share = masks.draw_mask(dropout, (3, 50, 51, 7), "cpu")
         assert mask.dtype == torch.uint8
         assert mask.shape == (3, 50, 51, 7)
         assert int(mask.max()) <= 1
         assert share > 0
         assert abs(share - (1 - p)) <= max(2.0**-17, 2.0**-16 - (1 - p))
-        masks.append(mask.double())
-    count = masks[0].numel()
-    for mask in masks:
+        drawn.append(mask.double())
+    count = drawn[0].numel()
+    for mask in drawn:
         assert abs(mask.mean() - share) < 5 * (share * (1 - share) / count) ** 0.5 + 1e-4
-    together = (masks[0] * masks[1]).mean()
+    together = (drawn[0] * drawn[1]).mean()
     assert abs(together - share**2) < 5 * (share**2 / count) ** 0.5
-    neighbours = (masks[0].flatten()[1:] * masks[0].flatten()[:-1]).mean()
+    neighbours = (drawn[0].flatten()[1:] * drawn[0].flatten()[:-1]).mean()
     assert abs(neighbours - share**2) < 5 * (share**2 / count) ** 0.5

@@ -15,7 +15,7 @@ from torch import nn
 from fastseg.folding.conditions import kind_of
 from fastseg.folding.swap import HOST
 from fastseg.folding.trial import apart, difference, failed, seeded, trial_copy
-from fastseg.training.stripes import compared
+from fastseg.training.masks import compared
 
 from .encoder_plan import EncoderHost, LayerPlan
 from .head_plan import HeadHost, HeadPlan

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fastseg
-from fastseg.training.stripes import compared
+from fastseg.training.masks import compared
 
 from .host_models import WHOLE
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import fastseg
-from fastseg.training.stripes import compared
+from fastseg.training.masks import compared
 
 transformers = pytest.importorskip("transformers")  # this file is collected where it is there
 
