@@ -20,16 +20,16 @@ a (g - mean(g) - s' mean(g s') / variance).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fastseg.kernels.core.registry import register_differentiable, register_plain
-from fastseg.kernels.loss.axis import Axis
 
 from .masks import draw_mask
+from .resizing import Stage
 
 STRIPE_BYTES = 1 << 20
 _LEAST_ROWS = 4  # of a stripe: the next one reads rows of the coarser maps again
@@ -38,40 +38,6 @@ _ONCE = (
     "there are"
 )
 Tensors = Sequence[torch.Tensor]
-
-
-class _Stage(NamedTuple):
-    """How a coarser map (h, w) is resized to (H, W)."""
-
-    down: torch.Tensor  # (H, h) the share of each row in each
-    across: torch.Tensor  # (W, w)
-    first: list[int]  # the first row that each of the H has a share of
-
-    @classmethod
-    def of(cls, size: Sequence[int], grid: Sequence[int], like: torch.Tensor) -> _Stage:
-        pairs = zip(size, grid, strict=True)
-        (down, first), (across, _) = (Axis.of(*pair, False).shares(*pair, like) for pair in pairs)
-        return cls(down, across, first)
-
-    def rows(self, stripe: slice) -> slice:
-        """The rows of the map that the rows of a stripe lie between."""
-        return slice(self.first[stripe.start], self.first[stripe.stop - 1] + 2)
-
-    def mean(self, one: torch.Tensor) -> torch.Tensor:
-        """(C,) the mean of a map (B, h, w, C) after resizing."""
-        weights = torch.outer(self.down.mean(0), self.across.mean(0)).flatten()
-        return weights @ one.flatten(1, 2).mean(0, dtype=weights.dtype)
-
-    def widen(self, grid: torch.Tensor) -> torch.Tensor:
-        """(h, w, D) -> (h, W D)."""
-        size = len(grid), len(self.across)
-        wide = F.interpolate(grid[None].permute(0, 3, 1, 2), size, mode="bilinear")
-        return wide[0].permute(1, 2, 0).reshape(len(grid), -1)
-
-    def narrow(self, wide: torch.Tensor) -> torch.Tensor:
-        """The adjoint: (h, W D) -> (h w, D)."""
-        wide = wide.view(len(wide), len(self.across), -1)
-        return (self.across.t() @ wide).flatten(0, 1)
 
 
 class _Stripes:
@@ -83,7 +49,7 @@ class _Stripes:
         self.dtype = torch.promote_types(self.kept, torch.float32)
         self._like = tokens[0].new_empty((), dtype=self.dtype)
         size = self.height, self.width
-        self.stages = [_Stage.of(size, one.shape[1:3], self._like) for one in tokens[1:]]
+        self.stages = [Stage.of(size, one.shape[1:3], self._like) for one in tokens[1:]]
         row_bytes = self.width * channels * self.dtype.itemsize
         self._most = min(max(STRIPE_BYTES // row_bytes, _LEAST_ROWS), self.height)
         tops = range(0, self.height, self._most)
