@@ -29,6 +29,7 @@ UNITS = {
     "seggpt memory": "MB",  # of a forward, above what the weights take
     "predict": "ms",  # processor time of one more photograph in a folder
     "predict memory": "MB",
+    "evaluate": "ms",  # a photograph by fastseg.evaluate, and what counting takes of it
     "search": "ms",  # until the first of so many pictures in folders is known
     "numerics": "share",  # how far from float64; one figure over all images
 }

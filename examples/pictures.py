@@ -6,7 +6,6 @@ Your own dataset goes here: a class with the four members of `Pictures`.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,17 +13,17 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import Dataset
 
 import fastseg
+from fastseg.datasets.pictures import LabelledPictures, open_dataset
+from fastseg.datasets.splits import NoSuchSplit
 from fastseg.demo.scenes import CLASSES, draw_scene
 
 IGNORE = 255
 # Pictures and masks are read as the image processor takes them, at their own size.
 PROCESSOR = fastseg.SegformerImageProcessor(do_resize=False)
-# `Folder` looks at masks of 0 and 255 by itself.
-warnings.filterwarnings("ignore", message=".*holds 0 and 255 alone")
 # The image processor's own.
 MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 STD = np.array((0.229, 0.224, 0.225), np.float32)
@@ -76,39 +75,49 @@ class DrawnScenes:
         }
 
 
-class Folder:
-    """images/, masks/ and classes.txt in a folder; every tenth picture is held out.
+Pair = tuple[LabelledPictures, int]  # a data set and a place in it
 
-    Masks hold class numbers, and 255 where a pixel is left out. Where there are two classes and
-    all masks hold 0 and 255 alone, 255 is the second class.
+
+class Folder:
+    """A data set in a folder, in one of the layouts of docs/evaluate.md, read by fastseg.datasets.
+
+    Where it has no splits, every tenth picture is held out. Masks hold class numbers, and 255 where
+    a pixel is left out. Where there are two classes and all masks hold 0 and 255 alone, 255 is the
+    second class.
     """
 
     def __init__(self, root: Path, seed: int) -> None:
-        self.classes = (root / "classes.txt").read_text().split("\n")
-        self.classes = [name.strip() for name in self.classes if name.strip()]
-        endings = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
-        found = sorted(p for p in (root / "images").iterdir() if p.suffix.lower() in endings)
-        pairs = [(path, root / "masks" / f"{path.stem}.png") for path in found]
-        missing = [str(mask) for _, mask in pairs if not mask.exists()]
-        if missing or len(pairs) < 2:
-            raise FileNotFoundError(f"{root}: {len(pairs)} images; masks missing: {missing[:5]}")
+        self.root, self.seed = root, seed
+        held_out = training = open_dataset(root)
+        self.test: list[Pair] = [(held_out, place) for place in range(len(held_out))]
+        try:
+            training = open_dataset(root, "train")
+            self.pairs: list[Pair] = [(training, place) for place in range(len(training))]
+        except NoSuchSplit as error:
+            if error.there:
+                raise
+            if len(held_out) < 2:
+                raise ValueError(f"{root}: expected at least 2 pictures, got 1") from None
+            step = min(10, len(held_out))
+            self.pairs = [pair for pair in self.test if pair[1] % step]
+            self.test = self.test[::step]
+        if training.classes is None:
+            raise ValueError(f"{root}: expected classes.txt, with the name of a class a line")
+        self.classes = list(training.classes)
         if not 1 < len(self.classes) <= IGNORE:
             raise ValueError(
                 f"{root}/classes.txt: expected 2 to {IGNORE} names, the background's among them, "
                 f"got {len(self.classes)}"
             )
-        self.root, self.seed = root, seed
         self.binary = False
-        self._check(pairs)
-        self.test = pairs[:: min(10, len(pairs))]
-        self.pairs = [pair for pair in pairs if pair not in self.test]
+        self._check()
 
-    def _check(self, pairs: list[tuple[Path, Path]]) -> None:
+    def _check(self) -> None:
         """Read everything once: what is wrong is named now, and not after hours."""
         numbers: set[int] = set()
         wrong: list[str] = []
         with ThreadPoolExecutor() as threads:
-            for held, problem in threads.map(self._look, pairs):
+            for held, problem in threads.map(self._look, self.test + self.pairs):
                 numbers |= held
                 wrong += [problem] if problem else []
         if wrong:
@@ -116,32 +125,47 @@ class Folder:
             raise ValueError("\n".join(wrong[:10] + more))
         self.binary = len(self.classes) == 2 and numbers == {0, IGNORE}
         if self.binary:
-            print(f"{self.root}/masks: 0 and 255 alone, so 255 is taken for {self.classes[1]}")
+            print(f"{self.root}: 0 and 255 alone, so 255 is taken for {self.classes[1]}")
         absent = [name for i, name in enumerate(self.classes) if i not in numbers]
         if absent and not self.binary:
-            print(f"{self.root}/masks: none has {', '.join(absent)}, which cannot be learned")
+            print(f"{self.root}: no mask has {', '.join(absent)}, which cannot be learned")
 
-    def _look(self, pair: tuple[Path, Path]) -> tuple[set[int], str]:
+    def _look(self, pair: Pair) -> tuple[set[int], str]:
         """The numbers in a mask, and what is wrong with it or its picture."""
         try:
-            _, labels = _read_pair(pair)
+            _, labels = self._read(pair)
         except ValueError as error:
             return set(), str(error)
-        held = set(np.flatnonzero(np.bincount(labels.ravel())).tolist())
+        held = set(np.unique(labels).tolist())
         unknown = sorted(held - {*range(len(self.classes)), IGNORE})
         if not unknown:
             return held, ""
+        data, place = pair
         return held, (
-            f"{pair[1]}: expected the numbers of {len(self.classes)} classes, 0 to "
+            f"{data.names[place][1]}: expected the numbers of {len(self.classes)} classes, 0 to "
             f"{len(self.classes) - 1}, or {IGNORE} to leave a pixel out, got {unknown[:5]}; put "
             "class numbers in the place of grey values or colours, and count from 0"
         )
 
-    def _read(self, pair: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray]:
-        image, labels = _read_pair(pair)
+    def _read(self, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+        """A picture (H, W, 3) and its labels (H, W); a ValueError names what is wrong."""
+        data, place = pair
+        picture, labels = data[place]
+        name, of_mask = data.names[place]
+        try:  # as the image processor reads it for `fastseg predict`
+            image = PROCESSOR.bytes_and_scale(picture)[0]
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{name}: {error}") from error
+        if labels.shape != image.shape[:2]:
+            raise ValueError(
+                f"{of_mask}: expected the height and width of the picture, turned as its EXIF "
+                f"orientation says, {image.shape[:2]}, got {labels.shape}"
+            )
+        if data.reduce_labels:  # 0 is no class
+            labels = np.where(labels == 0, IGNORE, labels.astype(np.int64) - 1)
         if self.binary:
             labels = np.where(labels == IGNORE, 1, labels)
-        return image, labels.astype(np.uint8)
+        return image, labels.astype(np.uint8) if labels.max() <= IGNORE else labels
 
     def train(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         epoch, place = divmod(index, len(self.pairs))
@@ -153,33 +177,6 @@ class Folder:
 
     def describe(self) -> dict[str, Any]:
         return {"pictures": self.root.name, "train": len(self.pairs), "held_out": len(self.test)}
-
-
-def _read_pair(pair: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray]:
-    """A picture (H, W, 3) and its labels (H, W); raise a ValueError that names what is wrong."""
-    # The image processor reads pictures here as it does for `fastseg predict`.
-    # Opened as a stream, as PIL mixes up grey TIFFs that it maps and turns.
-    try:
-        with open(pair[0], "rb") as stream, Image.open(stream) as file:
-            image = PROCESSOR.bytes_and_scale(ImageOps.exif_transpose(file))[0]
-    except (OSError, ValueError, TypeError) as error:  # OSError: no picture, or one cut off
-        raise ValueError(f"{pair[0]}: {error}") from error
-    labels = _read_mask(pair[1])
-    if labels.shape != image.shape[:2]:
-        raise ValueError(
-            f"{pair[1]}: expected the height and width of the picture, turned as its EXIF "
-            f"orientation says, {image.shape[:2]}, got {labels.shape}"
-        )
-    return image, labels
-
-
-def _read_mask(path: Path) -> np.ndarray:
-    """Labels (H, W) of a mask, as the image processor takes them: a palette's are its indices."""
-    try:
-        with Image.open(path) as file:
-            return PROCESSOR(Image.new("RGB", (1, 1)), file)["labels"][0]
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Train or fine-tune a SegFormer.
 
 Without --data it learns procedurally drawn scenes: the command that made the embedded model is in
-fastseg/demo/assets/scenes-b0/metrics.json. With --data it learns your pictures:
+fastseg/demo/assets/scenes-b0/metrics.json. With --data it learns your pictures, from a folder in
+one of the layouts of docs/evaluate.md, such as
 
     DIR/images/*.jpg|png|tif    DIR/masks/<same name>.png (class numbers, 255 = ignore; or, for two
     classes, 0 and 255)    DIR/classes.txt (one name a line, from class 0)
@@ -340,7 +341,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
-    add("--data", type=Path, help="folder with images/, masks/, classes.txt; default: drawn scenes")
+    add("--data", type=Path, help="folder of pictures and masks; default: drawn scenes")
     add("--init", help="checkpoint directory or hub id to fine-tune; default: from scratch")
     add("--output", type=Path, default=Path("output/model"), help="where the model is written")
     add("--run-dir", type=Path, default=Path("runs/train"), help="checkpoint, metrics, plot")

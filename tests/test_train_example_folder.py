@@ -83,7 +83,7 @@ def test_255_is_left_out_where_there_is_a_1(pictures: ModuleType, tmp_path: Path
 
 def test_a_class_in_no_mask_is_told(pictures: ModuleType, tmp_path: Path, capsys) -> None:
     pictures.Folder(make_folder(tmp_path, Image.fromarray(labels(0, 255))), seed=0)
-    assert "none has land, sea" in capsys.readouterr().out
+    assert "no mask has land, sea" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -142,6 +142,38 @@ def test_all_that_is_wrong_is_told_before_the_first_step(
     with pytest.raises(ValueError, match="images/cut") as found:
         pictures.Folder(root, seed=0)
     lines = str(found.value).splitlines()
-    starts = ["images/cut", "masks/mask", "images/none", "masks/number", "masks/small"]
-    for line, start in zip(lines, starts, strict=True):
+    starts = ["images/cut", "images/none", "masks/mask", "masks/number", "masks/small"]
+    for line, start in zip(sorted(lines), starts, strict=True):
         assert line.startswith(f"{root}/{start}.png: "), line
+
+
+def test_splits_are_kept(pictures: ModuleType, tmp_path: Path) -> None:
+    """Where there is a split for validation, nothing of that for training is held out."""
+    for split, count in (("train", 3), ("val", 2)):
+        for name in ("images", "masks"):
+            (tmp_path / name / split).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (30, 20)).save(tmp_path / "images" / split / f"{number}.png")
+            Image.fromarray(labels(number)).save(tmp_path / "masks" / split / f"{number}.png")
+    (tmp_path / "classes.txt").write_text(CLASSES)
+    folder = pictures.Folder(tmp_path, seed=0)
+    assert folder.describe() == {"pictures": tmp_path.name, "train": 3, "held_out": 2}
+    assert {int(folder.train(index)[1].max()) for index in range(3)} == {0, 1, 2}
+    (tmp_path / "images" / "train").rename(tmp_path / "images" / "test")
+    with pytest.raises(FileNotFoundError, match="no split 'train'; there are test, val"):
+        pictures.Folder(tmp_path, seed=0)
+
+
+def test_no_class_is_0_in_ade20k(pictures: ModuleType, tmp_path: Path) -> None:
+    for name, split in (
+        (n, s) for n in ("images", "annotations") for s in ("training", "validation")
+    ):
+        (tmp_path / name / split).mkdir(parents=True)
+    for split, short in (("training", "train"), ("validation", "val")):
+        name = f"ADE_{short}_00000001"
+        Image.new("RGB", (30, 20)).save(tmp_path / "images" / split / f"{name}.jpg")
+        mask = labels(0, 1, 150)
+        Image.fromarray(mask).save(tmp_path / "annotations" / split / f"{name}.png")
+    folder = pictures.Folder(tmp_path, seed=0)
+    assert len(folder.classes) == 150
+    np.testing.assert_array_equal(folder.train(0)[1], labels(255, 0, 149))

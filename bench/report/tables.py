@@ -301,6 +301,11 @@ def predict(rows: Sequence[Row]) -> str:
     if not found.empty:
         text += f"Until the first of {found['case'].iloc[0]} in folders is known it takes "
         text += f"{number(found['p50'].iloc[0])} ms. "
+    evaluated = frame_of(rows, "evaluate")
+    if not evaluated.empty:
+        counted = evaluated.set_index("provider")["p50"]
+        text += f"Counting takes {number(counted['counting'])} of the "
+        text += f"{number(counted['fastseg.evaluate'])} ms of a photograph in `fastseg.evaluate`. "
     return f"{markdown_table(cells.rename(columns={'case': ''}))}\n\n{text}{_made(frame)}"
 
 

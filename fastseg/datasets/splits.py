@@ -12,6 +12,14 @@ _SAME = {"validation": "val", "valid": "val", "training": "train", "testing": "t
 _LISTED = 5  # names that an error lists
 
 
+class NoSuchSplit(FileNotFoundError):
+    """There are other splits, or none: `there` has their words, of "train", "val" and "test"."""
+
+    def __init__(self, message: str, there: Iterable[str]) -> None:
+        super().__init__(message)
+        self.there = sorted({"train", "val", "test"}.intersection(there))
+
+
 def choose_split(
     root: Path, there: Mapping[str, _Item], split: str | None, otherwise: _Item | None = None
 ) -> _Item:
@@ -22,7 +30,7 @@ def choose_split(
             only item.
 
     Raises:
-        FileNotFoundError: there is no such split.
+        NoSuchSplit: there is none of this name.
     """
     by_word = {_SAME.get(name, name): item for name, item in there.items()}
     wanted = _SAME.get(split or "val", split or "val")
@@ -33,9 +41,8 @@ def choose_split(
             return otherwise
         if len(there) == 1:
             return next(iter(there.values()))
-    raise FileNotFoundError(
-        f"{root}: no split {split or 'val'!r}; there are {listed(sorted(there)) or 'none'}"
-    )
+    named = listed(sorted(there)) or "none"
+    raise NoSuchSplit(f"{root}: no split {split or 'val'!r}; there are {named}", by_word)
 
 
 def listed(names: Iterable[object]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from pathlib import Path
 
@@ -53,11 +54,15 @@ def test_table():
     memory = {**common, "kind": "predict memory", "unit": "MB", "case": "peak"}
     rows.append(row(**memory, provider=f"{new}, 20 photographs", p50=700.0))
     rows.append(row(**{**common, "kind": "search", "case": "1,000 files"}, provider=new, p50=2.5))
+    evaluated = {**common, "kind": "evaluate", "case": "counting", "baseline": "fastseg.evaluate"}
+    rows.append(row(**evaluated, provider="fastseg.evaluate", p50=200.0))
+    rows.append(row(**evaluated, provider="counting", p50=1.0))
     text = tables.predict(rows)
     assert "| labels alone |" in text
     assert "100 (25%)" in text
     assert "20 photographs 700 MB" in text
     assert "first of 1,000 files in folders is known it takes 2.50 ms" in text
+    assert "Counting takes 1.00 of the 200 ms of a photograph" in text
 
 
 @pytest.mark.slow
@@ -65,6 +70,13 @@ def test_against_a_commit(tmp_path, monkeypatch):
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     if head.returncode:
         pytest.skip("there is no git history here")
+
+    def processor_seconds(command, code, measure=predict.processor_seconds):
+        """The real process; but of two photographs, its time would be lost in the start's noise."""
+        _, wall = measure(command, code)
+        return 3 + 0.1 * sum(argument.endswith(".jpg") for argument in command), wall
+
+    monkeypatch.setattr(predict, "processor_seconds", processor_seconds)
     monkeypatch.setattr(predict, "_MEMORY", (2, 3))
     file = tmp_path / "rows.jsonl"
     options = ["--against", head.stdout.strip(), "--pictures", "2", "--repeats", "1"]
@@ -74,6 +86,21 @@ def test_against_a_commit(tmp_path, monkeypatch):
     assert [(one.kind, one.case) for one in rows] == [
         *(("predict", case) for case in predict.CASES for _ in range(3)),
         ("search", "20 files"),
+        *[("evaluate", "counting")] * 2,
         *[("predict memory", "peak")] * 2,
     ]
     assert all(one.parity_error == 0 for one in rows)
+    whole, counting = (one.p50 for one in rows if one.kind == "evaluate")
+    assert 0 < counting < whole
+    assert [one.p50 for one in rows if one.kind == "predict"] == pytest.approx([100] * 6)
+
+
+def test_too_few_photographs(tmp_path, monkeypatch, capsys):
+    @contextlib.contextmanager
+    def checkouts(*_):
+        yield tmp_path, None
+
+    monkeypatch.setattr(predict, "checkouts", checkouts)
+    monkeypatch.setattr(predict, "processor_seconds", lambda command, code: (3.0, 3.0))
+    assert predict.main(["--against", "HEAD", "--pictures", "2"]) == 2
+    assert "--pictures: expected enough" in capsys.readouterr().err
