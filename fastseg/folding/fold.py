@@ -24,6 +24,7 @@ from .conditions import (
 )
 from .find import Declined
 from .freshness import ModelWatch
+from .sharded import is_gathered
 
 Folded = Any  # weights of an op, or tensors, in lists and dicts too
 
@@ -94,6 +95,8 @@ def _is_finished(device: torch.device) -> bool:
 def _gradient_problem(part: nn.Module) -> str | None:
     if part._backward_hooks or part._backward_pre_hooks:
         return "has backward hooks"
+    if any(is_gathered(part, tensor) for tensor in tensors_of(part)):
+        return None  # a report asks outside of a forward
     return tensor_problem(part)
 
 

@@ -28,6 +28,7 @@ from fastseg.kernels.core.weights import Weights
 
 from .fold import Known, Part, tensors_of
 from .freshness import ATTRIBUTES_COUNT, Derived, ModelWatch
+from .sharded import sharded_reason
 
 
 class Plan:
@@ -152,6 +153,11 @@ class State(Derived):
                 return plan.settle(fold=False)
             # Before any fold: others may edit meanwhile.
             watch = ModelWatch(self._module, derived=False) if watch is None else watch.renewed()
+            if reason := sharded_reason(self._module):
+                for part in plan.parts():
+                    part.decline(reason)
+                self._reason, self._watch = reason, watch
+                return reason
             self._reason = reason = plan.settle()
             if all(part.watch is not None for part in plan.folded_parts()):
                 self._watch = watch

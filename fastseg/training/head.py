@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.modules import module as _module
 
 from fastseg.folding.conditions import has_forward_hooks, is_plain_path, tracing_reason
+from fastseg.folding.sharded import is_gathered
 from fastseg.kernels.core.checks import is_exporting
 
 from .masks import is_compared
@@ -57,7 +58,8 @@ def head_reason(head: HeadModules, *inputs: Any) -> str | None:
     for one, kind in kinds:
         if type(one) is not kind:  # LoRA, quantised layers, parametrizations
             return f"one of its layers is a {type(one).__name__}"
-        if type(one.weight) not in (nn.Parameter, torch.Tensor):
+        is_plain = type(one.weight) in (nn.Parameter, torch.Tensor)
+        if not is_plain and not is_gathered(one, one.weight):  # as a report sees it
             return f"one of its layers has a {type(one.weight).__name__}"
     if not _is_pointwise(head.fuse):
         return "its fuse convolution is not pointwise"
