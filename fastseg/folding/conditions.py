@@ -33,7 +33,7 @@ _PLAIN_KINDS = {
 # Attributes that tell kinds of modules apart, and those that do not change what one computes in
 # eval mode.
 _KIND_TYPES = (bool, int, float, str, tuple, list, FunctionType)
-_NOT_OF_A_KIND = ("training", "p", "drop_prob", "layer_idx")
+_NOT_OF_A_KIND = ("training", "p", "drop_prob", "layer_idx", "gradient_checkpointing")
 
 # transformers collects hidden states and attentions by hooks that it leaves on for good; they do
 # nothing unless it is asked for attentions, and then its own forward runs.

@@ -92,6 +92,14 @@ def _is_finished(device: torch.device) -> bool:
     return True
 
 
+def _folding_problem(part: nn.Module) -> str | None:
+    # Of FullyShardedDataParallel and replicas of DataParallel, in memory that may be freed.
+    for name in ("weight", "bias"):
+        if isinstance(part.__dict__.get(name), torch.Tensor):
+            return f"has a {name} that is no parameter"
+    return tensor_problem(part)
+
+
 def _gradient_problem(part: nn.Module) -> str | None:
     if part._backward_hooks or part._backward_pre_hooks:
         return "has backward hooks"
@@ -256,7 +264,7 @@ class Part(Known):
     def _fold_and_keep(self) -> bool:
         """Fold, or have `_declined` say why not; return whether it is there for later calls."""
         modules = self.known_modules()
-        self._declined = first_problem(self._owner, modules, tensor_problem)
+        self._declined = first_problem(self._owner, modules, _folding_problem)
         if self._declined is not None:
             return False
         # Tensors of inference mode could neither be refreshed nor be captured by a graph.

@@ -38,7 +38,8 @@ _MOST_CLASSES = 2**15 - 1  # labels are kept as int16
 _NONE_WRONG = 2**63 - 1
 _ONCE = (
     f"{NAME}: there are no gradients of gradients, and so neither create_graph=True nor "
-    "torch.func; cross_entropy(interpolate(logits, size), labels) has them"
+    "torch.func; cross_entropy(interpolate(logits, size), labels) has them, and "
+    "so has a model's loss inside fastseg.plain_path()"
 )
 _KERNEL_LABELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 

@@ -335,3 +335,15 @@ def test_plain_path_ends_with_its_block(model, pixel_values, monkeypatch):
         raise RuntimeError("inside")
     folded(model, pixel_values)
     assert folds
+
+
+def test_a_weight_that_is_no_parameter_is_not_folded(model, pixel_values):
+    """As FullyShardedDataParallel and replicas have them, in memory that may be freed."""
+    fuse = model.decode_head.linear_fuse
+    fuse.weight = torch.Tensor(fuse._parameters.pop("weight").detach())
+    with torch.no_grad():
+        logits = model(pixel_values).logits
+        report = fastseg.report(model)
+        with fastseg.plain_path():
+            assert relative_error(logits, model(pixel_values).logits) < 1e-6
+    assert "decode_head: plain: linear_fuse has a weight that is no parameter" in report
