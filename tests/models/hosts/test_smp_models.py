@@ -10,6 +10,7 @@ import timm
 import torch
 
 import fastseg
+from fastseg.training.masks import compared
 
 from . import nvlabs
 from .checks import assert_parity, errors, run
@@ -151,3 +152,34 @@ def test_linear_pvt_v2_of_timm_is_another_network():
     fastseg.accelerate(model)
     with torch.no_grad():
         assert "computes something else than a SegFormer's" in fastseg.report(model)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_the_loss_of_a_loop_of_its_own(ignored):
+    """smp resizes with aligned corners, and its loss is the mean over ignored pixels too."""
+    options = {"encoder_weights": None, "classes": 5}
+    plain = smp.Segformer("mit_b0", **options).double()
+    randomize(plain)
+    model = smp.Segformer("mit_b0", **options, upsampling=1).double()
+    model.load_state_dict(plain.state_dict())
+    with pytest.warns(UserWarning, match="your loop may call fastseg.kernels.upsample_cross"):
+        fastseg.accelerate(model, training=True)
+    pixels, labels = torch.randn(2, 3, 64, 96).double(), torch.randint(0, 5, (2, 64, 96))
+    if ignored:
+        labels[0, :40] = 255
+    its_loss = smp.losses.SoftCrossEntropyLoss(smooth_factor=0.1, ignore_index=255)
+
+    def loss(logits, labels):
+        options = {"reduction": "sum", "label_smoothing": 0.1, "align_corners": True}
+        return fastseg.kernels.upsample_cross_entropy(logits, labels, **options) / labels.numel()
+
+    found = []
+    for one, of_it in ((plain, its_loss), (model, loss)):
+        torch.manual_seed(7)
+        with compared():
+            of_it(one.train()(pixels), labels).backward()
+        found.append([parameter.grad for parameter in one.parameters()])
+    assert "all in stripes" in fastseg.report(model)
+    largest = max(exact.norm() for exact in found[0])
+    for exact, ours in zip(*found, strict=True):
+        assert (ours - exact).norm() < 1e-12 * exact.norm() + 1e-14 * largest
