@@ -222,3 +222,25 @@ def test_gradients_of_gradients_are_an_error():
         second()
     with fastseg.plain_path():
         assert second().isfinite().all()
+
+
+@pytest.mark.parametrize("first", ["converted", "accelerated"])
+def test_sync_batch_norm_is_called(first, monkeypatch):
+    """Over one process it runs on a CPU; over several torch has it on GPUs alone."""
+    kind = torch.nn.SyncBatchNorm
+    model = kind.convert_sync_batchnorm(build().double())
+    fast = copy.deepcopy(model)
+    if first == "accelerated":
+        fast = fastseg.accelerate(build().double(), training=True)
+        fast.load_state_dict(model.state_dict())
+        kind.convert_sync_batchnorm(fast)
+    else:
+        fastseg.accelerate(fast, training=True)
+    assert isinstance(fast.decode_head.batch_norm, kind)
+    seen, forward = [], kind.forward
+    monkeypatch.setattr(kind, "forward", lambda *given: seen.append(1) or forward(*given))
+    drawn = draw()
+    check_equal(results(fast, *drawn), results(model, *drawn))
+    assert len(seen) == 2
+    line = "at its own stage's size, the rest as it is: its normalisation is a SyncBatchNorm"
+    assert line in fastseg.report(fast)
