@@ -207,8 +207,8 @@ def _check_close(
 
 def _work(rank: int, folder: str, function: Callable[..., Any], cases: Sequence[Any]) -> None:
     torch.set_num_threads(1)
-    options = {"init_method": f"file://{folder}/store", "rank": rank, "world_size": 2}
-    torch.distributed.init_process_group("gloo", **options)
+    store = f"file://{folder}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     for case in cases:
         found = function(case, rank)
         if rank == 0:
