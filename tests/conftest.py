@@ -6,6 +6,7 @@ import functools
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,19 @@ import torch
 TRANSFORMERS4 = Path(__file__).parent.parent / ".venv" / "transformers4"
 # segmentation_models_pytorch needs a torchvision that would change what transformers does.
 SMP = Path(__file__).parent.parent / ".venv" / "smp"
+
+
+@pytest.hookimpl(tryfirst=True)  # before "slow" is selected by
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Cases that @pytest.mark.every(n) leaves out of `make test` are slow."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        marker = item.get_closest_marker("every")
+        if marker is not None:
+            function = item.nodeid.split("[")[0]
+            if seen[function] % marker.args[0]:
+                item.add_marker(pytest.mark.slow)
+            seen[function] += 1
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -30,6 +30,7 @@ def run(
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_accelerate_transformers(scene, tmp_path, monkeypatch, capsys):
     Image.fromarray(scene.image).save(tmp_path / "scene.png")
     said = run("accelerate_transformers.py", monkeypatch, capsys, tmp_path / "scene.png")

@@ -42,6 +42,7 @@ def small(monkeypatch, tmp_path):
     return tmp_path / "rows.jsonl"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_cases(small, dtype, capsys):
     names = [name.replace(" ", "-") for name in (*CASES, "post-processing")]

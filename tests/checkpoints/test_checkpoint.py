@@ -132,6 +132,7 @@ FILES = {
 }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("kind", FILES)
 def test_loads(kind, name, tmp_path, request):

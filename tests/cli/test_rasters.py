@@ -88,6 +88,7 @@ def write(path: Path, values: np.ndarray, layout: str = "interleaved", **options
     return path
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("content", CONTENTS)
 def test_many_bands(predict_six, six, tmp_path, content, layout, capsys):

@@ -72,6 +72,7 @@ def break_(monkeypatch, step: str, error: Exception) -> None:
         monkeypatch.setattr(ResultWriter, "write", fail_writing)
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize(("error", "reason"), ERRORS, ids=lambda value: type(value).__name__)
 @pytest.mark.parametrize("step", ["reading", "segmenting", "writing"])
 def test_an_error_of_any_kind(predict, three, tmp_path, monkeypatch, capsys, step, error, reason):

@@ -125,6 +125,7 @@ CHANGES = [
 WAITING = (change_eps, change_config)
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("make", [runner_of, default_of])
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_change_is_seen(change, make):

@@ -43,6 +43,7 @@ def test_metrics_are_of_held_out_seeds() -> None:
     assert max(SEEDS) < metrics["train_seeds_from"]
 
 
+@pytest.mark.slow
 def test_mean_iou_on_unseen_scenes(model: fastseg.SegformerForSemanticSegmentation) -> None:
     hit, union = np.zeros(len(CLASSES)), np.zeros(len(CLASSES))
     for seed in SEEDS:

@@ -55,6 +55,7 @@ def test_weights_are_second_in_products(tmp_path):
 OPSETS = (11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 23)
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("opset", [11, 13, 16, 17, 18, 20])
 def test_float16(opset, tmp_path):
     """Half the bytes, input and logits in float32, errors of float16's rounding."""
@@ -141,6 +142,7 @@ def test_one_class_is_there_or_not(dtype, tmp_path):
         assert_labels(labels, torch.cat([torch.zeros_like(logits), logits], dim=1), (64, 75))
 
 
+@pytest.mark.every(7)
 @pytest.mark.parametrize("opset", [11, 17, 18, 20])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_in_every_form(activation, opset, tmp_path):
@@ -156,6 +158,7 @@ def test_activations_in_every_form(activation, opset, tmp_path):
     assert relative(open_onnxruntime(path)(pixels)[0], expected) <= 2e-6
 
 
+@pytest.mark.every(7)
 @pytest.mark.parametrize("labels", [False, True])
 @pytest.mark.parametrize("opset", OPSETS)
 def test_opsets(opset, labels, tmp_path):

@@ -55,6 +55,7 @@ processor.save_pretrained(theirs)
 """
 
 
+@pytest.mark.slow
 def test_files_of_transformers_4(run_transformers4, tmp_path):
     """fastseg saves, 4.57 loads, computes and saves, fastseg loads: the same throughout."""
     image, labels = photograph("coffee"), noise((400, 600))

@@ -125,6 +125,7 @@ def test_floats_of_another_range_are_told():
 # -- bands
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("slide", [None, (48, 32)])
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("bands", [1, 2, 4, 5, 6, 10])
@@ -195,6 +196,7 @@ def least_that_runs(model, bands=3):
 CONFIGS = [{}, {"sr_ratios": [4, 2, 2, 2]}, {"sr_ratios": [1, 1, 1, 1], "strides": [2, 2, 2, 2]}]
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize("size", [(20, 300), (300, 20), (5, 7), (28, 28), (29, 30), (40, 1)])
 @pytest.mark.parametrize("slide", [None, (64, 40)])

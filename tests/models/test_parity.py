@@ -95,6 +95,7 @@ def whole_b0():
     return twins(**B0)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("size", "batch"), [((512, 512), 1), ((64, 64), 3), ((517, 389), 1), ((33, 97), 3)]
 )

@@ -31,6 +31,7 @@ def millions(model) -> float:
     return sum(parameter.numel() for parameter in model.parameters()) / 1e6
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("size", range(6))
 def test_counts_of_keras_cv(size):
     encoder = fastseg.from_preset(f"mit_b{size}", num_classes=0)
@@ -50,6 +51,7 @@ def test_counts_of_the_paper(size):
     assert millions(model.decode_head) == pytest.approx(PAPER_DECODER[size], abs=0.2)
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("name", fastseg.PRESETS)
 def test_counts_of_transformers(name):
     model = fastseg.from_preset(name)

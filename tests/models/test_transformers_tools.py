@@ -90,6 +90,7 @@ def trainer(model, data, folder, processor=None, **options):
     )
 
 
+@pytest.mark.every(4)
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize(
     "options",

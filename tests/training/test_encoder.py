@@ -194,6 +194,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_changed_part_runs_as_it_is_written(name, before, model, calls):

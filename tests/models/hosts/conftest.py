@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -37,6 +38,7 @@ _COMPILED = ("transformers", "fastseg")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    quick = []
     for item in items:
         if item.path.parent != Path(__file__).parent:
             continue
@@ -49,6 +51,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         left_out = _OF_ALL_HOSTS[: 1 if of_relative else 2]
         if of_second or is_third or (of_part and item.path.stem not in left_out):
             item.add_marker(pytest.mark.slow)
+        elif isinstance(host, Host) and item.path.stem not in _OF_ALL_HOSTS:
+            quick.append(item)
+    _take_turns(quick)
+
+
+def _take_turns(items: list[pytest.Item]) -> None:
+    """Of each case one host is quick, in turn: the cases of a test are spread over all hosts."""
+    cases: dict[str, dict[str, list[pytest.Item]]] = {}
+    for item in items:
+        if not item.get_closest_marker("slow"):
+            function, case = item.nodeid.split("[", 1)
+            without_host = case.replace(item.callspec.params["host"].name, "", 1)
+            cases.setdefault(function, {}).setdefault(without_host, []).append(item)
+    for function, by_case in cases.items():
+        for turn, same in enumerate(by_case.values(), zlib.crc32(function.encode())):
+            for other in same[: turn % len(same)] + same[turn % len(same) + 1 :]:
+                other.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(params=HOSTS.values(), ids=HOSTS)

@@ -98,6 +98,7 @@ def trained(model, folder):
     return losses, trainer.evaluate()["eval_loss"]
 
 
+@pytest.mark.slow
 def test_trainer_trains_identically(model, tmp_path, calls):
     plain = copy.deepcopy(model)
     fastseg.accelerate(model)

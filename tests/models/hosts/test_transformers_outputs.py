@@ -61,6 +61,7 @@ def assert_alike(ours, theirs, bound=FP32_BOUND):
         assert relative_error(ours, theirs) <= 2 * bound
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     "options",
     [
@@ -85,6 +86,7 @@ def test_options_of_the_configuration(pair, pixels):
 
 
 # transformers refuses sdpa with `config.output_attentions`.
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     ("attention", "by"),
     [("eager", "argument"), ("eager", "config"), *([("sdpa", "argument")] if IS_5 else [])],

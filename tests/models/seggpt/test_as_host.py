@@ -204,6 +204,7 @@ ROLES = {
 }
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("first", ["changed", "accelerated"])
 @pytest.mark.parametrize("change", test_parts.CHANGES)

@@ -53,6 +53,7 @@ def assert_same(results, expected, bound):
         assert relative_error(mine, their) <= bound
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("class_name", MODELS)
 @pytest.mark.parametrize("way", WAYS)
