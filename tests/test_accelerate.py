@@ -63,6 +63,7 @@ def test_synchronised_batch_norm_in_a_head():
     assert (result - expected).square().mean().sqrt() <= 2e-6 * expected.square().mean().sqrt()
 
 
+@pytest.mark.slow
 def test_no_host_library_is_imported():
     """By `accelerate`, and by the command line, run as a module."""
     code = """

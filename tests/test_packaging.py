@@ -91,6 +91,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return make
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("links", [True, False])
 def test_a_wheel_holds_all_files(build, links):
     with zipfile.ZipFile(build("wheel", links)) as wheel:

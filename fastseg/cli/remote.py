@@ -158,7 +158,7 @@ def _download(url: str, target: Path) -> None:
             # Of what has arrived, so that the thread of a download that is given up ends.
             while chunk := response.read1(_CHUNK):
                 if time.monotonic() > stop:
-                    raise ValueError("given up")
+                    raise ValueError(f"not there after {SECONDS:g} seconds")
                 yield chunk
 
         stored = _store(chunks(), target)

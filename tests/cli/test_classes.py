@@ -180,6 +180,7 @@ def test_options_that_do_not_fit_the_model(run, model_folder, tmp_path, capsys, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", ["ade20k", "cityscapes", "voc"])
 def test_palettes_of_data_sets(run, tmp_path, name):
     """By the names of the model; by the option, which brings the names along; over its own."""

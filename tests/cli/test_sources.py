@@ -135,6 +135,7 @@ def test_a_name_that_is_hardly_more_than_a_suffix_stays_in_the_folder(predict, t
     assert tree(tmp_path / "out") == {"..png_labels.png"}
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("source", [[], ["--seed", "7"], ["--image", "a.png"]])
 def test_a_second_demo_replaces_the_first(model_folder, tmp_path, monkeypatch, capsys, source):
     monkeypatch.setattr(options, "EMBEDDED_MODEL", model_folder)

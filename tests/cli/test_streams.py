@@ -117,6 +117,7 @@ def test_a_full_disk_is_an_error():
     assert done.stderr == "fastseg: error: standard output: No space left on device\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_ctrl_c(predict_command, tmp_path):
     """It ends the process by its signal, which a loop in a shell asks for; no file is cut off."""

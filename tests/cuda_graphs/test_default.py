@@ -129,6 +129,7 @@ def test_switched_off(model):
     assert replays(model) == 1
 
 
+@pytest.mark.every(2)
 def test_memory_is_bounded_and_told(model):
     for width in range(64, 64 + 32 * (MAX_GRAPHS + 2), 32):
         for _ in range(3):
@@ -154,6 +155,7 @@ def test_changing_sizes_run_without(model):
     assert "6 calls ran eagerly: first with such inputs" in held.report()
 
 
+@pytest.mark.every(2)
 def test_training_gradients_and_tracing_run_without(model):
     pixels = torch.randn(SHAPE)
     labels = torch.zeros(1, 64, 64, dtype=torch.long)

@@ -158,7 +158,7 @@ def test_activations_in_every_form(activation, opset, tmp_path):
     assert relative(open_onnxruntime(path)(pixels)[0], expected) <= 2e-6
 
 
-@pytest.mark.every(7)
+@pytest.mark.every(11)
 @pytest.mark.parametrize("labels", [False, True])
 @pytest.mark.parametrize("opset", OPSETS)
 def test_opsets(opset, labels, tmp_path):

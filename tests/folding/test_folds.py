@@ -47,6 +47,7 @@ def test_compiled(model):
         torch.testing.assert_close(compiled(pixels).logits, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_every_edit_is_seen_by_a_graph(model, pixels, backend):
     """The second of these backends passes copies to operators that write."""

@@ -42,6 +42,7 @@ def test_counts_of_keras_cv(size):
     assert round(millions(model), 2) == KERAS_CV_SEGFORMER[size]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("size", range(6))
 def test_counts_of_the_paper(size):
     classifier = fastseg.from_preset(f"mit_b{size}")

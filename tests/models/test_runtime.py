@@ -44,6 +44,7 @@ def wide_logits(folder, pixels):
         return fastseg.from_pretrained(folder, dtype=torch.float64)(pixels.double()).logits
 
 
+@pytest.mark.every(2)
 def test_logits_of_any_size(folder, runtime):
     model = fastseg.from_pretrained(folder, runtime=runtime, dtype=torch.float32)
     for shape in ((1, 3, 64, 64), (2, 3, 75, 101), (1, 3, 64, 64)):
@@ -57,6 +58,7 @@ def test_logits_of_any_size(folder, runtime):
     assert f"folded, {runtime} {version} on the CPU in float32" in fastseg.report(model)
 
 
+@pytest.mark.every(2)
 def test_segment(folder, runtime):
     """Label maps, scores and windows, of a checkpoint and of the file that export writes."""
     model = fastseg.from_pretrained(folder)
@@ -178,6 +180,7 @@ def test_survives_a_kill(folder):
     assert relative_error(logits, wide_logits(folder, pixels)) <= 2e-6
 
 
+@pytest.mark.every(2)
 def test_file_of_one_size(folder, runtime):
     path = folder.parent / "fixed.onnx"
     fastseg.export(fastseg.from_pretrained(folder), path, batch=1, height=64, width=64)
@@ -188,6 +191,7 @@ def test_file_of_one_size(folder, runtime):
         model(torch.zeros(1, 3, 64, 96))
 
 
+@pytest.mark.every(2)
 def test_file_of_an_accelerated_model(runtime, tmp_path):
     """transformers' configuration goes with it; there is no image processor."""
     transformers = pytest.importorskip("transformers")
@@ -236,6 +240,7 @@ def test_wrong_arguments(folder, options, message):
         fastseg.from_pretrained(folder, **{"runtime": "onnxruntime", **options})
 
 
+@pytest.mark.every(2)
 def test_what_is_no_segmentation_model(folder, runtime, tmp_path):
     labels, broken = tmp_path / "labels.onnx", tmp_path / "broken.onnx"
     fastseg.export(fastseg.from_pretrained(folder), labels, labels=True)

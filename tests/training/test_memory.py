@@ -31,6 +31,7 @@ def test_most_allocated():
     assert most_allocated(run, CPU) == 3500
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_the_head_keeps_its_sum_and_a_mask(dropout, monkeypatch):
     """At most: the sum, the gradient behind its normalisation, the mask, and what is small."""

@@ -163,6 +163,7 @@ def test_numbers_of_classes(labels, pixels):
     assert_parity(HOST, model, plain, pixels)
 
 
+@pytest.mark.every(3)
 def test_saved_and_loaded(pair, pixels, tmp_path, calls):
     model, plain = pair
     with torch.no_grad():

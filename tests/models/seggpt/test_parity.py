@@ -114,6 +114,7 @@ def test_float32(way, labels):
 
 # 1568 tokens of 64 channels a head, and so blocks of fewer rows than there are; and one of the
 # real widths.
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "config",
     [
