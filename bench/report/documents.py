@@ -1,7 +1,7 @@
 """`python -m bench tables`: the tables of the committed rows, printed or put into files.
 
     python -m bench tables                                    # print them all
-    python -m bench tables --rewrite README.md docs/benchmarks.md docs/numerics.md docs/seggpt.md
+    python -m bench tables --rewrite README.md docs/benchmarks.md docs/cpu.md docs/numerics.md docs/seggpt.md
 
 A table stands between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`; TABLES has the names.
 """
@@ -14,14 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..options import RESULTS
-from ..providers import BASELINE
 from ..rows import Row, read_rows
 from . import tables
 
 # What the README shows.
-_SETTING = ((512, 512), 1, "float32")
+_SETTING = ((512, 512), 1)
 _VARIANTS = ("b0", "b2")
-_PROVIDERS = (BASELINE, "OpenVINO fp32", "fastseg accelerate", "fastseg OpenVINO fp32")
 
 Table = Callable[[Sequence[Row]], str]
 
@@ -39,13 +37,12 @@ def _on(cpu: bool, table: Table) -> Table:
 
 
 def _short(row: Row) -> bool:
-    is_shown = row.case in _VARIANTS and row.provider in _PROVIDERS
-    return is_shown and (row.size, row.batch, row.dtype) == _SETTING
+    return row.case in _VARIANTS and (row.size, row.batch) == _SETTING
 
 
 # By the name in the markers: from rows to what stands between them.
 TABLES: dict[str, Table] = {
-    "cpu": _on(True, lambda rows: tables.forward(list(filter(_short, rows)))),
+    "cpu": _on(True, lambda rows: tables.by_dtype(list(filter(_short, rows)))),
     "forward": _on(True, tables.forward),
     "end-to-end": _on(True, tables.end_to_end),
     "labels": _on(True, tables.labels),

@@ -41,6 +41,47 @@ def forward(rows: Sequence[Row]) -> str:
     return _tables(frame_of(rows, "forward"), _by_provider, text + _METHOD)
 
 
+# What one may take on a CPU: provider, dtype, and what the line says of it.
+_WAYS = (
+    (BASELINE, "float32", "transformers"),
+    ("OpenVINO fp32", "float32", "transformers' model in OpenVINO"),
+    ("fastseg accelerate", "float32", "fastseg"),
+    ("fastseg OpenVINO fp32", "float32", "fastseg in OpenVINO"),
+    (BASELINE, "bfloat16", "transformers"),
+    ("OpenVINO default", "bfloat16", "transformers' model in OpenVINO"),
+    ("fastseg accelerate", "bfloat16", "fastseg"),
+    ("fastseg OpenVINO default", "bfloat16", "fastseg in OpenVINO"),
+)
+
+
+def by_dtype(rows: Sequence[Row]) -> str:
+    """A line for each library and dtype, a column a variant, against transformers in float32.
+
+    OpenVINO's default, which is bfloat16 where that is quicker, is among the rows of float32.
+    """
+    frame = frame_of(rows, "forward")
+    if frame.empty:
+        return NO_ROWS
+    frame = frame.assign(dtype=frame["dtype"].where(~frame["lower"], "bfloat16"))
+    medians = frame.pivot(index=["provider", "dtype"], columns="case", values="p50")
+    ways = [way for way in _WAYS if way[:2] in medians.index]
+    medians = medians.loc[[way[:2] for way in ways]]
+    frame = frame[frame.set_index(["provider", "dtype"]).index.isin(medians.index)]
+    gains = geometric_mean(medians.loc[BASELINE, "float32"] / medians)
+    cells = medians.map(number)
+    cells.columns = cells.columns.str.upper()
+    cells.insert(0, "dtype", [dtype for _, dtype, _ in ways])
+    cells.insert(0, "", [said for *_, said in ways])
+    cells["times as fast, mean"] = [times(gain) for gain in gains]
+    ours = cells[""].str.startswith("fastseg")
+    cells.loc[ours, "times as fast, mean"] = "**" + cells["times as fast, mean"][ours] + "**"
+    text = (
+        "Medians in ms from `pixel_values` to logits, and how many times as fast as transformers "
+    )
+    text += f"in float32, geometric mean. {_METHOD}"
+    return f"{markdown_table(cells, left=2)}\n\n{text}{_made(frame)}"
+
+
 def memory(rows: Sequence[Row]) -> str:
     """A line a provider, a column a variant, peaks in MB."""
     text = "Peak memory of a forward in MB (10^6 bytes) above that before it, with weights and "
