@@ -46,6 +46,7 @@ NOT_RUN = {
 }
 EMBEDDED = ROOT / "fastseg" / "demo" / "assets" / "scenes-b0"
 _COMMAND = re.compile(r"(?:[A-Z0-9_]+=\S* )*(?:fastseg|python3?|make|pip|git|pytest|cd|docker)\b")
+ADE20K = dataset("ade20k").names
 WITH_CODE = [path for path in DOCUMENTS if Document.read(path).blocks]
 
 
@@ -54,7 +55,7 @@ def why_not(text: str) -> str | None:
 
 
 def save_segformer(
-    folder: Path, kind=fastseg.SegformerForSemanticSegmentation, classes=dataset("ade20k").names
+    folder: Path, kind=fastseg.SegformerForSemanticSegmentation, classes=ADE20K
 ) -> None:
     """A model of random weights, a layer a stage."""
     names = dict(enumerate(classes))
@@ -154,8 +155,9 @@ def code_of(path: Path) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("path", WITH_CODE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_a_reader_types(path, reader, capsys):
     names: dict[str, object] = {}
-    if path.stem == "checkpoints":  # which makes it
+    if path.stem == "checkpoints":  # which makes them
         (reader / "segformer-b2-cityscapes").unlink()
+        (reader / "segformer.b2.pth").unlink()
     for language, text in code_of(path):
         if why_not(text) is not None:
             continue
