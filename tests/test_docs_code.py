@@ -57,10 +57,10 @@ def why_not(text: str) -> str | None:
 def save_segformer(
     folder: Path, kind=fastseg.SegformerForSemanticSegmentation, classes=ADE20K
 ) -> None:
-    """A model of random weights, a layer a stage."""
+    """A B0 of random weights."""
     names = dict(enumerate(classes))
     torch.manual_seed(0)
-    kind(fastseg.SegformerConfig(depths=[1] * 4, id2label=names)).eval().save_pretrained(folder)
+    kind(fastseg.SegformerConfig(id2label=names)).eval().save_pretrained(folder)
     fastseg.SegformerImageProcessor(size=64).save_pretrained(folder)
 
 
