@@ -132,7 +132,9 @@ def test_ways_to_run_a_model_on_a_cpu():
         for case, p50 in zip(("b0", "b2"), figures, strict=True):
             gate = 1e-2 if provider == "OpenVINO default" else 1e-5
             options = {"provider": provider, "dtype": dtype, "parity_gate": gate}
-            rows.append(row(case=case, **dict.fromkeys(("p20", "p50", "p80"), float(p50)), **options))
+            rows.append(
+                row(case=case, **dict.fromkeys(("p20", "p50", "p80"), float(p50)), **options)
+            )
     lines = [line.split("|")[1:-1] for line in tables.by_dtype(rows).splitlines()[2:7]]
     assert [[cell.strip() for cell in line] for line in lines] == [
         ["transformers", "float32", "200", "400", "1.00x"],
