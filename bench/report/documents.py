@@ -1,7 +1,8 @@
 """`python -m bench tables`: the tables of the committed rows, printed or put into files.
 
     python -m bench tables                                    # print them all
-    python -m bench tables --rewrite README.md docs/benchmarks.md docs/cpu.md docs/numerics.md docs/seggpt.md
+    python -m bench tables --rewrite README.md docs/benchmarks.md docs/cpu.md docs/numerics.md \\
+        docs/seggpt.md
 
 A table stands between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`; TABLES has the names.
 """

@@ -110,7 +110,7 @@ def _border_pixels(
     # The columns of each cell in runs of `most`; that of a margin has half as many again.
     most = ceil_div(width, grid_width)
     counts = torch.bincount(columns.lower, minlength=grid_width)
-    runs = ceil_div(counts, most)
+    runs = torch.div(counts + most - 1, most, rounding_mode="floor")
     cells = torch.repeat_interleave(runs)  # of each run
     before = most * (torch.arange(len(cells)) - (runs.cumsum(0) - runs)[cells])
     steps = torch.arange(most)
