@@ -10,7 +10,8 @@ import importlib
 import inspect
 import pickle
 import pkgutil
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def _described(name: str, value: Any) -> Iterator[str]:
         yield f"{name}: {type(value).__name__} {sorted(value)}"
 
 
-def _is_ours(kind: type) -> bool:
+def _is_ours(kind: Any) -> bool:
     return kind.__module__.partition(".")[0] == "fastseg"
 
 
@@ -71,6 +72,32 @@ def test_names_and_signatures():
         "the public API has changed; where it is meant, say so in CHANGELOG.md and run "
         "`python tests/test_public_api.py`"
     )
+
+
+def test_no_signature_has_any():
+    """`Any` in a signature switches type checkers off, silently."""
+    found = [
+        f"{name}: {annotation}"
+        for name, function in _public_functions()
+        for annotation in inspect.get_annotations(function).values()
+        if re.search(r"\bAny\b", str(annotation))
+    ]
+    assert found == []
+
+
+def _public_functions() -> Iterator[tuple[str, Callable[..., Any]]]:
+    for module in (fastseg, fastseg.kernels):
+        for name in module.__all__:
+            value = getattr(module, name)
+            if inspect.isclass(value):
+                for attribute in sorted(_public_attributes(value) | {"__init__"}):
+                    static = inspect.getattr_static(value, attribute)
+                    static = static.fget if isinstance(static, property) else static
+                    function = getattr(static, "__func__", static)
+                    if inspect.isfunction(function) and _is_ours(function):
+                        yield f"{name}.{attribute}", function
+            elif callable(value):
+                yield name, value
 
 
 def test_classes_are_named_by_where_users_import_them():

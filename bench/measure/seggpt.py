@@ -70,7 +70,7 @@ def build(config: fastseg.SegGptConfig, dtype: torch.dtype, device: torch.device
     """The models of both providers, by name, in eval mode."""
     import transformers
 
-    theirs_config = transformers.SegGptConfig(**config.to_dict())
+    theirs_config = transformers.SegGptConfig.from_dict(config.to_dict())
     with torch.device("meta"):
         models = [transformers.SegGptForImageSegmentation(theirs_config).eval() for _ in range(2)]
     theirs, ours = (model.requires_grad_(False) for model in models)

@@ -33,6 +33,7 @@ from .report import CheckpointError, CheckpointWarning, LoadReport, Mismatch
 from .save import save_pretrained
 from .source import beside, local_file, read_source
 from .training import Choice
+from .values import ClassNames
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def load_pretrained(
     config: Any = None,
     state_dict: Mapping[str, Any] | None = None,
     num_labels: int | None = None,
-    id2label: Mapping[Any, str] | Sequence[str] | None = None,
+    id2label: ClassNames | None = None,
     ignore_mismatched_sizes: bool = False,
     strict: bool = True,
     weights: str = "model",

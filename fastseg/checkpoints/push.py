@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fastseg._version import __version__
 
 from .files import CONFIG_NAME
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
 
 # Loaders take weights in one file before shards, so an earlier file that stays would be loaded.
 _WEIGHTS = ["model.safetensors", "model.safetensors.index.json", "model-?????-of-?????.safetensors"]
@@ -27,8 +30,8 @@ class PushesToHub:
         token: bool | str | None = None,
         revision: str | None = None,
         create_pr: bool = False,
-        **options: Any,
-    ) -> Any:
+        **options: object,
+    ) -> CommitInfo:
         """Upload to a repository of the Hugging Face hub, made where there is none, in one commit.
 
         Weights there are replaced, in one file or in shards; other files stay. No model card is

@@ -7,7 +7,7 @@ Anything else is a ValueError that names the field.
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,10 @@ def per_stage(name: str, values: Any, kind: Callable[[str, Any], Any] = whole) -
     if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
         raise ValueError(f"{name}: expected one value for each encoder block, got {values!r}")
     return [kind(name, value) for value in values]
+
+
+# By number, or by the number as a text, as in JSON; or in order.
+ClassNames = Mapping[int, str] | Mapping[str, str] | Sequence[str] | np.ndarray
 
 
 def class_names(id2label: Any) -> dict[int, str]:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -186,7 +186,7 @@ def _marks(source: Source) -> dict[str, str]:
     return {"Software": f"{SOFTWARE} {fastseg.__version__}", _SOURCE_KEYWORD: source.mark}
 
 
-def write_json(path: Path, content: dict[str, Any], source: Source) -> None:
+def write_json(path: Path, content: Mapping[str, object], source: Source) -> None:
     """Write a marked JSON file, whole or not at all."""
     marked = {
         "software": SOFTWARE,
@@ -198,7 +198,7 @@ def write_json(path: Path, content: dict[str, Any], source: Source) -> None:
     _write(path, lambda file: file.write(text))
 
 
-def json_bytes(content: dict[str, Any], indent: int | None = None) -> bytes:
+def json_bytes(content: Mapping[str, object], indent: int | None = None) -> bytes:
     """A dictionary as JSON, with a line break at the end."""
     text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
     # Bytes of names that are not UTF-8: escapes of them are valid JSON that many readers refuse.

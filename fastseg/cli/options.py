@@ -15,6 +15,8 @@ import torch
 import fastseg
 from fastseg.inference.augmented import Views
 from fastseg.kernels.core.precision import FAST
+from fastseg.models.base import PreTrainedModel
+from fastseg.models.runtime import RuntimeModel
 from fastseg.models.seggpt.prompts import is_seggpt
 
 EMBEDDED_MODEL = Path(fastseg.__file__).parent / "demo" / "assets" / "scenes-b0"
@@ -120,6 +122,7 @@ def load_model(
             # What it warns of is in `load_report`, told below.
             warnings.simplefilter("ignore", fastseg.CheckpointWarning)
             chosen: Any = DTYPES.get(dtype or "", dtype)
+            model: PreTrainedModel | RuntimeModel
             if runtime is None:
                 model = fastseg.from_pretrained(place, device=device, dtype=chosen)
             else:

@@ -15,7 +15,10 @@ import torch
 
 from fastseg.datasets.pictures import LabelledPictures, open_dataset
 from fastseg.folding.conditions import plain_path
-from fastseg.inference.segment import saved_processor, segment
+from fastseg.images.processor import SegformerImageProcessor
+from fastseg.images.types import Pair, Pairs
+from fastseg.inference.segment import Model, saved_processor, segment
+from fastseg.models.seggpt.prompts import SegGptPrompt
 
 from .boundary import BoundaryF1
 from .comparison import Comparison
@@ -35,21 +38,21 @@ _EARLY = 16  # pictures after which masks of 0 and 255 are told, of models of tw
 
 
 def evaluate(
-    model: Any,
-    dataset: Any,
+    model: Model,
+    dataset: str | Path | Pairs,
     *,
-    processor: Any = None,
+    processor: SegformerImageProcessor | None = None,
     batch_size: int | None = None,
     slide: Sequence[int | Sequence[int]] | None = None,
     tta: Sequence[str | float] | None = None,
-    prompts: Sequence[Any] | None = None,
+    prompts: Sequence[SegGptPrompt | Pair] | None = None,
     split: str | None = None,
     num_labels: int | None = None,
     ignore_index: int | None = 255,
     reduce_labels: bool | None = None,
     boundary: bool = False,
-    against: Any = None,
-    against_processor: Any = None,
+    against: Model | str | None = None,
+    against_processor: SegformerImageProcessor | None = None,
     worst: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> Evaluation:

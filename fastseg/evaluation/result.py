@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fastseg.images.types import ImageInput
+
 from .boundary import BoundaryF1
 from .comparison import RESAMPLES, Comparison
 from .confusion import Confusion, mean, ratio
@@ -20,7 +22,7 @@ class PictureResult:
 
     name: str
     iou: np.ndarray  # (K,), nan of classes in neither map
-    image: Any
+    image: ImageInput
     truth: np.ndarray
     predicted: np.ndarray
 
@@ -49,7 +51,7 @@ class Evaluation:
     confusion: Confusion
     names: Sequence[str]
     pictures: int
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     seconds: Mapping[str, float]
     boundary: BoundaryF1 | None = None
     worst: Sequence[PictureResult] = ()
@@ -89,7 +91,7 @@ class Evaluation:
             name for name, union in zip(self.names, self.confusion.union, strict=True) if not union
         ]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Everything but the pictures, of JSON types alone; what is not defined is None."""
         confusion = self.confusion
         found: dict[str, Any] = {

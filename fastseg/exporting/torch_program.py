@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -105,7 +106,8 @@ class _Weights(nn.Module):
         self.register_buffer(name, own)
 
     def forward(self) -> Any:
-        buffers = iter(self._buffers.values())  # in the order of the weights' tensors
+        # In the order of the weights' tensors.
+        buffers: Iterator[Any] = iter(self._buffers.values())
         return self._weights.map(lambda _: next(buffers))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copyreg
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, Self, cast
 
 import torch
 from torch import nn
@@ -122,7 +122,7 @@ class Accelerated(Swapped):
             self.__dict__.setdefault("_fastseg_state", state)  # one for all threads
         return cast(State, self._fastseg_state)
 
-    def fastseg_reason(self, *inputs: Any) -> str | None:
+    def fastseg_reason(self, *inputs: object) -> str | None:
         """Reason why the module as a whole runs its own code now; None where not."""
         module = cast(nn.Module, self)
         leaves: list[Any] = []
@@ -189,11 +189,12 @@ class Accelerated(Swapped):
         torch.ops.fastseg.refresh_folds(traced.tensors, traced.handle)
         return True
 
-    def train(self, mode: bool = True) -> Any:
+    def train(self, mode: bool = True) -> Self:
         # For eval() too: what comes before it may have edited `parameter.data`.
         self._drop()
         make_edits_count(cast(nn.Module, self))
-        return super().train(mode)  # type: ignore[misc]
+        trained: Self = super().train(mode)  # type: ignore[misc]
+        return trained
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         if self._fastseg_state is not None:  # not to keep the memory of another device or dtype

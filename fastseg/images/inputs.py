@@ -13,14 +13,13 @@ import torch
 from PIL import Image
 
 from .modes import to_8_bits, to_rgb
-
-SingleImage = Image.Image | np.ndarray | torch.Tensor
+from .types import ImageInput
 
 _GREY = ("1", "P", "PA", "LA", "La")  # modes of PIL that may be grey, and are not as they stand
 CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
 
 
-def flatten_images(images: Any, argument: str = "images", ndim: int = 3) -> list[SingleImage]:
+def flatten_images(images: Any, argument: str = "images", ndim: int = 3) -> list[ImageInput]:
     """A flat list of single images from an image, a batch, or (nested) lists of these.
 
     `ndim` is that of one array with its channels: 3 for images (where 2, a grey image, passes
@@ -51,7 +50,7 @@ def flatten_images(images: Any, argument: str = "images", ndim: int = 3) -> list
 
 
 def channels_last(
-    image: SingleImage, name: str, input_data_format: str | None, channels: int | None
+    image: ImageInput, name: str, input_data_format: str | None, channels: int | None
 ) -> Image.Image | np.ndarray:
     """One image as (H, W, C), or the PIL image as it is.
 
@@ -75,7 +74,7 @@ def channels_last(
 
 
 def read_image(
-    image: SingleImage,
+    image: ImageInput,
     name: str,
     *,
     channels: int | None,
@@ -122,7 +121,7 @@ def read_image(
     return array
 
 
-def read_label_map(label_map: SingleImage, name: str) -> np.ndarray:
+def read_label_map(label_map: ImageInput, name: str) -> np.ndarray:
     """Read one label map as an (H, W) array of integers, of whatever type; perhaps not a copy.
 
     From a PIL image (indices of a palette stay indices) or an array of integers or of floats with

@@ -13,11 +13,14 @@ import torch.nn.functional as F
 from fastseg.kernels import upsample_argmax
 
 from .batch_feature import BatchFeature
+from .types import TargetSizes
 
 
 def post_process_semantic_segmentation(
-    outputs: Any, target_sizes: Any = None, return_segmentation_scores: bool = False
-) -> list[Any]:
+    outputs: object,
+    target_sizes: TargetSizes | None = None,
+    return_segmentation_scores: bool = False,
+) -> list[torch.Tensor] | list[BatchFeature]:
     """Label maps of a batch: see `SegformerImageProcessor.post_process_semantic_segmentation`."""
     logits = logits_of(outputs).detach()
     sizes = None if target_sizes is None else parse_target_sizes(target_sizes, len(logits))
@@ -25,7 +28,7 @@ def post_process_semantic_segmentation(
         return [_scores(one, sizes[i] if sizes else None) for i, one in enumerate(logits)]
     if sizes is None:
         return list(logits.argmax(dim=1))
-    maps: list[Any] = [None] * len(logits)
+    maps = [logits] * len(logits)  # each to be replaced
     for size in dict.fromkeys(sizes):
         # Images that share a size go in one call.
         indices = [i for i, other in enumerate(sizes) if other == size]

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .types import Feature
+
 MISSING = "polygons need rasterio and shapely: pip install 'fastseg-segformer[geo]'"
 
 
@@ -38,8 +40,8 @@ def polygons(labels: np.ndarray, simplify: float, smallest: int) -> Iterator[tup
 
 
 def feature(
-    polygon: Any, properties: dict[str, Any], transform: Sequence[float] | None
-) -> dict[str, Any]:
+    polygon: Any, properties: dict[str, int | float | str], transform: Sequence[float] | None
+) -> Feature:
     """A polygon as a feature of GeoJSON, whose outer ring goes counterclockwise.
 
     Args:

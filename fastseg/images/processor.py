@@ -10,8 +10,9 @@ import json
 import os
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from .inputs import (
 from .label_maps import post_process_semantic_segmentation
 from .loading import check_equal, load, load_labels, scale_all
 from .options import ImageOptions, Size
+from .types import ChannelValues, ImageInput, ImageInputs, TargetSizes
 
 PROCESSOR_FILE = "processor_config.json"
 
@@ -90,8 +92,8 @@ class SegformerImageProcessor(PushesToHub):
         do_rescale: bool | None = None,
         rescale_factor: float | None = None,
         do_normalize: bool | None = None,
-        image_mean: Any = None,
-        image_std: Any = None,
+        image_mean: ChannelValues | None = None,
+        image_std: ChannelValues | None = None,
         do_reduce_labels: bool | None = None,
         do_convert_rgb: bool | None = None,
     ) -> None:
@@ -111,19 +113,25 @@ class SegformerImageProcessor(PushesToHub):
         self._set(options)
         self.extra: dict[str, Any] = {}
 
-    def __call__(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
+    def __call__(
+        self,
+        images: ImageInputs,
+        segmentation_maps: ImageInputs | None = None,
+        **kwargs: object,
+    ) -> BatchFeature:
         """Call `preprocess`."""
-        return self.preprocess(images, segmentation_maps, **kwargs)
+        given: dict[str, Any] = kwargs
+        return self.preprocess(images, segmentation_maps, **given)
 
     def preprocess(
         self,
-        images: Any,
-        segmentation_maps: Any = None,
+        images: ImageInputs,
+        segmentation_maps: ImageInputs | None = None,
         *,
         return_tensors: str | None = None,
         data_format: str | None = None,
         input_data_format: str | None = None,
-        **options: Any,
+        **options: object,
     ) -> BatchFeature:
         """The model's input for one image or many, and its labels for their label maps.
 
@@ -182,7 +190,7 @@ class SegformerImageProcessor(PushesToHub):
         return features
 
     def bytes_and_scale(
-        self, image: Any, *, input_data_format: str | None = None, **options: Any
+        self, image: ImageInput, *, input_data_format: str | None = None, **options: object
     ) -> tuple[np.ndarray, list[float], list[float]] | None:
         """One image as uint8 (H, W, C), resized, and by channel what it is to be multiplied with
         and what is to be added to give `preprocess`'s values; None for an image of no bytes.
@@ -193,12 +201,29 @@ class SegformerImageProcessor(PushesToHub):
             return None
         return pixels.values, *resolved.value_scale.by_channel(pixels.values.shape[-1])
 
+    @overload
     def post_process_semantic_segmentation(
         self,
-        outputs: Any,
-        target_sizes: Any = None,
+        outputs: object,
+        target_sizes: TargetSizes | None = ...,
+        return_segmentation_scores: Literal[False] = ...,
+    ) -> list[torch.Tensor]: ...
+
+    @overload
+    def post_process_semantic_segmentation(
+        self,
+        outputs: object,
+        target_sizes: TargetSizes | None = ...,
+        *,
+        return_segmentation_scores: Literal[True],
+    ) -> list[BatchFeature]: ...
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: object,
+        target_sizes: TargetSizes | None = None,
         return_segmentation_scores: bool = False,
-    ) -> list[Any]:
+    ) -> list[torch.Tensor] | list[BatchFeature]:
         """Label maps, one (H, W) int64 tensor for each image of the batch.
 
         Args:
@@ -228,8 +253,8 @@ class SegformerImageProcessor(PushesToHub):
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
-        **options: Any,
-    ) -> SegformerImageProcessor:
+        **options: object,
+    ) -> Self:
         """Read preprocessor_config.json of a directory or hub id, or a JSON file by its path.
 
         Files of transformers 4.x and 5.x, and those of the older SegformerFeatureExtractor; a
@@ -274,33 +299,33 @@ class SegformerImageProcessor(PushesToHub):
         return processor
 
     @classmethod
-    def from_dict(cls, config: dict[str, Any], **options: Any) -> SegformerImageProcessor:
+    def from_dict(cls, config: Mapping[str, object], **options: object) -> Self:
         """Make one from the content of preprocessor_config.json; `options` replace what it says.
 
         `reduce_labels`, the older name, is read as `do_reduce_labels`. Entries that are no
         option are kept in `extra` and written again by `save_pretrained`.
         """
-        config = dict(config)
+        entries: dict[str, Any] = dict(config)
         for name in ("image_processor_type", "feature_extractor_type"):
-            config.pop(name, None)
-        reduce = config.pop("reduce_labels", None)
-        if config.get("do_reduce_labels") is None:
-            config["do_reduce_labels"] = reduce
-        known = {name: config.pop(name) for name in _OPTION_NAMES if name in config}
+            entries.pop(name, None)
+        reduce = entries.pop("reduce_labels", None)
+        if entries.get("do_reduce_labels") is None:
+            entries["do_reduce_labels"] = reduce
+        known = {name: entries.pop(name) for name in _OPTION_NAMES if name in entries}
         processor = cls(**known)
         processor._set(processor._resolve(options))
-        processor.extra = config
-        if config.get("do_center_crop"):
+        processor.extra = entries
+        if entries.get("do_center_crop"):
             warnings.warn(
                 "do_center_crop: kept but not applied, as in transformers' SegFormer processor",
                 stacklevel=2,
             )
         return processor
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Options as `save_pretrained` writes them: JSON types alone."""
-        config = {**self.extra, **dataclasses.asdict(self._resolve({}))}
-        config["resample"] = int(config["resample"])
+        config: dict[str, object] = {**self.extra, **dataclasses.asdict(self._resolve({}))}
+        config["resample"] = int(self.resample)
         if config["do_convert_rgb"] is None:
             del config["do_convert_rgb"]  # transformers 4.x warns of names it does not know
         config["image_processor_type"] = "SegformerImageProcessor"
@@ -345,7 +370,7 @@ class SegformerImageProcessor(PushesToHub):
         self.do_reduce_labels = options.do_reduce_labels
         self.do_convert_rgb = options.do_convert_rgb
 
-    def _resolve(self, overrides: dict[str, Any]) -> ImageOptions:
+    def _resolve(self, overrides: Mapping[str, object]) -> ImageOptions:
         """The options of one call, checked anew, for attributes may have been set since."""
         unknown = sorted(set(overrides) - set(_OPTION_NAMES))
         if unknown:

@@ -8,9 +8,10 @@ classes it took nine times as long.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+
+from .types import RunLengths
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Runs:
         rest = size - int(self.stops[-1])
         return np.append(counts, rest) if rest else counts
 
-    def to_coco(self) -> dict[str, Any]:
+    def to_coco(self) -> RunLengths:
         """COCO's compressed form, {"size": [height, width], "counts": str}."""
         return {"size": [self.height, self.width], "counts": _compress(self.counts())}
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from fastseg.images.inputs import (
     CHANNELS_LAST,
@@ -16,6 +17,7 @@ from fastseg.images.inputs import (
     is_unit,
     read_label_map,
 )
+from fastseg.images.types import ImageInput
 from fastseg.models.seggpt.layers import EMBEDDING_TYPES
 from fastseg.models.seggpt.palette import colours_of, label_map
 from fastseg.models.seggpt.processor import SegGptImageProcessor
@@ -25,9 +27,9 @@ from .scores import Wanted
 
 
 def keep_prompt(
-    model: Any,
-    image: Any,
-    mask: Any,
+    model: nn.Module,
+    image: ImageInput,
+    mask: ImageInput,
     *,
     num_labels: int | None = None,
     embedding_type: str | None = None,

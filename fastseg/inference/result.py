@@ -19,11 +19,13 @@ from fastseg.images.outlines import feature, polygons
 from fastseg.images.overlay import ClassShare, class_shares, label_image, overlay
 from fastseg.images.palettes import check_palette, config_palette, palette
 from fastseg.images.run_lengths import class_runs
+from fastseg.images.types import CocoAnnotation, FeatureCollection, RunLengths
 
 from .scores import LabelMap
 
 if TYPE_CHECKING:
     from shapely.geometry import Polygon
+    from supervision import Detections
 
 Names = str | int | Sequence[str | int]
 _NEAR = 3  # names that an error proposes
@@ -46,7 +48,7 @@ class Result:
     """
 
     labels: torch.Tensor
-    image: Any = field(repr=False)
+    image: Image.Image | np.ndarray = field(repr=False)
     names: Mapping[int, str] = field(repr=False)
     palette: np.ndarray = field(repr=False)
     scores: torch.Tensor | None = field(default=None, repr=False)
@@ -104,14 +106,14 @@ class Result:
         box = mask.getbbox() if crop else None
         return picture if box is None else picture.crop(box)
 
-    def rle(self) -> dict[int, dict[str, Any]]:
+    def rle(self) -> dict[int, RunLengths]:
         """Each class as run lengths, {"size": [height, width], "counts": str}, as COCO has them.
 
         pycocotools decodes them.
         """
         return {number: runs.to_coco() for number, runs in class_runs(self._numbers()).items()}
 
-    def coco(self, image_id: int = 1, first_id: int = 1) -> list[dict[str, Any]]:
+    def coco(self, image_id: int = 1, first_id: int = 1) -> list[CocoAnnotation]:
         """An annotation of COCO for each class; category_id is the number of the class."""
         return [
             {
@@ -146,7 +148,7 @@ class Result:
         transform: Sequence[float] | None = None,
         simplify: float = 0.0,
         smallest: int = 0,
-    ) -> dict[str, Any]:
+    ) -> FeatureCollection:
         """The polygons as a FeatureCollection of GeoJSON, with class, name and pixels.
 
         Args:
@@ -164,7 +166,7 @@ class Result:
             features.append(feature(polygon, properties, transform))
         return {"type": "FeatureCollection", "features": features}
 
-    def to_supervision(self) -> Any:
+    def to_supervision(self) -> Detections:
         """`supervision.Detections` with a mask for each class. Needs the package supervision."""
         import supervision
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
+from torch import nn
 
 from fastseg.images.inputs import flatten_images
 from fastseg.images.processor import SegformerImageProcessor
+from fastseg.images.types import ImageInputs, Pair
 from fastseg.kernels.blocks.workers import thread_pool
-from fastseg.models.seggpt.prompts import is_seggpt
+from fastseg.models.seggpt.prompts import SegGptPrompt, is_seggpt
 
 from .prompted import segment_by_prompts
 from .result import Result, results_of
@@ -21,11 +23,14 @@ from .scores import LabelMap, Wanted
 from .steps import Steps
 from .workers import worker_count
 
+# The second as type checkers see what torch.compile and fastseg.graphed make of a module.
+Model = nn.Module | Callable[..., object]
+
 
 @overload
 def segment(
-    model: Any,
-    images: Any,
+    model: Model,
+    images: ImageInputs,
     *,
     processor: SegformerImageProcessor | None = ...,
     batch_size: int = ...,
@@ -36,7 +41,7 @@ def segment(
     return_scores: Literal[False] = ...,
     scores_dtype: torch.dtype = ...,
     threshold: float | None = ...,
-    prompts: Sequence[Any] | None = ...,
+    prompts: Sequence[SegGptPrompt | Pair] | None = ...,
     num_labels: int | None = ...,
     embedding_type: str | None = ...,
     ensemble_rule: str = ...,
@@ -46,8 +51,8 @@ def segment(
 
 @overload
 def segment(
-    model: Any,
-    images: Any,
+    model: Model,
+    images: ImageInputs,
     *,
     processor: SegformerImageProcessor | None = ...,
     batch_size: int = ...,
@@ -61,9 +66,31 @@ def segment(
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]: ...
 
 
+@overload
 def segment(
-    model: Any,
-    images: Any,
+    model: Model,
+    images: ImageInputs,
+    *,
+    processor: SegformerImageProcessor | None = ...,
+    batch_size: int = ...,
+    slide: Sequence[int | Sequence[int]] | None = ...,
+    tta: Sequence[str | float] | None = ...,
+    input_data_format: str | None = ...,
+    dtype: torch.dtype = ...,
+    return_scores: bool = ...,
+    scores_dtype: torch.dtype = ...,
+    threshold: float | None = ...,
+    prompts: Sequence[SegGptPrompt | Pair] | None = ...,
+    num_labels: int | None = ...,
+    embedding_type: str | None = ...,
+    ensemble_rule: str = ...,
+    results: Literal[True],
+) -> list[Result]: ...
+
+
+def segment(
+    model: Model,
+    images: ImageInputs,
     *,
     processor: SegformerImageProcessor | None = None,
     batch_size: int = 8,
@@ -74,7 +101,7 @@ def segment(
     return_scores: bool = False,
     scores_dtype: torch.dtype = torch.float16,
     threshold: float | None = None,
-    prompts: Sequence[Any] | None = None,
+    prompts: Sequence[SegGptPrompt | Pair] | None = None,
     num_labels: int | None = None,
     embedding_type: str | None = None,
     ensemble_rule: str = "painter",

@@ -3,22 +3,62 @@
 from __future__ import annotations
 
 import functools
-import os
-from typing import Any
+from typing import Any, Literal, overload
 
 from fastseg.checkpoints.load import load_pretrained
 from fastseg.kernels.core.precision import FAST
 
-from .base import PreTrainedModel
+from .base import PreTrainedModel, Source
 from .families import FAMILIES
-from .runtime import load_runtime
+from .runtime import RuntimeModel, load_runtime
 
 PRESETS = tuple(name for family in FAMILIES.values() for name in family.presets)
 
 
+Loaded = PreTrainedModel | RuntimeModel | tuple[PreTrainedModel, dict[str, list[object]]]
+
+
+@overload
 def from_pretrained(
-    path: str | os.PathLike[str] | None, *, runtime: str | None = None, **kwargs: Any
-) -> Any:
+    path: Source | None,
+    *,
+    runtime: None = ...,
+    output_loading_info: Literal[False] = ...,
+    **kwargs: object,
+) -> PreTrainedModel: ...
+
+
+@overload
+def from_pretrained(
+    path: Source | None,
+    *,
+    runtime: None = ...,
+    output_loading_info: Literal[True],
+    **kwargs: object,
+) -> tuple[PreTrainedModel, dict[str, list[object]]]: ...
+
+
+@overload
+def from_pretrained(
+    path: Source,
+    *,
+    runtime: str,
+    output_loading_info: Literal[False] = ...,
+    **kwargs: object,
+) -> RuntimeModel: ...
+
+
+@overload
+def from_pretrained(
+    path: Source,
+    *,
+    runtime: str | None,
+    output_loading_info: Literal[False] = ...,
+    **kwargs: object,
+) -> PreTrainedModel | RuntimeModel: ...
+
+
+def from_pretrained(path: Source | None, *, runtime: str | None = None, **kwargs: object) -> Loaded:
     """The model in a directory, in a file or under a Hugging Face hub id, in eval mode.
 
     Weights in half precision become float32 on a CPU, where an image processor's pixels fit no
@@ -37,19 +77,21 @@ def from_pretrained(
     `fastseg.checkpoints.load.load_pretrained`.
     """
     classes = [model for family in FAMILIES.values() for model in family.models]
+    given: dict[str, Any] = kwargs
     if runtime is not None:
-        if kwargs.get("dtype") == FAST:  # which a runtime chooses by itself
-            kwargs["dtype"] = None
+        if given.get("dtype") == FAST:  # which a runtime chooses by itself
+            given["dtype"] = None
         load = functools.partial(load_pretrained, model_class=classes)
-        return load_runtime(path, runtime, load, **kwargs)
-    return load_pretrained(path, classes, **kwargs)
+        return load_runtime(path, runtime, load, **given)
+    loaded: Loaded = load_pretrained(path, classes, **given)
+    return loaded
 
 
 def from_preset(
     name: str,
     num_classes: int | None = None,
     projection_filters: int | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> PreTrainedModel:
     """A model with newly drawn weights, in training mode as any new module.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Self, overload
 
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from torch import nn
 from fastseg.checkpoints.layouts import state_dict_for
 from fastseg.checkpoints.load import load_pretrained, save_pretrained
 from fastseg.checkpoints.push import PushesToHub
+from fastseg.checkpoints.report import LoadReport
 from fastseg.checkpoints.translation import CheckpointNames
 from fastseg.cuda_graphs.default import Graphed
 from fastseg.exporting.folded import FoldedModel
@@ -19,6 +22,9 @@ from fastseg.folding.swap import refold
 from fastseg.images.processor import SegformerImageProcessor
 
 from .checkpointing import Checkpointing
+from .config import PreTrainedConfig
+
+Source = str | os.PathLike[str]
 
 
 class PreTrainedModel(Graphed, PushesToHub, nn.Module):
@@ -49,7 +55,10 @@ class PreTrainedModel(Graphed, PushesToHub, nn.Module):
     name_or_path = ""
     preprocessor_file: Path | None = None
 
-    def __init__(self, config: Any) -> None:
+    config: Any  # of `config_class`; a family's base class says which that is
+    load_report: LoadReport
+
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         if not isinstance(config, self.config_class):
             expected, got = self.config_class.__name__, type(config).__name__
@@ -63,18 +72,45 @@ class PreTrainedModel(Graphed, PushesToHub, nn.Module):
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
+    @overload
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Source | None,
+        *,
+        output_loading_info: Literal[False] = ...,
+        **kwargs: object,
+    ) -> Self: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Source | None,
+        *,
+        output_loading_info: Literal[True],
+        **kwargs: object,
+    ) -> tuple[Self, dict[str, list[object]]]: ...
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Source | None, **kwargs: object
+    ) -> Self | tuple[Self, dict[str, list[object]]]:
         """A model of this class from a directory, a file or a hub id.
 
         Arguments and errors are those of `fastseg.from_pretrained`. Weights in half precision
         become float32 on a CPU and stay as stored elsewhere; `dtype=` says otherwise.
         """
-        return load_pretrained(pretrained_model_name_or_path, model_class=cls, **kwargs)
+        given: dict[str, Any] = kwargs
+        loaded: Self | tuple[Self, dict[str, list[object]]] = load_pretrained(
+            pretrained_model_name_or_path, model_class=cls, **given
+        )
+        return loaded
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: Source, **kwargs: object) -> None:
         """Write `config.json` and `model.safetensors`, which transformers loads too."""
-        save_pretrained(self, save_directory, **kwargs)
+        given: dict[str, Any] = kwargs
+        save_pretrained(self, save_directory, **given)
 
     def state_dict_for(self, library: str) -> dict[str, torch.Tensor]:
         """The weights by the names of another library, for `load_state_dict` of its own model.
@@ -133,7 +169,7 @@ class PreTrainedModel(Graphed, PushesToHub, nn.Module):
 
     def activation_checkpointing_enable(
         self,
-        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        activation_checkpointing_kwargs: Mapping[str, object] | None = None,
         every_n_layers: int = 1,
         offload: bool = False,
     ) -> None:
@@ -161,10 +197,11 @@ class PreTrainedModel(Graphed, PushesToHub, nn.Module):
         return getattr(self._encoder, "gradient_checkpointing", None) is not None
 
     def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+        self, gradient_checkpointing_kwargs: Mapping[str, object] | None = None, **kwargs: object
     ) -> None:
         """Call `activation_checkpointing_enable`: its name in transformers so far."""
-        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
+        given: dict[str, Any] = kwargs
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **given)
 
     def gradient_checkpointing_disable(self) -> None:
         self.activation_checkpointing_disable()

@@ -18,7 +18,7 @@ from fastseg.checkpoints.configuration import (
 from fastseg.checkpoints.files import CONFIG_NAME, read_json
 from fastseg.checkpoints.hub import resolve_file
 from fastseg.checkpoints.report import CheckpointError
-from fastseg.checkpoints.values import class_names, names_of, whole
+from fastseg.checkpoints.values import ClassNames, class_names, names_of, whole
 
 # What transformers writes into config.json besides the fields of a SegFormer, now or once, and the
 # palette that pictures of label maps have. They are kept and written back; a constructor takes them
@@ -51,7 +51,7 @@ class PreTrainedConfig:
     other_model_types: ClassVar[tuple[str, ...]] = ()
     _commit_hash: str | None = None  # pipelines of transformers 4 read it
 
-    def _keep(self, others: Mapping[str, Any]) -> None:
+    def _keep(self, others: Mapping[str, object]) -> None:
         """Keep keywords that are no fields, as a config.json has them.
 
         Raises:
@@ -65,13 +65,13 @@ class PreTrainedConfig:
             if name not in _NOT_KEPT:
                 setattr(self, name, value)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """All fields, as written into `config.json` (with `model_type`)."""
         fields = copy.deepcopy(self.__dict__)
         return {"model_type": self.model_type, **fields}
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+    def from_dict(cls, fields: Mapping[str, object]) -> Self:
         """A configuration from the contents of a `config.json`.
 
         Keys that are no fields are kept; a field that is null has its default. Where `num_labels`
@@ -82,7 +82,7 @@ class PreTrainedConfig:
             ValueError: a field is out of range, or of another kind.
         """
         known = field_names(cls)
-        given = {name: fields[name] for name in fields if name in known}
+        given: dict[str, Any] = {name: fields[name] for name in fields if name in known}
         given = {name: value for name, value in given.items() if value is not None}
         if not given.get("id2label"):
             given.pop("id2label", None)
@@ -128,8 +128,8 @@ class PreTrainedConfig:
         token: str | bool | None = None,
         local_files_only: bool = False,
         num_labels: int | None = None,
-        id2label: Any = None,
-        **fields: Any,
+        id2label: ClassNames | None = None,
+        **fields: object,
     ) -> Self:
         """A configuration from the config.json of a directory or hub id, or from a JSON file.
 

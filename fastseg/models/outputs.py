@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+# The fields of an output that are not None.
+FieldTuple = tuple[torch.Tensor | tuple[torch.Tensor, ...] | list[torch.Tensor], ...]
+
 
 class ModelOutput(OrderedDict[str, Any]):
     """A dict of the fields that are not None, in order, which are attributes and indices too.
@@ -48,7 +51,7 @@ class ModelOutput(OrderedDict[str, Any]):
     def __getitem__(self, key: Any) -> Any:
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
-    def to_tuple(self) -> tuple[Any, ...]:
+    def to_tuple(self) -> FieldTuple:
         """The values of the fields that are not None."""
         return tuple(self.values())
 

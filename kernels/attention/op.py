@@ -126,7 +126,7 @@ class SrAttentionWeights(Weights):
     def channels(self) -> int:
         return self.key_value_weight.shape[1]
 
-    def least_input(self) -> tuple[Any, ...]:
+    def least_input(self) -> tuple[object, ...]:
         side = self.sr_ratio
         return (self.like.new_empty(1, side * side, self.channels), side, side)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, Self, get_type_hints
 
 import torch
 
@@ -48,7 +48,7 @@ class Weights:
         """Channels of the op's input."""
         raise NotImplementedError
 
-    def least_input(self) -> tuple[Any, ...]:
+    def least_input(self) -> tuple[object, ...]:
         """Empty tensors, in the place of an input of one position."""
         return (self.like.new_empty(1, 1, self.channels), 1, 1)
 
@@ -70,11 +70,11 @@ class Weights:
                 found += value
         return found
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, object]:
         """The fields, by name, as the registered op takes them."""
         return {name: getattr(self, name) for name in self.names()}
 
-    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         """The same with `function` of each tensor, unchecked."""
 
         def mapped(value: Any) -> Any:
@@ -85,7 +85,7 @@ class Weights:
         return self.of(**{name: mapped(value) for name, value in self.arguments().items()})
 
     @classmethod
-    def of(cls, **arguments: Any) -> Any:
+    def of(cls, **arguments: object) -> Self:
         """Weights of `arguments`, unchecked; defaults of what is not there."""
         made = object.__new__(cls)
         for field in fields(cls):

@@ -72,7 +72,7 @@ class PatchEmbedWeights(Weights):
     def channels(self) -> int:
         return self.weight.shape[1]
 
-    def least_input(self) -> tuple[Any, ...]:
+    def least_input(self) -> tuple[object, ...]:
         return (self.weight.new_empty(1, *self.weight.shape[1:]), None, None)
 
     def output_size(self, side: int) -> int:

@@ -100,7 +100,7 @@ class MixFfnWeights(Weights):
             names = ", ".join(sorted(ACTIVATIONS))
             raise ValueError(f"activation: expected one of {names}, got {self.activation!r}")
 
-    def least_input(self) -> tuple[Any, ...]:
+    def least_input(self) -> tuple[object, ...]:
         return (*super().least_input(), None, None, 0.0)
 
 

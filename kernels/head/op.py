@@ -76,7 +76,7 @@ class DecodeHeadWeights(Weights):
     def channels(self) -> int:
         return self.weights[0].shape[1]
 
-    def least_input(self) -> tuple[Any, ...]:
+    def least_input(self) -> tuple[object, ...]:
         return ([weight.new_empty(1, weight.shape[1], 1, 1) for weight in self.weights],)
 
     def check(self) -> None:

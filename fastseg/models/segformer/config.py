@@ -10,9 +10,16 @@ import itertools
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from fastseg.checkpoints.values import class_names, flag, names_of, number, per_stage, whole
+from fastseg.checkpoints.values import (
+    ClassNames,
+    class_names,
+    flag,
+    names_of,
+    number,
+    per_stage,
+    whole,
+)
 from fastseg.kernels.blocks.activations import ACTIVATIONS
 
 from ..config import PreTrainedConfig
@@ -120,7 +127,7 @@ class SegformerConfig(PreTrainedConfig):
         reshape_last_stage: bool = True,
         *,
         num_labels: int | None = None,
-        id2label: Mapping[Any, str] | Sequence[str] | None = None,
+        id2label: ClassNames | None = None,
         label2id: Mapping[str, int] | None = None,
         patch_norm_eps: float = 1e-5,
         block_norm_eps: float = 1e-5,
@@ -134,7 +141,7 @@ class SegformerConfig(PreTrainedConfig):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         return_dict: bool = True,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         self.num_channels = whole("num_channels", num_channels)
         self.num_encoder_blocks = whole("num_encoder_blocks", num_encoder_blocks)
@@ -226,7 +233,7 @@ class SegformerConfig(PreTrainedConfig):
         scales = itertools.accumulate(self.strides, operator.mul)
         return math.lcm(*map(operator.mul, scales, self.sr_ratios))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """All fields, as written into `config.json`, with a `model_type` that transformers refuses
         where it does not have the network.
         """

@@ -21,7 +21,12 @@ from fastseg.kernels.blocks.tokens import tokens_to_map
 from fastseg.training.loss import FastLoss, segmentation_loss
 
 from ..base import PreTrainedModel
-from ..outputs import BaseModelOutput, ImageClassifierOutput, SemanticSegmenterOutput
+from ..outputs import (
+    BaseModelOutput,
+    FieldTuple,
+    ImageClassifierOutput,
+    SemanticSegmenterOutput,
+)
 from .config import SegformerConfig
 from .decode_head import SegformerDecodeHead
 from .encoder import SegformerEncoder
@@ -67,7 +72,7 @@ class SegformerModel(SegformerPreTrainedModel):
         return_dict: bool | None = None,
         pixel_scale: torch.Tensor | None = None,
         pixel_offset: torch.Tensor | None = None,
-    ) -> BaseModelOutput | tuple[Any, ...]:
+    ) -> BaseModelOutput | FieldTuple:
         """Encode `pixel_values` (B, num_channels, H, W), any floating dtype, any size.
 
         Args:
@@ -120,7 +125,7 @@ class SegformerForSemanticSegmentation(FastLoss, SegformerPreTrainedModel):
         return_dict: bool | None = None,
         pixel_scale: torch.Tensor | None = None,
         pixel_offset: torch.Tensor | None = None,
-    ) -> SemanticSegmenterOutput | tuple[Any, ...]:
+    ) -> SemanticSegmenterOutput | FieldTuple:
         """Segment `pixel_values` (B, num_channels, H, W).
 
         Args:
@@ -195,7 +200,7 @@ class SegformerForImageClassification(SegformerPreTrainedModel):
         return_dict: bool | None = None,
         pixel_scale: torch.Tensor | None = None,
         pixel_offset: torch.Tensor | None = None,
-    ) -> ImageClassifierOutput | tuple[Any, ...]:
+    ) -> ImageClassifierOutput | FieldTuple:
         """Classify `pixel_values` (B, num_channels, H, W).
 
         Args:

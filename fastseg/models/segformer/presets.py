@@ -34,7 +34,7 @@ def preset_config(
     name: str,
     num_classes: int | None = None,
     projection_filters: int | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> SegformerConfig:
     """The configuration of a preset: arguments and errors as of `fastseg.from_preset`."""
     if name not in PRESETS:
@@ -54,14 +54,14 @@ def preset_config(
             raise TypeError(f"{field}: given twice, as {kwargs[field]} and as {value}")
         if value is not None:
             fields[field] = value
-    return SegformerConfig(**fields | kwargs)
+    return SegformerConfig(**(fields | kwargs))
 
 
 def from_preset(
     name: str,
     num_classes: int | None = None,
     projection_filters: int | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> SegformerForSemanticSegmentation | SegformerForImageClassification | SegformerModel:
     """A SegFormer with newly drawn weights: see `fastseg.from_preset`."""
     if name in PRESETS and name.startswith("mit") and num_classes == 0:

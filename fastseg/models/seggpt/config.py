@@ -6,9 +6,16 @@ It reads and writes the same `config.json` as transformers 4.x and 5.x.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from fastseg.checkpoints.values import class_names, flag, names_of, number, per_stage, whole
+from fastseg.checkpoints.values import (
+    ClassNames,
+    class_names,
+    flag,
+    names_of,
+    number,
+    per_stage,
+    whole,
+)
 from fastseg.kernels.blocks.activations import ACTIVATIONS
 
 from ..config import PreTrainedConfig
@@ -78,12 +85,12 @@ class SegGptConfig(PreTrainedConfig):
         beta: float = 0.01,
         *,
         num_labels: int | None = None,
-        id2label: Mapping[Any, str] | Sequence[str] | None = None,
+        id2label: ClassNames | None = None,
         label2id: Mapping[str, int] | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         return_dict: bool = True,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         self.hidden_size = whole("hidden_size", hidden_size)
         self.num_hidden_layers = whole("num_hidden_layers", num_hidden_layers)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..base import PreTrainedModel
+from ..outputs import FieldTuple
 from .config import SegGptConfig
 from .encoder import SegGptDecoder, SegGptEncoder
 from .layers import SegGptAttention, SegGptEmbeddings
@@ -69,7 +70,7 @@ class SegGptModel(SegGptPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> SegGptEncoderOutput | tuple[Any, ...]:
+    ) -> SegGptEncoderOutput | FieldTuple:
         """Encode images beside their prompts, each (B, num_channels, height / 2, width).
 
         Args:
@@ -106,7 +107,7 @@ class SegGptModel(SegGptPreTrainedModel):
             bool_masked_pos,
             embedding_type,
         )
-        output: SegGptEncoderOutput | tuple[Any, ...] = self.encoder(
+        output: SegGptEncoderOutput | FieldTuple = self.encoder(
             embeddings,
             feature_ensemble=bool(feature_ensemble),
             output_attentions=(
@@ -162,7 +163,7 @@ class SegGptForImageSegmentation(SegGptPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> SegGptImageSegmentationOutput | tuple[Any, ...]:
+    ) -> SegGptImageSegmentationOutput | FieldTuple:
         """Paint the masks of images. Arguments and errors are those of SegGptModel.
 
         With `labels` the loss is smooth L1 over the pixels of `bool_masked_pos`. As in transformers

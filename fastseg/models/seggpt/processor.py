@@ -9,7 +9,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ from fastseg.checkpoints.values import whole
 from fastseg.images.batch_feature import BatchFeature
 from fastseg.images.inputs import flatten_images, read_label_map
 from fastseg.images.label_maps import parse_target_sizes
-from fastseg.images.options import ImageOptions
+from fastseg.images.options import ImageOptions, Size
 from fastseg.images.processor import SegformerImageProcessor
+from fastseg.images.types import ChannelValues, ImageInputs, TargetSizes
 
 from .palette import build_palette, colours_of, label_map, paint, scores
 
@@ -84,13 +85,13 @@ class SegGptImageProcessor(SegformerImageProcessor):
     def __init__(
         self,
         do_resize: bool | None = None,
-        size: Any = None,
+        size: Size | None = None,
         resample: int | None = None,
         do_rescale: bool | None = None,
         rescale_factor: float | None = None,
         do_normalize: bool | None = None,
-        image_mean: Any = None,
-        image_std: Any = None,
+        image_mean: ChannelValues | None = None,
+        image_std: ChannelValues | None = None,
         do_convert_rgb: bool | None = None,
         num_labels: int | None = None,
     ) -> None:
@@ -112,24 +113,25 @@ class SegGptImageProcessor(SegformerImageProcessor):
 
     def __call__(  # type: ignore[override]
         self,
-        images: Any = None,
-        prompt_images: Any = None,
-        prompt_masks: Any = None,
-        **kwargs: Any,
+        images: ImageInputs | None = None,
+        prompt_images: ImageInputs | None = None,
+        prompt_masks: ImageInputs | None = None,
+        **kwargs: object,
     ) -> BatchFeature:
         """Call `preprocess`."""
-        return self.preprocess(images, prompt_images, prompt_masks, **kwargs)
+        given: dict[str, Any] = kwargs
+        return self.preprocess(images, prompt_images, prompt_masks, **given)
 
     def preprocess(  # type: ignore[override]
         self,
-        images: Any = None,
-        prompt_images: Any = None,
-        prompt_masks: Any = None,
+        images: ImageInputs | None = None,
+        prompt_images: ImageInputs | None = None,
+        prompt_masks: ImageInputs | None = None,
         *,
         return_tensors: str | None = None,
         data_format: str | None = None,
         input_data_format: str | None = None,
-        **options: Any,
+        **options: object,
     ) -> BatchFeature:
         """The model's input for images, for prompts, or for both.
 
@@ -182,22 +184,42 @@ class SegGptImageProcessor(SegformerImageProcessor):
         return features
 
     def pre_process_semantic_segmentation(
-        self, prompt_masks: Any, num_labels: int | None = None, **kwargs: Any
+        self, prompt_masks: ImageInputs, num_labels: int | None = None, **kwargs: object
     ) -> BatchFeature:
         """The colours of label maps alone: `preprocess` of `prompt_masks`."""
-        return self.preprocess(prompt_masks=prompt_masks, num_labels=num_labels, **kwargs)
+        given: dict[str, Any] = kwargs
+        return self.preprocess(prompt_masks=prompt_masks, num_labels=num_labels, **given)
 
     def get_palette(self, num_labels: int) -> list[tuple[int, int, int]]:
         """Colours (red, green, blue) of the background and of `num_labels` classes."""
         return build_palette(num_labels)
 
-    def post_process_semantic_segmentation(  # type: ignore[override]
+    @overload  # type: ignore[override]
+    def post_process_semantic_segmentation(
         self,
-        outputs: Any,
-        target_sizes: Any = None,
+        outputs: object,
+        target_sizes: TargetSizes | None = ...,
+        num_labels: int | None = ...,
+        return_segmentation_scores: Literal[False] = ...,
+    ) -> list[torch.Tensor]: ...
+
+    @overload
+    def post_process_semantic_segmentation(
+        self,
+        outputs: object,
+        target_sizes: TargetSizes | None = ...,
+        num_labels: int | None = ...,
+        *,
+        return_segmentation_scores: Literal[True],
+    ) -> list[BatchFeature]: ...
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: object,
+        target_sizes: TargetSizes | None = None,
         num_labels: int | None = None,
         return_segmentation_scores: bool = False,
-    ) -> list[Any]:
+    ) -> list[torch.Tensor] | list[BatchFeature]:
         """Label maps, one (H, W) tensor for each image of the batch.
 
         Args:
@@ -235,24 +257,25 @@ class SegGptImageProcessor(SegformerImageProcessor):
         return found
 
     @classmethod
-    def from_dict(cls, config: dict[str, Any], **options: Any) -> SegGptImageProcessor:
+    def from_dict(cls, config: Mapping[str, object], **options: object) -> Self:
         """Make one from the content of preprocessor_config.json; `options` replace what it says.
 
         Entries that are no option are kept in `extra` and written again by `save_pretrained`.
         """
-        config = dict(config)
+        entries: dict[str, Any] = dict(config)
         for name in ("image_processor_type", "feature_extractor_type"):
-            config.pop(name, None)
-        processor = cls(**{name: config.pop(name) for name in _OPTIONS if name in config})
+            entries.pop(name, None)
+        processor = cls(**{name: entries.pop(name) for name in _OPTIONS if name in entries})
         processor._set(processor._resolve(options))
-        processor.extra = config
+        processor.extra = entries
         return processor
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Options as `save_pretrained` writes them: JSON types alone."""
         resolved = self._resolve({})
-        config = {**self.extra, **{name: getattr(resolved, name) for name in _OPTIONS}}
-        config["resample"] = int(config["resample"])
+        options = {name: getattr(resolved, name) for name in _OPTIONS}
+        config: dict[str, object] = {**self.extra, **options}
+        config["resample"] = int(self.resample)
         if config["num_labels"] is None:
             del config["num_labels"]  # transformers 4.x warns of names it does not know
         config["image_processor_type"] = "SegGptImageProcessor"
@@ -262,7 +285,7 @@ class SegGptImageProcessor(SegformerImageProcessor):
         for name in _OPTIONS:
             setattr(self, name, getattr(options, name))
 
-    def _resolve(self, overrides: dict[str, Any]) -> SegGptOptions:
+    def _resolve(self, overrides: Mapping[str, object]) -> SegGptOptions:
         """The options of one call, checked anew, for attributes may have been set since."""
         unknown = sorted(set(overrides) - set(_OPTIONS))
         if unknown:
