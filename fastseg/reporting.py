@@ -18,6 +18,8 @@ from fastseg.kernels.core.weights import Weights
 from fastseg.models.runtime import RuntimeModel
 from fastseg.training.loss import FastLoss
 
+_BY_GRADIENTS = ": gradients are on and "
+
 
 def report(model: nn.Module) -> str:
     """One line for each encoder and decode head in `model`: how its next forward would run.
@@ -54,7 +56,12 @@ def report(model: nn.Module) -> str:
     if not lines:
         raise ValueError(
             "model: expected one with a model of fastseg in it, or one that fastseg.accelerate "
-            f"has made fast, got a {type(model).__module__}.{type(model).__name__}"
+            f"has made fast, got a {type(model).__module__}.{type(model).__name__}; call "
+            "fastseg.accelerate(model) first"
+        )
+    if any(_BY_GRADIENTS in line for line in lines):
+        lines.append(
+            "gradients are on here: call report in torch.inference_mode() for how it runs there"
         )
     stored = [m._fastseg_stored for m in model.modules() if isinstance(m, Dequantized)]
     lines += [

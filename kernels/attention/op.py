@@ -340,6 +340,6 @@ def sr_attention(
     if weights.sr_ratio > min(height, width):
         raise ValueError(
             f"weights: expected an sr_ratio of 1 to {min(height, width)} on a grid of "
-            f"{height} x {width}, got {weights.sr_ratio}"
+            f"{height} x {width}, got {weights.sr_ratio}; a model with it needs larger images"
         )
     return OP(x.device, x, height, width, weights)

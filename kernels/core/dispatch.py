@@ -39,7 +39,9 @@ def _device_reason(device_type: str, index: int | None) -> str | None:
     if not HAS_TRITON:
         return "triton is not installed"
     if device_type == "cpu":
-        return None if interpreting() else "a CPU runs Triton kernels under TRITON_INTERPRET=1 only"
+        if interpreting():
+            return None
+        return "kernels need a GPU (on a CPU TRITON_INTERPRET=1 tests them, slowly)"
     if device_type != "cuda":
         return f"there are no Triton kernels for {device_type}"
     if interpreting():

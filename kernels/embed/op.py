@@ -357,7 +357,8 @@ def _check_input(
         and not torch.is_autocast_enabled(weight.device.type)
     ):
         raise TypeError(
-            f"feature_map: expected {weight.dtype} as the weight, got {feature_map.dtype}"
+            f"feature_map: expected {weight.dtype} as the weight, got {feature_map.dtype}; of a "
+            "model's first stage it is pixel_values: cast these or the model"
         )
     if feature_map.device != weight.device:
         raise ValueError(
