@@ -14,6 +14,8 @@ from typing import Any
 from .kinds import folder_kind
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+# Of files of weights: no repository is called so, and asking the hub for one takes half a minute.
+_WEIGHTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".h5", ".hdf5", ".keras", ".onnx")
 _LISTED = 20
 
 
@@ -52,8 +54,10 @@ def resolve_file(
     if directory.exists():
         raise FileNotFoundError(f"{directory}: expected a directory or a hub id, got a file")
     repo_id = os.fspath(repo_or_dir)
+    if repo_id.lower().endswith(_WEIGHTS):
+        raise FileNotFoundError(f"{repo_id}: there is no such file or folder")
     if not _HUB_ID.fullmatch(repo_id) or repo_id.startswith("."):
-        raise FileNotFoundError(f"{repo_id}: there is no such directory, and it is no hub id")
+        raise FileNotFoundError(f"{repo_id}: there is no such file or folder, and it is no hub id")
     return _hub_file(
         repo_id,
         filename,
@@ -109,7 +113,7 @@ def _hub_file(repo_id: str, filename: str, revision: str | None, **where: Any) -
         )
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"{repo_id}: there is no such directory, and to load it from the Hugging Face hub "
+            f"{repo_id}: there is no such file or folder, and to load it from the Hugging Face hub "
             'huggingface_hub is needed: pip install "fastseg-segformer[hub]"'
         ) from error
     place = f"{repo_id} on the Hugging Face hub" + (f", revision {revision}" if revision else "")
@@ -121,7 +125,7 @@ def _hub_file(repo_id: str, filename: str, revision: str | None, **where: Any) -
     # cache an EntryNotFoundError.
     except HFValidationError as error:
         raise FileNotFoundError(
-            f"{repo_id}: there is no such directory, and it is no hub id: {error}"
+            f"{repo_id}: there is no such file or folder, and it is no hub id: {error}"
         ) from error
     except GatedRepoError as error:
         raise FileNotFoundError(
@@ -136,7 +140,7 @@ def _hub_file(repo_id: str, filename: str, revision: str | None, **where: Any) -
         raise FileNotFoundError(f"{place}: there is no such revision") from error
     except LocalEntryNotFoundError as error:
         raise FileNotFoundError(
-            f"{repo_id}: there is no such directory, {filename} of this hub id is not in the "
+            f"{repo_id}: there is no such file or folder, {filename} of this hub id is not in the "
             f"cache, and it could not be downloaded: {error}"
         ) from error
     except EntryNotFoundError as error:

@@ -127,6 +127,11 @@ def _write(model: Any, processor: Any, arguments: argparse.Namespace) -> None:
     print(f"{arguments.output}: {_summary(model)}")
     if processor is None:
         say("note: IN has no options of an image processor; users get the default one")
+    if type(model).segments and _is_nameless(model.config.id2label):
+        say(
+            "note: IN has no names of classes, so they are called LABEL_0 and so on: edit id2label "
+            f"in {CONFIG_NAME}, or see --palette of `fastseg predict`"
+        )
     fields = {name: _TRANSFORMERS_EPS for name in _EPSILONS if hasattr(model.config, name)}
     if any(getattr(model.config, name) != _TRANSFORMERS_EPS for name in fields):
         say(
@@ -134,6 +139,10 @@ def _write(model: Any, processor: Any, arguments: argparse.Namespace) -> None:
             f"transformers does not: it computes with {_TRANSFORMERS_EPS:g} everywhere"
             + _worth(model, fields)
         )
+
+
+def _is_nameless(id2label: Mapping[int, str]) -> bool:
+    return dict(id2label) == names_of(len(id2label), {})
 
 
 def _write_for(model: Any, processor: Any, arguments: argparse.Namespace) -> None:
@@ -224,7 +233,9 @@ def _load(arguments: argparse.Namespace) -> Any:
                 **fields,
             )
     except (OSError, ValueError, ImportError) as error:
-        text = str(error).replace("pass num_attention_heads=", "pass --heads")
+        text = options.without_name(error, arguments.source).replace(
+            "pass num_attention_heads=", "pass --heads"
+        )
         text = text.replace("(strict=False leaves", "(--no-strict leaves")
         raise CommandError(f"IN {arguments.source}: {text}") from error
     if model.load_report.reinitialized:
@@ -251,7 +262,7 @@ def _image_processor(arguments: argparse.Namespace, model: Any) -> Any:
             path = find_file(place, CONVERTER_NAME, **where)
         return _of_converter(None if path is None else read_json(path), model)
     except (OSError, ValueError, TypeError) as error:
-        raise CommandError(f"IN {source}: {error}") from error
+        raise CommandError(f"IN {source}: {options.without_name(error, source)}") from error
 
 
 def _of_converter(converter: dict[str, Any] | None, model: Any) -> Any:

@@ -21,6 +21,7 @@ from .classes import Classes, choose_classes
 from .files import Source, is_own, write_json, write_png
 from .options import (
     DTYPES,
+    EMBEDDED,
     EMBEDDED_NAME,
     CommandError,
     add_device_options,
@@ -62,12 +63,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--model",
         metavar="DIR_OR_ID",
-        help="checkpoint folder or hub id (default: the embedded model of drawn scenes)",
+        help="checkpoint: folder, file or hub id (default: the embedded model of drawn scenes)",
     )
     parser.add_argument(
         "--against",
         metavar="OTHER",
-        help="compare with another model on the same pictures: a checkpoint folder or hub id; or "
+        help="compare with another model on the same pictures: a folder, a file or a hub id; or "
         f"{', '.join(DTYPES)} for the same model in that precision; or {PLAIN} for it as it is "
         "trained, without the fast path",
     )
@@ -165,7 +166,7 @@ def _run(arguments: argparse.Namespace) -> int:
     _check_output(arguments.output)
     data = _open(arguments)
     if arguments.model is None:
-        note(f"using the embedded model {EMBEDDED_NAME}, trained on drawn scenes only")
+        note(f"using the embedded model, {EMBEDDED}, trained on drawn scenes only")
     model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
     prompts = keep_prompts(arguments, model, processor)
     config = model.config if prompts is None else config_with_classes(model.config, prompts)

@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="a folder or a Hugging Face hub id (default: the embedded model of drawn scenes)",
+        help="a folder, a file or a hub id (default: the embedded model of drawn scenes)",
     )
     parser.add_argument(
         "--format", choices=FORMATS, help="of the file (default: by its suffix, else onnx)"

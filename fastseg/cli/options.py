@@ -20,7 +20,8 @@ from fastseg.models.runtime import RuntimeModel
 from fastseg.models.seggpt.prompts import is_seggpt
 
 EMBEDDED_MODEL = Path(fastseg.__file__).parent / "demo" / "assets" / "scenes-b0"
-EMBEDDED_NAME = "scenes-b0 (embedded)"
+EMBEDDED = "scenes-b0"
+EMBEDDED_NAME = f"{EMBEDDED} (embedded)"
 
 _quiet = False  # see `quiet`
 
@@ -129,7 +130,7 @@ def load_model(
                 model = fastseg.from_pretrained(place, runtime=runtime, dtype=chosen)
                 note(fastseg.report(model))
     except (OSError, ValueError, ImportError) as error:
-        raise CommandError(f"--model {name}: {error}") from error
+        raise CommandError(f"--model {name}: {without_name(error, place)}") from error
     if not model.segments and not is_seggpt(model):
         kind = type(model).__name__
         raise CommandError(f"--model {name}: expected a segmentation model, got a {kind}")
@@ -152,7 +153,7 @@ def load_model(
         note(f"no preprocessor_config.json in {name}; the default image processor is used")
         return model, model.image_processor_class()
     except (OSError, ValueError) as error:
-        raise CommandError(f"--model {name}: {error}") from error
+        raise CommandError(f"--model {name}: {without_name(error, place)}") from error
 
 
 def add_tta_option(parser: Any) -> None:
@@ -174,6 +175,11 @@ def _views(text: str) -> list[str | float]:
         message = f"expected flip and scales above 0 with commas between them, got {text!r}"
         raise argparse.ArgumentTypeError(message) from None
     return views
+
+
+def without_name(error: BaseException, name: str) -> str:
+    """What an error says of the file or hub id `name`, which is told already."""
+    return str(error).removeprefix(f"{name}: ")
 
 
 def first_line(error: BaseException) -> str:

@@ -35,6 +35,7 @@ from .formats import CONVERT, HEIF_SUFFIXES, INSTALL_HEIF
 from .jobs import Jobs, add_job_options
 from .manifest import Manifest
 from .options import (
+    EMBEDDED,
     EMBEDDED_NAME,
     CommandError,
     add_device_options,
@@ -96,7 +97,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--model",
         metavar="DIR_OR_ID",
-        help="checkpoint folder or hub id (default: the embedded model of drawn scenes)",
+        help="checkpoint: folder, file or hub id (default: the embedded model of drawn scenes)",
     )
     parser.add_argument(
         "--output",
@@ -274,7 +275,7 @@ def _run(arguments: argparse.Namespace, copies: Copies) -> int:
         raise CommandError(f"no images to segment{readable}")
     if arguments.model is None:
         note(
-            f"using the embedded model {EMBEDDED_NAME}, trained on drawn scenes only; "
+            f"using the embedded model, {EMBEDDED}, trained on drawn scenes only; "
             "--model DIR_OR_ID takes another"
         )
     model, processor = load_model(

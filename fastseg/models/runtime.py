@@ -23,6 +23,7 @@ from .families import FAMILIES
 from .outputs import SemanticSegmenterOutput
 
 _SUFFIX = ".onnx"
+_WITHOUT = "; export it without labels (--labels), which `segment` makes of the logits"
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -65,7 +66,7 @@ class RuntimeModel(nn.Module):
             raise ValueError(
                 f"{path}: expected pixel_values and logits, as fastseg.export writes them for a "
                 f"segmentation model, got {', '.join(opened.inputs)} and "
-                f"{', '.join(opened.outputs)}"
+                f"{', '.join(opened.outputs)}{_WITHOUT if 'labels' in opened.outputs else ''}"
             )
         self._shape = opened.inputs["pixel_values"]
         self.config, self.image_processor = _described(opened)

@@ -60,9 +60,19 @@ def test_long_listings_are_cut(tmp_path):
 
 @pytest.mark.parametrize("name", ["./no/such", "/no/such", "a/b/c", "~/model", "a b", "a\\b"])
 def test_neither_directory_nor_hub_id(name):
-    with pytest.raises(FileNotFoundError, match="no such directory, and it is no hub id"):
+    with pytest.raises(FileNotFoundError, match="no such file or folder, and it is no hub id"):
         resolve_file(name, "config.json")
     assert find_file(name, "config.json") is None
+
+
+@pytest.mark.parametrize("name", ["b2.pth", "mine/model.safetensors", "model.ONNX"])
+def test_files_that_are_not_there_are_looked_for_on_no_hub(name, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    with pytest.raises(FileNotFoundError, match=f"{name}: there is no such file or folder"):
+        resolve_file(name, "config.json")
 
 
 def test_invalid_hub_id():
@@ -105,7 +115,7 @@ def test_a_local_directory_goes_first(cache, tmp_path):
 def test_hub_id_that_is_not_in_the_cache(cache):
     with pytest.raises(FileNotFoundError) as caught:
         from_pretrained("someone/else", cache_dir=cache)
-    for part in ("someone/else", "no such directory", "config.json", "cache"):
+    for part in ("someone/else", "no such file or folder", "config.json", "cache"):
         assert part in str(caught.value)
     with pytest.raises(FileNotFoundError, match="someone/scenes"):
         resolve_file("someone/scenes", "config.json", revision="v2", cache_dir=cache)
@@ -121,7 +131,11 @@ def test_without_huggingface_hub(cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError) as caught:
         from_pretrained("someone/scenes", cache_dir=cache)
-    for part in ("someone/scenes", "no such directory", 'pip install "fastseg-segformer[hub]"'):
+    for part in (
+        "someone/scenes",
+        "no such file or folder",
+        'pip install "fastseg-segformer[hub]"',
+    ):
         assert part in str(caught.value)
     shutil.copytree(cache / "models--someone--scenes" / "snapshots" / COMMIT, "someone/scenes")
     assert from_pretrained("someone/scenes").config.num_labels == 5

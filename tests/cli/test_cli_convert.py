@@ -78,6 +78,7 @@ def test_nvlabs_file(tmp_path, capsys):
     fields = json.loads((out / "config.json").read_text())
     assert NVLABS_EPS.items() <= fields.items()
     assert fields["id2label"]["3"] == "tree"
+    assert "LABEL_0" not in captured.err
     direct = fastseg.from_pretrained(source, num_attention_heads=[1, 2, 3, 4])
     converted = fastseg.from_pretrained(out)
     assert converted.config.block_norm_eps == 1e-6
@@ -215,7 +216,7 @@ def test_over_its_own_source(tmp_path):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (None, "no such directory"),
+        (None, "no such file or folder"),
         (b"nothing", "a text that begins with 'nothing'"),
         (b"\x80\x02nothing", "corrupt"),
         (b"", "an empty file"),
@@ -243,6 +244,14 @@ def test_a_source_without_all_weights(tmp_path, capsys):
     assert "weights are missing" in error
     assert "decode_head.classifier.weight" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_classes_without_names_are_told(tmp_path, capsys):
+    source = nvlabs_file(tmp_path / "it.pth")
+    content = torch.load(source)
+    torch.save(content["state_dict"], source)
+    assert main(["convert", str(source), str(tmp_path / "out"), *HEADS]) == 0
+    assert "IN has no names of classes, so they are called LABEL_0" in capsys.readouterr().err
 
 
 def test_output_is_a_file(tmp_path, capsys):

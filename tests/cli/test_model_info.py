@@ -168,7 +168,7 @@ def test_differences_are_told(model_folder, tmp_path, capsys):
         (["--device", "cpu"], 2, "--device: expected a MODEL too"),
         (["MODEL", "--size", "8", "8"], 2, "--size 8 8: pixel_values: expected an input"),
         (["MODEL", "--size", "64"], 2, "--size"),
-        (["./nowhere"], 1, "error: MODEL: ./nowhere: there is no such directory"),
+        (["./nowhere"], 1, "error: MODEL: ./nowhere: there is no such file or folder"),
     ],
 )
 def test_wrong_usage(model_folder, tmp_path, monkeypatch, capsys, arguments, status, message):
