@@ -65,6 +65,11 @@ _DESCRIPTIONS = {
     "numerics": "Takes how far logits and labels of the embedded model are from float64.",
 }
 
+_OTHERS = (
+    f"Other benchmarks, each with a --help of its own: {', '.join(filter(None, _DESCRIPTIONS))}, "
+    "predict, host-time, gpu, compiles; tables and plots write documents from the rows."
+)
+
 
 class Options(argparse.Namespace):
     """What to measure. What a command has no option for is empty."""
@@ -206,6 +211,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         prog=f"python -m bench {command}".strip(),
         description=f"{_DESCRIPTIONS[command]} A result that is not right gets no figure, and the "
         "status is 1.",
+        epilog=None if command else _OTHERS,
     )
     grid, ops, hosts, seggpt, training, numerics = (command == name for name in _DESCRIPTIONS)
     models, timed = grid or ops or hosts or training, not numerics

@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     name, reason = select_backend(device)
     on_gpu = device.type == "cuda"
     if name != "triton":  # on a CPU it is, in Triton's interpreter: to try the command
-        raise CommandError(f"--device {device}: tuning needs a GPU that runs the kernels; {reason}")
+        raise CommandError(f"--device {device}: tuning needs a GPU: {reason}")
     from fastseg.kernels.tune import tuner  # it needs triton
     from fastseg.kernels.tune.precompile import Precompiler, present_target
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -247,3 +248,12 @@ def test_figures_of_numerics(monkeypatch):
         "differing": 1 / 32,
         "shortfall": 1.0,
     }
+
+
+def test_the_help_names_all_commands(capsys):
+    from bench.__main__ import _MEASURING, _MODULES, main
+
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = re.split(r"[\s,;]+", capsys.readouterr().out.partition("Other benchmarks")[2])
+    assert {*_MEASURING, *_MODULES} - {*told} == {"compare"}  # which is an option

@@ -72,7 +72,7 @@ def test_registration(op, device):
 def test_an_empty_batch_launches_nothing(op, device):
     *inputs, last = op.example(device, torch.float32)
     first = tree_map(lambda tensor: tensor[:0], inputs[0] if inputs else last)
-    arguments = (first, *inputs[1:], last)
+    arguments = (first, *inputs[1:], last) if inputs else (first,)
     expected = op.fused(*op.example(device, torch.float32)).shape
     with record_launches() as launches:
         assert op.fused(*arguments).shape == (0, *expected[1:])
