@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import SegformerForSemanticSegmentation
+from transformers import SegformerImageProcessor as TheirProcessor
 
 import fastseg
 from fastseg.kernels import MixFfnWeights, upsample_argmax
@@ -33,6 +34,8 @@ def of_transformers(pixels: torch.Tensor) -> torch.Tensor:
     fastseg.warmup(model, [(1, 3, 512, 512)])
     fastseg.segment(torch.compile(model), Image.new("RGB", (8, 8)))
     fastseg.segment(fastseg.graphed(model), Image.new("RGB", (8, 8)))
+    theirs = TheirProcessor.from_pretrained("folder")
+    fastseg.segment(model, Image.new("RGB", (8, 8)), processor=theirs)
     fastseg.segment(nn.DataParallel(model), Image.new("RGB", (8, 8)))
     logits: torch.Tensor = fastseg.restore(accelerated)(pixels).logits
     return logits

@@ -15,8 +15,7 @@ import torch
 
 from fastseg.datasets.pictures import LabelledPictures, open_dataset
 from fastseg.folding.conditions import plain_path
-from fastseg.images.processor import SegformerImageProcessor
-from fastseg.images.types import Pair, Pairs
+from fastseg.images.types import ImageProcessor, Pair, Pairs
 from fastseg.inference.segment import Model, saved_processor, segment
 from fastseg.models.seggpt.prompts import SegGptPrompt
 
@@ -41,7 +40,7 @@ def evaluate(
     model: Model,
     dataset: str | Path | Pairs,
     *,
-    processor: SegformerImageProcessor | None = None,
+    processor: ImageProcessor | None = None,
     batch_size: int | None = None,
     slide: Sequence[int | Sequence[int]] | None = None,
     tta: Sequence[str | float] | None = None,
@@ -52,7 +51,7 @@ def evaluate(
     reduce_labels: bool | None = None,
     boundary: bool = False,
     against: Model | str | None = None,
-    against_processor: SegformerImageProcessor | None = None,
+    against_processor: ImageProcessor | None = None,
     worst: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> Evaluation:

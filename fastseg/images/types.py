@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -26,6 +26,21 @@ class PairsByNumber(Protocol):
 
 
 Pairs = Iterable[Pair] | PairsByNumber
+
+
+class ImageProcessor(Protocol):
+    """An image processor of fastseg or of transformers, as far as `segment` looks at it."""
+
+    @property
+    def do_resize(self) -> object: ...
+
+    @property
+    def do_rescale(self) -> object: ...
+
+    @property
+    def do_normalize(self) -> object: ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 class RunLengths(TypedDict):

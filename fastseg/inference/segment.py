@@ -13,7 +13,7 @@ from torch import nn
 
 from fastseg.images.inputs import flatten_images
 from fastseg.images.processor import SegformerImageProcessor
-from fastseg.images.types import ImageInputs, Pair
+from fastseg.images.types import ImageInputs, ImageProcessor, Pair
 from fastseg.kernels.blocks.workers import thread_pool
 from fastseg.models.seggpt.prompts import SegGptPrompt, is_seggpt
 
@@ -32,7 +32,7 @@ def segment(
     model: Model,
     images: ImageInputs,
     *,
-    processor: SegformerImageProcessor | None = ...,
+    processor: ImageProcessor | None = ...,
     batch_size: int = ...,
     slide: Sequence[int | Sequence[int]] | None = ...,
     tta: Sequence[str | float] | None = ...,
@@ -54,7 +54,7 @@ def segment(
     model: Model,
     images: ImageInputs,
     *,
-    processor: SegformerImageProcessor | None = ...,
+    processor: ImageProcessor | None = ...,
     batch_size: int = ...,
     slide: Sequence[int | Sequence[int]] | None = ...,
     tta: Sequence[str | float] | None = ...,
@@ -71,7 +71,7 @@ def segment(
     model: Model,
     images: ImageInputs,
     *,
-    processor: SegformerImageProcessor | None = ...,
+    processor: ImageProcessor | None = ...,
     batch_size: int = ...,
     slide: Sequence[int | Sequence[int]] | None = ...,
     tta: Sequence[str | float] | None = ...,
@@ -92,7 +92,7 @@ def segment(
     model: Model,
     images: ImageInputs,
     *,
-    processor: SegformerImageProcessor | None = None,
+    processor: ImageProcessor | None = None,
     batch_size: int = 8,
     slide: Sequence[int | Sequence[int]] | None = None,
     tta: Sequence[str | float] | None = None,
@@ -115,8 +115,9 @@ def segment(
         images: an image, a batch or a list of images of any sizes: PIL, NumPy or torch, as
             SegformerImageProcessor takes them. Floats in [0, 1] are taken for 255 times that where
             `processor` rescales.
-        processor: prepares the images; where None, the one saved beside the model's checkpoint,
-            else one with the default options (512x512, ImageNet statistics).
+        processor: prepares the images: fastseg's or transformers'; where None, the one saved
+            beside the model's checkpoint, else one with the default options (512x512, ImageNet
+            statistics).
         batch_size: images, or sliding windows, in one forward. On a CPU so many images are taken
             at once: torch's threads are spread over them, and each is computed as by itself.
         slide: (crop, stride) in pixels, each a number or (height, width): the image is not resized

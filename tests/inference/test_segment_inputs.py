@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from PIL import Image
 
 import fastseg
@@ -248,3 +249,11 @@ def test_windows_that_are_too_small_for_the_model():
         fastseg.segment(a_model(), picture(64, 64), slide=(20, 10))
     with pytest.raises(ValueError, match=r"slide: .*at least 29.*got \(64, 28\)"):
         fastseg.segment(a_model(), picture(64, 64), slide=((64, 28), 10))
+
+
+def test_an_image_processor_of_transformers():
+    theirs = transformers.SegformerImageProcessorPil(size={"height": 64, "width": 96})
+    for image in (Image.fromarray(picture(*SIZE)), picture(*SIZE), picture(*SIZE) / 255):
+        (labels,) = fastseg.segment(a_model(), image, processor=theirs)
+        (expected,) = fastseg.segment(a_model(), image, processor=RESIZED)
+        agree(labels, expected)
