@@ -33,11 +33,12 @@ def warmup(model: nn.Module, shapes: Iterable[Sequence[int]]) -> None:
     if model.training:
         raise ValueError("model: expected a model in eval mode, got one in training mode")
     parameter = next(model.parameters())
-    shapes = [tuple(shape) if isinstance(shape, Sequence) else (shape,) for shape in shapes]
+    shapes = list(shapes)
     for shape in shapes:
-        if len(shape) != 4 or min(shape) < 1:
+        if not isinstance(shape, Sequence) or len(shape) != 4 or min(shape) < 1:
             raise ValueError(
-                f"shapes: expected (batch, channels, height, width), all positive, got {shape}"
+                "shapes: expected a list of (batch, channels, height, width), all positive, as "
+                f"[(1, 3, 512, 512)], got {shape} in {shapes}"
             )
     with torch.no_grad():
         if select_backend(parameter.device)[0] == "triton" and not interpreting():

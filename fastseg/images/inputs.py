@@ -6,6 +6,7 @@ Single or batched, nested or not, PIL, NumPy or torch, channels first or last: o
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,10 @@ def flatten_images(images: Any, argument: str = "images", ndim: int = 3) -> list
             raise ValueError(f"{argument}: expected 2 to 4 dimensions, got shape {shape}")
         images = list(images)
     if not isinstance(images, list | tuple):
+        is_path = isinstance(images, str | os.PathLike)
         raise TypeError(
             f"{argument}: expected a PIL image, a NumPy array, a torch tensor, or a list of them, "
-            f"got {type(images).__name__}"
+            f"got {type(images).__name__}{'; open it by PIL.Image.open first' if is_path else ''}"
         )
     if not images:
         raise ValueError(f"{argument}: expected at least one, got none")

@@ -46,8 +46,15 @@ def test_models_of_several_inputs(library):
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 3, 0, 64), (1, 3, 64)])
 def test_wrong_shapes(model, shape):
-    with pytest.raises(ValueError, match=r"shapes: expected \(batch, channels, height, width\)"):
+    with pytest.raises(
+        ValueError, match=r"shapes: expected a list of \(batch, channels, height, width\)"
+    ):
         fastseg.warmup(model, [shape])
+
+
+def test_one_shape_is_no_list_of_shapes(model):
+    with pytest.raises(ValueError, match=r"got 1 in \[1, 3, 64, 64\]"):
+        fastseg.warmup(model, (1, 3, 64, 64))
 
 
 def test_training_mode_is_refused(model):

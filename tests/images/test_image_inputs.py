@@ -133,7 +133,7 @@ def test_other_channel_counts():
 @pytest.mark.parametrize(
     ("images", "error", "match"),
     [
-        ("photo.jpg", TypeError, "images: expected a PIL image.*got str"),
+        ("photo.jpg", TypeError, "images: expected a PIL image.*got str; open it by PIL"),
         (None, TypeError, "images.*NoneType"),
         ([noise((4, 5, 3)), 3], TypeError, "images.*got int"),
         (noise((5, 6, 3)).astype(complex), TypeError, r"images\[0\].*complex128"),
