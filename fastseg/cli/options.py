@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import fastseg
+from fastseg.images.reasons import first_line
 from fastseg.inference.augmented import Views
 from fastseg.kernels.core.precision import FAST
 from fastseg.models.seggpt.prompts import is_seggpt
@@ -171,16 +172,6 @@ def _views(text: str) -> list[str | float]:
         message = f"expected flip and scales above 0 with commas between them, got {text!r}"
         raise argparse.ArgumentTypeError(message) from None
     return views
-
-
-def first_line(error: BaseException) -> str:
-    """The reason an error gives, in one line; its class where that says more."""
-    reason = getattr(error, "strerror", None) or str(error)  # without the number and the path
-    reason = reason.strip().split("\n")[0]
-    telling = (OSError, ValueError, TypeError, RuntimeError, SyntaxError, ImportError)
-    if reason and isinstance(error, telling):
-        return reason
-    return ": ".join(filter(None, [type(error).__name__, reason]))
 
 
 def say(message: str) -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from fastseg.exporting.runtimes import RUNTIMES
+from fastseg.images.formats import CONVERT, HEIF_SUFFIXES, INSTALL_HEIF
 from fastseg.images.inputs import CHANNELS_LAST
 from fastseg.images.outlines import MISSING
 from fastseg.images.overlay import MAX_INDEXED
@@ -31,7 +32,6 @@ from fastseg.kernels.core.precision import FAST
 from .classes import LABEL_IDS, choose_classes, find_classes
 from .coco import CocoFile
 from .files import CUTOUT, JSON, LABELS, OVERLAYS, POLYGONS, SCORES, OutputPlan
-from .formats import CONVERT, HEIF_SUFFIXES, INSTALL_HEIF
 from .jobs import Jobs, add_job_options
 from .manifest import Manifest
 from .options import (
