@@ -25,6 +25,7 @@ from fastseg.images.inputs import CHANNELS_LAST
 from fastseg.images.outlines import MISSING
 from fastseg.images.overlay import MAX_INDEXED
 from fastseg.images.palettes import DATASETS
+from fastseg.inference.prompted import PromptedSteps
 from fastseg.inference.scores import Wanted
 from fastseg.inference.steps import Steps
 from fastseg.kernels.core.precision import FAST
@@ -51,7 +52,7 @@ from .prompts import add_prompt_options, config_with_classes, keep_prompts
 from .remote import MAX_MIB, REDIRECTS, SECONDS, Copies
 from .results import GREY, PALETTE, ResultWriter
 from .search import ImageFiles
-from .work import PromptedSteps, Stages, Tally, carry_out
+from .work import Stages, Tally, carry_out
 
 NO_OVERLAY = "none"
 
