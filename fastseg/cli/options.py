@@ -14,6 +14,7 @@ import torch
 
 import fastseg
 from fastseg.images.reasons import first_line
+from fastseg.images.storage import is_url
 from fastseg.inference.augmented import Views
 from fastseg.kernels.core.precision import FAST
 from fastseg.models.seggpt.prompts import is_seggpt
@@ -54,6 +55,11 @@ def device(text: str) -> torch.device:
                 f"{text}: torch cannot compute there: {first_line(error)}"
             ) from error
     return found
+
+
+def place(text: str) -> Path | str:
+    """Option type: a path, or a URL as it stands."""
+    return text if is_url(text) else Path(text)
 
 
 def positive(text: str) -> int:
