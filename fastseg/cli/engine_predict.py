@@ -62,6 +62,13 @@ def predict_by_engine(arguments: argparse.Namespace) -> int:
     """
     if arguments.overlay not in (None, "none"):
         raise CommandError(f"--overlay {arguments.overlay}: not with --engine ray", 2)
+    for argument in arguments.paths:
+        if is_remote(argument):
+            raise CommandError(
+                f"{argument}: with --engine ray pictures are files, or behind URLs of pyarrow's "
+                "filesystems, such as s3://bucket/folder",
+                2,
+            )
     if arguments.slide and arguments.slide[1] > arguments.slide[0]:
         raise CommandError("--slide: expected STRIDE to be at most CROP, or pixels are missed", 2)
     if not is_url(arguments.output):
@@ -257,13 +264,6 @@ class _LocalFiles:
 
 
 def _files(arguments: argparse.Namespace) -> _LocalFiles:
-    for argument in arguments.paths:
-        if is_remote(argument):
-            raise CommandError(
-                f"{argument}: with --engine ray pictures are files, or behind URLs of pyarrow's "
-                "filesystems, such as s3://bucket/folder",
-                2,
-            )
     # Where results are behind a URL, no folder here is left out.
     output = os.devnull if is_url(arguments.output) else arguments.output
     return _LocalFiles(ImageFiles(arguments.paths, Path(output), None, tell))
@@ -285,7 +285,7 @@ class _UrlFiles:
         self._urls: dict[Path, str] = {}
         self._output = str(arguments.output).partition("?")[0].rstrip("/") + "/"
         for argument in arguments.paths:
-            if not is_url(argument) or is_remote(argument):
+            if not is_url(argument):
                 raise CommandError(
                     f"{argument}: expected URLs of pyarrow's filesystems alone, or files alone", 2
                 )

@@ -57,7 +57,7 @@ def changed(tmp_path, environment) -> Callable[[str], dict[str, str]]:
             "def wait():\n"
             "    while not hasattr(sys.modules.get('fastseg'), 'warmup'):\n"
             "        time.sleep(0.02)\n"
-            f"    exec({code!r})\n"
+            f"    exec({code!r}, {{}})\n"
             "threading.Thread(target=wait, daemon=True).start()\n"
         )
         packages = f"{folder}{os.pathsep}{environment['PYTHONPATH']}"
