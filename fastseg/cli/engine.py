@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from .options import CommandError, note, positive
 RAY = "ray"
 MAX_BLOCK = 256  # rows that one call of an actor takes, and that its death costs
 _BLOCKS = 8  # for each actor at least, so that all end at about the same time
+# A line of a traceback; none of Ray's own.
+_RAISED = re.compile(r"^(?!ray\.)[\w.]+(?:Error|Exception): .+$", re.MULTILINE)
 _INSTALL = 'pip install "fastseg-segformer[ray]"'
 
 
@@ -161,7 +164,8 @@ def connected(arguments: argparse.Namespace) -> Iterator[Cluster]:
         except Exception as error:  # of many kinds
             where = arguments.address or "a cluster of this machine"
             raise CommandError(f"--engine {RAY}: {where}: {first_line(error)}") from error
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # What it would say of a failure is told here; its advice is to let rows vanish.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     try:
         yield _sized(arguments, ray.cluster_resources(), ray.available_resources())
     finally:
@@ -201,10 +205,8 @@ def _share(text: str) -> float:
 
 
 def _reason(error: BaseException) -> str:
-    """What the worker raised, without the tracebacks of those who passed it on."""
-    cause: BaseException | None = getattr(error, "cause", None) or error.__cause__
-    while cause is not None:
-        error, cause = cause, getattr(cause, "cause", None) or cause.__cause__
-    said = str(error).strip()
-    # Ray puts a traceback before what was raised.
-    return said.rsplit("\n", 1)[-1].strip() if "Traceback" in said else first_line(error)
+    """What the worker raised. Ray hands it on as the text of tracebacks, its own behind it."""
+    raised = re.search(
+        r"^(?!ray\.)[\w.]+(?:Error|Exception|Warning): .+$", str(error), re.MULTILINE
+    )
+    return raised[0] if raised else first_line(error)

@@ -284,11 +284,11 @@ class _UrlFiles:
         self.unreadable: Counter[str] = Counter()
         self._urls: dict[Path, str] = {}
         self._output = str(arguments.output).partition("?")[0].rstrip("/") + "/"
+        for argument in itertools.filterfalse(is_url, arguments.paths):
+            raise CommandError(
+                f"{argument}: expected URLs of pyarrow's filesystems alone, or files alone", 2
+            )
         for argument in arguments.paths:
-            if not is_url(argument):
-                raise CommandError(
-                    f"{argument}: expected URLs of pyarrow's filesystems alone, or files alone", 2
-                )
             filesystem, path = filesystem_of(argument)
             kind = filesystem.get_file_info(path).type
             if kind == FileType.File:

@@ -99,4 +99,4 @@ def test_a_wrong_mask_is_named(cluster, data, model_folder, tmp_path, capsys):
     assert main(command) == 1
     said = capsys.readouterr().err
     assert "--engine ray: an actor failed: " in said
-    assert "17.png" in said
+    assert "17.png" in said, said
