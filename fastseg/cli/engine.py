@@ -206,7 +206,5 @@ def _share(text: str) -> float:
 
 def _reason(error: BaseException) -> str:
     """What the worker raised. Ray hands it on as the text of tracebacks, its own behind it."""
-    raised = re.search(
-        r"^(?!ray\.)[\w.]+(?:Error|Exception|Warning): .+$", str(error), re.MULTILINE
-    )
-    return raised[0] if raised else first_line(error)
+    raised = _RAISED.findall(str(error))
+    return raised[-1] if raised else first_line(error)
