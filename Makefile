@@ -45,8 +45,8 @@ test-all: test $(TRITON36)/.done $(RAY)/.done $(ENGINES)/.done
 	FASTSEG_TEST_HOSTS=transformers4 PYTHONPATH=$(TRANSFORMERS4) $(BIN)/pytest tests/models/hosts -m slow
 	FASTSEG_TEST_HOSTS=smp PYTHONPATH=$(SMP) $(BIN)/pytest tests/models/hosts -m slow
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/triton -m slow
-	PYTHONPATH=$(RAY) $(BIN)/pytest tests/engines tests/cli/test_engine_options.py tests/bench/test_engines.py --numprocesses=0
-	PYTHONPATH=$(ENGINES) $(BIN)/pytest tests/engines/test_other_engines.py --numprocesses=0
+	PYTHONPATH=$(CURDIR)/$(RAY) $(BIN)/pytest tests/engines tests/cli/test_engine_options.py tests/bench/test_engines.py --numprocesses=0
+	PYTHONPATH=$(CURDIR)/$(ENGINES) $(BIN)/pytest tests/engines/test_other_engines.py --numprocesses=0
 	PYTHONPATH=$(TRITON36) TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/triton -m oldest
 	PYTHONPATH=$(TRITON36) $(BIN)/pytest tests/kernels -m oldest
 

@@ -1,21 +1,24 @@
-"""`fastseg.Segmenter` under Dask, Daft and Spark: the rows of a plain loop, by ten lines each.
+"""`fastseg.Segmenter` under Ray Data, Spark, Dask and Daft: the rows of a plain loop.
 
-The same lines are in docs/distributed.md.
+What runs are the blocks of docs/distributed.md.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import fastseg
-from tests.engines.conftest import ROOT
+from tests.engines.conftest import ROOT, needs_ray
 
 pytestmark = pytest.mark.slow
+PAGE = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
 
 
 def needs(name: str) -> pytest.MarkDecorator:
@@ -25,35 +28,46 @@ def needs(name: str) -> pytest.MarkDecorator:
 
 @pytest.fixture
 def paths(pictures) -> list[str]:
-    """Some of the pictures, broken ones among them."""
+    """Some of the pictures, the broken ones among them."""
     return sorted(str(path) for path in pictures.rglob("*") if path.is_file())[15:]
 
 
 @pytest.fixture
 def expected(model_folder, paths) -> list[dict[str, Any]]:
-    segmenter = fastseg.Segmenter(model_folder, labels="rle", device="cpu")
-    rows: list[dict[str, Any]] = []
-    for start in range(0, len(paths), 7):  # a plain loop
-        columns = segmenter({"path": paths[start : start + 7]})
-        rows += [
-            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
-        ]
+    """Of a plain loop without pyarrow."""
+    segmenter = fastseg.Segmenter(model_folder, labels="rle")
+    rows = []
+    for path in paths:
+        columns = segmenter({"path": [path]})
+        rows.append({name: values[0] for name, values in columns.items()})
     assert sum(row["error"] is not None for row in rows) == 3
     return rows
 
 
+@pytest.fixture
+def run(model_folder, paths):
+    """What the block under a heading of the page names `rows`, with a model that is there."""
+
+    def run(heading: str) -> list[dict[str, Any]]:
+        section = PAGE.split(f"\n### {heading}\n" if heading else "\n## In your own job\n")[1]
+        block = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+        assert block is not None
+        # Not the key of a dictionary.
+        code = re.sub(r'"model"(?!:)', repr(str(model_folder)), block[1])
+        names: dict[str, Any] = {"paths": paths, "__name__": "block"}
+        exec(compile(code, str(ROOT / "docs" / "distributed.md"), "exec"), names)
+        return names["rows"]
+
+    return run
+
+
 def plain(row: dict[str, Any]) -> dict[str, Any]:
     """A row of Python's own types."""
-    found = {}
-    for name in fastseg.Segmenter.schema().names:
-        value = row[name]
-        if name in ("classes", "pixels") and value is not None:
-            value = [int(one) for one in value]
-        elif name in ("width", "height") and value is not None:
-            value = int(value)
-        elif name == "labels" and value is not None:
-            value = bytes(value)
-        found[name] = value
+    found = {name: row[name] for name in fastseg.Segmenter.schema().names}
+    for name in ("classes", "pixels"):
+        found[name] = None if found[name] is None else [int(one) for one in found[name]]
+    if found["labels"] is not None:
+        found["labels"] = bytes(found["labels"])
     return found
 
 
@@ -62,87 +76,68 @@ def check(rows: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     assert found == sorted(expected, key=lambda row: row["path"])
 
 
-@needs("pyspark")
-def test_spark(model_folder, paths, expected, monkeypatch, tmp_path):
-    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_a_plain_call(run, expected):
+    check(run(""), expected)
+
+
+@needs_ray
+def test_ray_data(run, cluster, expected):
+    check(run("Ray Data"), expected)
+
+
+@needs("dask")
+def test_dask(run, expected):
+    check(run("Dask"), expected)
+
+
+@needs("daft")
+def test_daft(run, expected):
+    check(run("Daft"), expected)
+
+
+@pytest.fixture
+def spark(tmp_path, monkeypatch):
+    """The session that the block gets: of this machine, with two workers."""
     before = os.environ.get("PYTHONPATH", "")
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{before}")
+    environment = {"PYSPARK_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{before}"
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    from pyspark.errors import PySparkException
     from pyspark.sql import SparkSession
-    from pyspark.sql.pandas.types import from_arrow_schema
 
     builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
     for name in ("spark.driver.host", "spark.driver.bindAddress"):
         builder = builder.config(name, "127.0.0.1")
     builder = builder.config("spark.sql.warehouse.dir", str(tmp_path / "warehouse"))
     try:
-        spark = builder.getOrCreate()
-    except Exception as error:
-        if "Java" in str(error) or "JAVA" in str(error):
+        session = builder.getOrCreate()
+    except PySparkException as error:
+        if "JAVA" in str(error).upper():
             pytest.skip(f"Spark needs Java: {error}")
         raise
-    model = str(model_folder)
-
-    def segment(frames):
-        segmenter = fastseg.Segmenter(model, labels="rle", device="cpu")
-        for frame in frames:
-            yield segmenter(frame)
-
-    try:
-        pictures = spark.createDataFrame([(path,) for path in paths], "path string").repartition(2)
-        schema = from_arrow_schema(fastseg.Segmenter.schema())
-        check([row.asDict() for row in pictures.mapInPandas(segment, schema).collect()], expected)
-        # Arrow's batches, without pandas between.
-        check(
-            [row.asDict() for row in pictures.mapInArrow(arrow_of(model), schema).collect()],
-            expected,
-        )
-    finally:
-        spark.stop()
+    yield session
+    session.stop()
 
 
-def arrow_of(model: str):
+@needs("pyspark")
+def test_spark(run, spark, expected, paths, model_folder):
+    check(run("Spark"), expected)
+    # Arrow's batches, without pandas between.
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    found = spark.createDataFrame([(path,) for path in paths], "path string").mapInArrow(
+        arrow_of(model_folder), from_arrow_schema(fastseg.Segmenter.schema())
+    )
+    check([row.asDict() for row in found.collect()], expected)
+
+
+def arrow_of(model: Path):
     def segment(batches):
         import pyarrow
 
-        segmenter = fastseg.Segmenter(model, labels="rle", device="cpu")
+        segmenter = fastseg.Segmenter(model, labels="rle")
         for batch in batches:
-            yield from segmenter(pyarrow.table(batch)).to_batches()
+            yield from segmenter(pyarrow.table({"path": batch["path"]})).to_batches()
 
     return segment
-
-
-@needs("dask")
-def test_dask(model_folder, paths, expected):
-    import dask
-    import dask.bag
-
-    def segment(some, segmenter):
-        return segmenter({"path": list(some)}).to_pylist()
-
-    make = dask.delayed(fastseg.Segmenter)  # in the worker, where it stays
-    segmenter = make(str(model_folder), labels="rle", device="cpu", arrow=True)
-    bag = dask.bag.from_sequence(paths, partition_size=7)
-    rows = bag.map_partitions(segment, segmenter).compute(scheduler="threads", num_workers=1)
-    check(rows, expected)
-
-
-@needs("daft")
-def test_daft(model_folder, paths, expected):
-    import daft
-
-    schema = fastseg.Segmenter.schema()
-    kinds = {name: daft.DataType.from_arrow_type(schema.field(name).type) for name in schema.names}
-
-    @daft.cls
-    class Segment:
-        def __init__(self, model: str) -> None:
-            self.segmenter = fastseg.Segmenter(model, labels="rle", device="cpu", arrow=True)
-
-        @daft.method.batch(return_dtype=daft.DataType.struct(kinds), batch_size=7, unnest=True)
-        def __call__(self, path):
-            return self.segmenter({"path": path.to_pylist()}).to_pylist()
-
-    pictures = daft.from_pydict({"path": paths})
-    found = pictures.select(Segment(str(model_folder))(pictures["path"]))
-    check(found.to_pylist(), expected)
