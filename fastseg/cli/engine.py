@@ -160,7 +160,7 @@ def connected(arguments: argparse.Namespace) -> Iterator[Cluster]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options: dict[str, Any] = {"address": arguments.address, "log_to_driver": True}
         try:
-            ray.init(**options, logging_level=logging.WARNING, include_dashboard=None)
+            ray.init(**options, logging_level=logging.WARNING)
         except Exception as error:  # of many kinds
             where = arguments.address or "a cluster of this machine"
             raise CommandError(f"--engine {RAY}: {where}: {first_line(error)}") from error

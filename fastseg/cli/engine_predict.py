@@ -178,7 +178,7 @@ class _Run:
                 progress.total = (progress.total or 0) + len(some)
                 progress.refresh()
                 size = cluster.block(len(some), self._arguments.batch_size)
-                for rows in cluster.map(Segmenter, options, _tables(some, size)):
+                for rows in cluster.map(Segmenter, options, tables_of(some, size)):
                     self._tell(rows.select(["path", "error"]).to_pylist())
                     progress.update(rows.num_rows)
                 self.seconds += time.perf_counter() - begun
@@ -191,7 +191,8 @@ class _Run:
                 tell(row["path"], row["error"])
 
 
-def _tables(pictures: list[Picture], size: int) -> Iterator[Any]:
+def tables_of(pictures: list[Picture], size: int) -> Iterator[Any]:
+    """Arrow tables of so many pictures each, the last perhaps of fewer."""
     import pyarrow as pa
 
     schema = pa.schema({"path": pa.string(), "file": pa.string()})
