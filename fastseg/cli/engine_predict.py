@@ -12,7 +12,6 @@ import math
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,21 +19,20 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from fastseg.images.formats import is_searched_for
 from fastseg.images.packed import GREY, PNG, RLE, ZLIB
 from fastseg.images.reasons import first_line
-from fastseg.images.storage import Storage, filesystem_of, is_url
+from fastseg.images.storage import Storage, is_url
 from fastseg.inference.receipts import Receipts
 from fastseg.inference.segmenter import LABELS_ENDING, Segmenter
 
 from .engine import Cluster, connected
-from .files import OutputPlan, Source, key, without_suffix
+from .engine_search import LocalFiles, UrlFiles
+from .files import OutputPlan, Source
 from .options import EMBEDDED_MODEL, EMBEDDED_NAME, CommandError, load_model, note
 from .prompts import keep_prompts
 from .remote import is_remote
 from .results import PALETTE
-from .search import Found, ImageFiles
-from .searched import check_output, report_search, tell
+from .searched import check_output, tell
 
 # Of these, what an actor could do has no place in a row, or is of one file for the whole run.
 NOT_WITH_ENGINE: dict[str, Any] = {
@@ -76,7 +74,8 @@ def predict_by_engine(arguments: argparse.Namespace) -> int:
     try:
         receipts = Receipts(Storage(_absolute(arguments.output)).place(RECEIPTS))
         done = _settled(receipts, arguments)
-        search = _UrlFiles(arguments) if any(map(is_url, arguments.paths)) else _files(arguments)
+        behind_urls = any(map(is_url, arguments.paths))
+        search = (UrlFiles if behind_urls else LocalFiles)(arguments.paths, arguments.output)
     except (OSError, ValueError, ImportError) as error:
         raise CommandError(f"--engine ray: {first_line(error)}") from error
     pictures = _Pictures(search, arguments, done)
@@ -237,88 +236,3 @@ class _Pictures:
                 return
             self.total += 1
             yield Picture(path, file)
-
-
-class _LocalFiles:
-    """Pictures on a file system that all machines see at the same paths."""
-
-    def __init__(self, images: ImageFiles) -> None:
-        self._images = images
-        self.root = images.root
-
-    def __iter__(self) -> Iterator[Found]:
-        return iter(self._images)
-
-    def name_of(self, place: Any) -> str:
-        return str(place)
-
-    def report(self) -> None:
-        report_search(self._images)
-
-    @property
-    def unreadable(self) -> Counter[str]:
-        return self._images.unreadable
-
-    @property
-    def missing(self) -> dict[str, str]:
-        return self._images.missing
-
-
-def _files(arguments: argparse.Namespace) -> _LocalFiles:
-    # Where results are behind a URL, no folder here is left out.
-    output = os.devnull if is_url(arguments.output) else arguments.output
-    return _LocalFiles(ImageFiles(arguments.paths, Path(output), None, tell))
-
-
-class _UrlFiles:
-    """Pictures behind URLs: a file each, or all below a folder.
-
-    Attributes are those of `ImageFiles`; `root` stands for what their places are relative to.
-    """
-
-    root = Path("/")
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        from pyarrow.fs import FileType
-
-        self.missing: dict[str, str] = {}
-        self.unreadable: Counter[str] = Counter()
-        self._urls: dict[Path, str] = {}
-        self._output = str(arguments.output).partition("?")[0].rstrip("/") + "/"
-        for argument in itertools.filterfalse(is_url, arguments.paths):
-            raise CommandError(
-                f"{argument}: expected URLs of pyarrow's filesystems alone, or files alone", 2
-            )
-        for argument in arguments.paths:
-            filesystem, path = filesystem_of(argument)
-            kind = filesystem.get_file_info(path).type
-            if kind == FileType.File:
-                self._add(argument, argument.partition("?")[0].rpartition("/")[2])
-                continue
-            before = len(self._urls)
-            storage = Storage(argument)
-            for item in storage.files(below=True):
-                suffix = Path(item.name).suffix.lower()
-                url = storage.place(item.name)
-                if is_searched_for(suffix) and not url.startswith(self._output):
-                    self._add(url, item.name)
-            if len(self._urls) == before:
-                self.missing[argument] = "no images there"
-                tell(argument, self.missing[argument])
-
-    def _add(self, url: str, name: str) -> None:
-        place = self.root / name
-        if self._urls.setdefault(place, url) != url:  # the same name below another URL
-            place = self.root / str(len(self._urls)) / name
-            self._urls[place] = url
-
-    def __iter__(self) -> Iterator[Found]:
-        counts = Counter(key(without_suffix(place)) for place in self._urls)
-        for place in self._urls:
-            yield Found(place, counts[key(without_suffix(place))] > 1)
-
-    def name_of(self, place: Path) -> str:
-        return self._urls[place]
-
-    def report(self) -> None:
-        """There is nothing to tell of what is not pictures: it was not looked at."""

@@ -248,20 +248,20 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _merge(arguments: argparse.Namespace) -> int:
     """Add up the shards in a folder, and write beside them what one run would have written."""
-    start = time.perf_counter()
     total = merged(arguments.merge)
     check_output(arguments.merge)
-    return _tell(arguments.merge, total, "of shards, added up", time.perf_counter() - start)
+    return _tell(arguments.merge, total, "shards added up")
 
 
-def _tell(folder: Path, total: Sum, by: str, seconds: float) -> int:
-    """Print and write the figures of parts."""
+def _tell(folder: Path, total: Sum, by: str, seconds: float | None = None) -> int:
+    """Print and write the figures of parts; with `seconds` how long it took."""
     try:
         found = total.evaluation()
     except ValueError as error:
         raise CommandError(str(error)) from error
     print(f"{_told(total.of, found.settings)}; {by}\n\n{found}")
-    print(f"{found.pictures / seconds:.2f} pictures a second")
+    if seconds is not None:
+        print(f"{found.pictures / seconds:.2f} pictures a second")
     content = {name: total.of[name] for name in ("model", "data")}
     _write(folder, found, content)
     return 0
