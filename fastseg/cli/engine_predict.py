@@ -235,4 +235,9 @@ class _Pictures:
             if self.total == limit:
                 return
             self.total += 1
+            try:
+                path.encode()
+            except UnicodeEncodeError:
+                tell(path, "its name is no UTF-8, as engines want it: rename it")
+                continue
             yield Picture(path, file)

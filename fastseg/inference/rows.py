@@ -58,8 +58,18 @@ def schema() -> Any:
 
 
 def table_of(rows: Iterable[Mapping[str, Any]]) -> Any:
-    """An Arrow table of rows, in `schema`."""
-    return import_pyarrow().Table.from_pylist([dict(row) for row in rows], schema=schema())
+    """An Arrow table of rows, in `schema`.
+
+    Bytes of paths that are no UTF-8, which Arrow's strings cannot hold, become U+FFFD.
+    """
+    told = [{name: _utf_8(value) for name, value in row.items()} for row in rows]
+    return import_pyarrow().Table.from_pylist(told, schema=schema())
+
+
+def _utf_8(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return value
 
 
 def rows_like(batch: Any, rows: Sequence[Mapping[str, Any]], arrow: bool) -> Any:

@@ -35,8 +35,6 @@ from .workers import worker_count
 LABELS_ENDING = "_labels.png"
 
 _LONGEST_ERROR = 300
-# What a CPU says when memory is out; GPUs have an error of their own.
-_NO_MEMORY = "can't allocate memory"
 
 
 class Segmenter:
@@ -175,7 +173,7 @@ class Segmenter:
         Raises:
             KeyError: there is no column `path`.
             ValueError: with `output`, there is neither a column `file` nor `root`.
-            RuntimeError: the device fails, and would fail for all that follows.
+            RuntimeError: the device has failed, and computes nothing more.
         """
         rows = list(self._rows(rows_of(batch)))
         if self._receipts is not None:
@@ -214,7 +212,7 @@ class Segmenter:
         error = outcome.error
         if error is None:
             return row | outcome.result
-        if outcome.stage == MODEL and not _is_of_one(error):
+        if outcome.stage == MODEL and not _works(self._model):
             raise error
         return row | {"error": _short(first_line(error))}
 
@@ -321,11 +319,16 @@ def _below(path: str, root: str | None) -> str:
     raise ValueError(f"path: expected one below root, {root}, got {path}")
 
 
-def _is_of_one(error: Exception) -> bool:
-    """Return whether what the model raised is the fault of a picture, and the next may go well."""
-    if isinstance(error, RuntimeError):
-        return isinstance(error, torch.OutOfMemoryError) or _NO_MEMORY in str(error)
-    return True
+def _works(model: Any) -> bool:
+    """Return whether a model's device still computes, after an error: then it was of a picture.
+
+    A GPU that has failed, as by a wrong address, fails at everything until its process ends.
+    """
+    device = next(model.parameters()).device
+    try:
+        return device.type == "cpu" or torch.ones(2, device=device).sum().item() == 2
+    except RuntimeError:
+        return False
 
 
 def _short(reason: str) -> str:

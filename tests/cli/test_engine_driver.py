@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -137,6 +138,15 @@ def test_pictures_of_the_same_name_behind_urls(predict, many, tmp_path):
     found = UrlFiles([urls[0], f"fsspec+{urls[0]}"], "nowhere")
     names = [found.name_of(place) for place, _ in found]
     assert len(set(names)) == len(names) == 12
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are Unicode there")
+def test_a_name_that_is_no_utf_8(predict, many, capsys):
+    os.rename(many / "0" / "0.png", os.path.join(os.fsencode(many), b"caf\xe9.png"))
+    assert predict(many, "--engine", "ray") == 1
+    printed = capsys.readouterr()
+    assert "8 of 10 images segmented" in printed.out
+    assert "its name is no UTF-8" in printed.err
 
 
 def test_what_is_wrong_is_told_before(predict, many, tmp_path, capsys):

@@ -256,7 +256,9 @@ def test_a_full_disk(model_folder, pictures, tmp_path, monkeypatch):
 
 
 def test_what_the_model_raises(model_folder, pictures, monkeypatch):
-    """What is a picture's own fault is its row; a device that fails ends the work."""
+    """What is a picture's own fault is its row; a device that has failed ends the work."""
+    from fastseg.inference import segmenter as module
+
     real = Steps.label_maps
 
     failures: list[Exception] = []
@@ -280,8 +282,32 @@ def test_what_the_model_raises(model_folder, pictures, monkeypatch):
             "broken" not in path and "astronaut" not in path for path in paths
         ]
     failures.append(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    monkeypatch.setattr(module, "_works", lambda model: False)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         segmenter({"path": paths})
+
+
+def test_works():
+    from fastseg.inference.segmenter import _works
+
+    assert _works(torch.nn.Linear(1, 1))
+    assert not _works(torch.nn.Linear(1, 1, device="meta"))  # nothing can be had from it
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are Unicode there")
+def test_names_that_are_no_utf_8(model_folder, tmp_path):
+    name = os.path.join(os.fsencode(tmp_path), b"caf\xe9.png")
+    photo("coffee").save(tmp_path / "x.png")
+    os.rename(tmp_path / "x.png", name)
+    path = os.fsdecode(name)
+    options = {"device": "cpu", "receipts": tmp_path / "rows"}
+    segmenter = fastseg.Segmenter(model_folder, output=tmp_path / "out", **options)
+    found = segmenter({"path": [path, path + "absent"], "file": ["a.png", "b.png"]})
+    assert found["path"][0] == path
+    assert found["error"][0] is None
+    assert "No such file" in found["error"][1]
+    table = pq.read_table(tmp_path / "rows")
+    assert table["path"][0].as_py() == f"{tmp_path}/caf\N{REPLACEMENT CHARACTER}.png"
 
 
 def test_options_are_those_of_segment(model_folder, pictures):
