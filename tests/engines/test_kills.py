@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -44,6 +46,15 @@ storage.write_whole = write_whole
 """
 
 
+@pytest.fixture(autouse=True)
+def folder_of_ray(monkeypatch, environment):
+    """Sockets lie in it, whose paths are short."""
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    monkeypatch.setitem(environment, "RAY_FOLDER", folder)
+    yield
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture
 def changed(tmp_path, environment) -> Callable[[str], dict[str, str]]:
     """An environment in which `code` changes fastseg, in the actors too."""
@@ -71,12 +82,12 @@ def begin(
 ) -> subprocess.Popen:
     """The command in a process of its own, with a cluster of its own."""
     code = (
-        "import sys, tempfile, ray\n"
+        "import os, sys, ray\n"
         "for left in (2, 1, 0):\n"
         "    try:\n"
         "        ray.init(address='local', num_cpus=3, include_dashboard=False,\n"
         "            object_store_memory=100_000_000, _node_ip_address='127.0.0.1',\n"
-        "            _temp_dir=tempfile.mkdtemp(prefix='ray', dir='/tmp'),\n"
+        "            _temp_dir=os.environ['RAY_FOLDER'],\n"
         "            logging_level='ERROR', log_to_driver=False)\n"
         "        break\n"
         "    except Exception:\n"
