@@ -71,7 +71,6 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     line = shlex.join(["python", "-m", "bench", "engines", *argv])
     try:
-        # Sockets of Ray lie in a folder of its own, whose paths are short.
         with tempfile.TemporaryDirectory(prefix="fastseg-engines-") as scratch:
             rows = _measure(options, Path(scratch), line)
     except RuntimeError as error:
@@ -140,7 +139,7 @@ def _run(name: str, model: Path, folder: Path, output: Path, options: argparse.N
         command += ["--engine", "ray", "--num-actors", str(RAY_ACTORS[name]), "--address", "local"]
     packages = filter(None, (str(ROOT), os.environ.get("PYTHONPATH", "")))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(packages), "OMP_NUM_THREADS": "1"}
-    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "TMPDIR": "/tmp"}
+    environment["RAY_USAGE_STATS_ENABLED"] = "0"
     return used_by(command, _kind, environment, ROOT)
 
 

@@ -52,7 +52,7 @@ def cluster(environment) -> Iterator[None]:
     before = dict(os.environ)
     os.environ.update(environment)
     # Sockets lie in it, whose paths are short.
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    folder = tempfile.mkdtemp(prefix="ray")
     options = {"num_cpus": 3, "include_dashboard": False, "object_store_memory": 100_000_000}
     options |= {"_temp_dir": folder, "_node_ip_address": "127.0.0.1", "logging_level": "ERROR"}
     for left in (2, 1, 0):

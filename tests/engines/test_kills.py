@@ -49,7 +49,7 @@ storage.write_whole = write_whole
 @pytest.fixture(autouse=True)
 def folder_of_ray(monkeypatch, environment):
     """Sockets lie in it, whose paths are short."""
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    folder = tempfile.mkdtemp(prefix="ray")
     monkeypatch.setitem(environment, "RAY_FOLDER", folder)
     yield
     shutil.rmtree(folder, ignore_errors=True)
