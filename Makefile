@@ -11,6 +11,11 @@ TRANSFORMERS4 := $(VENV)/transformers4
 # build of torch; and torchvision changes what transformers does. So it too has a process of its own.
 SMP := $(VENV)/smp
 
+# Ray, and Dask, Daft and Spark (which needs Java): none is needed by anything else here, and what
+# else they need is installed.
+RAY := $(VENV)/ray
+ENGINES := $(VENV)/engines
+
 # The oldest Triton that is supported: tests marked "oldest" run on it once more.
 TRITON36 := $(VENV)/triton36
 
@@ -34,12 +39,14 @@ test: lint $(TRANSFORMERS4)/.done $(SMP)/.done
 	FASTSEG_TEST_HOSTS=smp PYTHONPATH=$(SMP) $(BIN)/pytest tests/models/hosts -m "not slow"
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/triton -m "not slow"
 
-# The rest, and the oldest Triton.
-test-all: test $(TRITON36)/.done
+# The rest, engines of many machines, and the oldest Triton.
+test-all: test $(TRITON36)/.done $(RAY)/.done $(ENGINES)/.done
 	$(BIN)/pytest -m slow
 	FASTSEG_TEST_HOSTS=transformers4 PYTHONPATH=$(TRANSFORMERS4) $(BIN)/pytest tests/models/hosts -m slow
 	FASTSEG_TEST_HOSTS=smp PYTHONPATH=$(SMP) $(BIN)/pytest tests/models/hosts -m slow
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/triton -m slow
+	PYTHONPATH=$(CURDIR)/$(RAY) $(BIN)/pytest tests/engines tests/cli/test_engine_options.py tests/bench/test_engines.py --numprocesses=0
+	PYTHONPATH=$(CURDIR)/$(ENGINES) $(BIN)/pytest tests/engines/test_other_engines.py --numprocesses=0
 	PYTHONPATH=$(TRITON36) TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/triton -m oldest
 	PYTHONPATH=$(TRITON36) $(BIN)/pytest tests/kernels -m oldest
 
@@ -90,6 +97,17 @@ $(TRANSFORMERS4)/.done: $(VENV)/.test
 $(SMP)/.done: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
 		--target $(SMP) segmentation-models-pytorch==0.6.0 timm==1.0.31 torchvision==0.16.2
+	touch $@
+
+$(RAY)/.done: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
+		--target $(RAY) ray==2.60.0 msgpack==1.2.4
+	touch $@
+
+$(ENGINES)/.done: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
+		--target $(ENGINES) dask==2026.8.0 cloudpickle==3.1.3 partd==1.4.2 locket==1.0.0 toolz==1.2.0 \
+		daft==0.6.14 pyspark==4.3.0 py4j==0.10.9.9
 	touch $@
 
 $(TRITON36)/.done: $(VENV)/.test

@@ -6,6 +6,7 @@ python -m bench hosts          other libraries' models before and after fastseg.
 python -m bench seggpt         SegGPT: forwards, label maps by prompts, post-processing, memory
 python -m bench training       training steps: time and memory
 python -m bench predict        folders of photographs by `fastseg predict`
+python -m bench engines        the same by Ray, with one and two actors, and by a plain loop
 python -m bench numerics       errors and label maps against float64
 python -m bench host-time      what a call costs before a GPU has anything to do
 python -m bench --compare REV  is the code here slower than a commit?
@@ -23,6 +24,7 @@ from collections.abc import Sequence
 _MODULES = {
     "compare": "compare",
     "compiles": "measure.compiles",
+    "engines": "engines",
     "gpu": "gpu.__main__",
     "host-time": "host_time",
     "plots": "report.pictures",

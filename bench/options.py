@@ -20,6 +20,10 @@ from .providers import BASELINE, PROVIDERS
 from .providers.training import PROVIDERS as TRAINING
 from .setting import DTYPES, VARIANTS, Setting
 
+# Of `bench engines`: providers, with the actors of Ray, and kinds of processes.
+LOOP = "a plain loop"
+RAY_ACTORS = {"Ray, 1 actor": 1, "Ray, 2 actors": 2}
+DRIVER, ACTOR, ENGINE = "driver", "actor", "Ray itself"
 RESULTS = ROOT / "bench" / "results"
 KINDS = ("forward", "end to end", "labels", "memory")
 MEMORY_SIZE = (1024, 2048)

@@ -31,6 +31,13 @@ UNITS = {
     "predict memory": "MB",
     "evaluate": "ms",  # a photograph by fastseg.evaluate, and what counting takes of it
     "search": "ms",  # until the first of so many pictures in folders is known
+    "engine": "ms",  # one more picture by an engine of many machines
+    "engine processor": "ms",  # processor time of all processes for it
+    "engine start": "s",  # before the first picture
+    "engine memory": "MB",
+    "engine bytes": "bytes",  # of a picture's receipt
+    "engine driver": "ms",  # of 1,000 pictures: finding them, reading their receipts
+    "engine driver memory": "bytes",  # of a picture
     "numerics": "share",  # how far from float64; one figure over all images
 }
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]{8,}\+00:00")

@@ -15,6 +15,7 @@ from fastseg.images.processor import SegformerImageProcessor
 from fastseg.inference.prompted import keep_prompt
 from fastseg.inference.result import Result
 from fastseg.inference.segment import segment
+from fastseg.inference.segmenter import Segmenter
 from fastseg.kernels import backend
 from fastseg.models.auto import PRESETS, from_preset, from_pretrained
 from fastseg.models.segformer.config import SegformerConfig
@@ -60,6 +61,7 @@ __all__ = [
     "SegformerForSemanticSegmentation",
     "SegformerImageProcessor",
     "SegformerModel",
+    "Segmenter",
     "accelerate",
     "backend",
     "evaluate",

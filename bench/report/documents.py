@@ -1,8 +1,7 @@
 """`python -m bench tables`: the tables of the committed rows, printed or put into files.
 
-    python -m bench tables                                    # print them all
-    python -m bench tables --rewrite README.md docs/benchmarks.md docs/cpu.md docs/numerics.md \\
-        docs/seggpt.md
+    python -m bench tables                                       # print them all
+    python -m bench tables --rewrite docs/benchmarks.md          # or any other page with tables
 
 A table stands between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`; TABLES has the names.
 """
@@ -17,6 +16,7 @@ from pathlib import Path
 from ..options import RESULTS
 from ..rows import Row, read_rows
 from . import tables
+from .engines import engines
 
 # What the README shows.
 _SETTING = ((512, 512), 1)
@@ -52,6 +52,7 @@ TABLES: dict[str, Table] = {
     "seggpt": tables.seggpt,
     "training": _on(True, tables.training),
     "predict": tables.predict,
+    "engines": engines,
     "host-time": tables.host_time,
     "numerics": tables.numerics,
     "plots": _on(True, _pictures),

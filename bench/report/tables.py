@@ -30,7 +30,9 @@ def markdown(rows: Sequence[Row]) -> str:
     """The tables of all kinds that `rows` have."""
     of_models = (forward, end_to_end, labels, memory, ops, hosts, seggpt, training)
     kinds = (*of_models, predict, host_time, numerics)
-    found = [table(rows) for table in kinds]
+    from .engines import engines  # which needs what is here
+
+    found = [table(rows) for table in (*kinds, engines)]
     return "\n\n".join(text for text in found if text != NO_ROWS)
 
 
@@ -79,7 +81,7 @@ def by_dtype(rows: Sequence[Row]) -> str:
         "Medians in ms from `pixel_values` to logits, and how many times as fast as transformers "
     )
     text += f"in float32, geometric mean. {_METHOD}"
-    return f"{markdown_table(cells, left=2)}\n\n{text}{_made(frame)}"
+    return f"{markdown_table(cells, left=2)}\n\n{text}{of_rows(frame)}"
 
 
 def memory(rows: Sequence[Row]) -> str:
@@ -213,7 +215,9 @@ def _of_hosts(frame: pd.DataFrame) -> str:
     columns = ["model", "", "of", "as it is", "accelerated", "gain", "fastseg's own"]
     text = "Medians in ms (p20 to p80); parity was checked first, and the models of a line ran in "
     text += f"turn in one process. {_checks(frame)}"
-    return f"{markdown_table(pd.DataFrame(lines, columns=columns), left=3)}\n\n{text}{_made(frame)}"
+    return (
+        f"{markdown_table(pd.DataFrame(lines, columns=columns), left=3)}\n\n{text}{of_rows(frame)}"
+    )
 
 
 def _figures(row: pd.Series) -> str:
@@ -272,7 +276,7 @@ def numerics(rows: Sequence[Row]) -> str:
     cells = cells.reset_index().replace({row.device: "CPU" for row in rows if row.on_cpu})
     height, width = frame["size"].iloc[0]
     text = f"{frames.all_of(frame, 'repeats')} scenes of {height}x{width}. "
-    return f"{markdown_table(cells, left=3)}\n\n{text}{_made(frame)}"
+    return f"{markdown_table(cells, left=3)}\n\n{text}{of_rows(frame)}"
 
 
 def seggpt(rows: Sequence[Row]) -> str:
@@ -305,7 +309,7 @@ def seggpt(rows: Sequence[Row]) -> str:
         "The least that a forward of 24 layers takes on an H200, derived by `bench/work.py` from "
     )
     text += f"its work in bfloat16 at 4.3 TB/s and 790 TFLOP/s, nothing has run there: {least}. "
-    return f"{markdown_table(cells, left=2)}\n\n{text}{_made(frame)}"
+    return f"{markdown_table(cells, left=2)}\n\n{text}{of_rows(frame)}"
 
 
 _CASES_OF_SEGGPT = {
@@ -347,7 +351,7 @@ def predict(rows: Sequence[Row]) -> str:
         counted = evaluated.set_index("provider")["p50"]
         text += f"Counting takes {number(counted['counting'])} of the "
         text += f"{number(counted['fastseg.evaluate'])} ms of a photograph in `fastseg.evaluate`. "
-    return f"{markdown_table(cells.rename(columns={'case': ''}))}\n\n{text}{_made(frame)}"
+    return f"{markdown_table(cells.rename(columns={'case': ''}))}\n\n{text}{of_rows(frame)}"
 
 
 def _with_baseline(frame: pd.DataFrame) -> list[tuple[float, float]]:
@@ -367,7 +371,7 @@ def host_time(rows: Sequence[Row]) -> str:
     text = "20 % quantiles, in us, of the quickest of 10 calls each, on one thread, in turn in "
     text += "processes of their own. Kernels are neither launched nor compiled. "
     cells = cells.rename(columns={"what": "", "provider": "commit"}).replace("fastseg", "this")
-    return f"{markdown_table(cells, left=2)}\n\n{text}{_made(frame)}"
+    return f"{markdown_table(cells, left=2)}\n\n{text}{of_rows(frame)}"
 
 
 _PARTS_OF_A_CALL = {
@@ -385,10 +389,11 @@ def _tables(frame: pd.DataFrame, table: Table, text: str, left: int = 1) -> str:
             found += [f"{setting}:", markdown_table(table(of_setting), left)]
         lower = frames.lower_precision(of_machine)
         star = "\\* computes in a lower precision, and is not taken as best: "
-        found.append(text + (f"{star}{lower}. " if lower else "") + _made(of_machine))
+        found.append(text + (f"{star}{lower}. " if lower else "") + of_rows(of_machine))
     return "\n\n".join(found) or NO_ROWS
 
 
-def _made(frame: pd.DataFrame) -> str:
+def of_rows(frame: pd.DataFrame) -> str:
+    """The machine, the versions and the commands that rows come from."""
     commands = ", ".join(f"`{command}`" for command in dict.fromkeys(frame["command"]))
     return f"{frames.machine_of(frame)}; {frames.versions_of(frame)}; by {commands}."

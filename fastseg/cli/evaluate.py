@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,33 @@ from tqdm import tqdm
 
 import fastseg
 from fastseg.datasets.masks import NUMBERINGS
-from fastseg.datasets.pictures import LabelledPictures, open_dataset
-from fastseg.evaluation.drawing import draw_confusion, draw_errors
-from fastseg.evaluation.evaluate import PLAIN
+from fastseg.evaluation.evaluate import PLAIN, evaluate_part
+from fastseg.evaluation.result import Evaluation
 
 from .classes import Classes, choose_classes
-from .files import Source, is_own, write_json, write_png
+from .engine import add_engine_options, check_engine_options
+from .evaluate_parts import (
+    NOT_WITH_ENGINE,
+    Sum,
+    evaluate_by_engine,
+    merged,
+    part_of,
+    shard_folder,
+)
+from .evaluate_work import (
+    CONFUSION,
+    METRICS,
+    check_output,
+    load_subject,
+    open_data,
+    options_of,
+    write_evaluation,
+)
+from .files import Source
+from .jobs import shard
 from .options import (
     DTYPES,
     EMBEDDED,
-    EMBEDDED_NAME,
     CommandError,
     add_device_options,
     add_tta_option,
@@ -32,9 +49,9 @@ from .options import (
     positive,
     quiet,
 )
-from .prompts import add_prompt_options, config_with_classes, keep_prompts
+from .prompts import add_prompt_options
 
-METRICS, CONFUSION, WORST = "metrics.json", "confusion.png", "worst-{:02d}.png"
+_WORST = 5  # pictures that are drawn
 
 _DESCRIPTION = f"""\
 Segments pictures that have masks, and tells how right the label maps are: IoU and accuracy of each
@@ -59,7 +76,9 @@ def add_parser(commands: Any) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", type=Path, metavar="DATA", help="a folder of pictures and masks")
+    parser.add_argument(
+        "data", type=Path, nargs="?", metavar="DATA", help="a folder of pictures and masks"
+    )
     parser.add_argument(
         "--model",
         metavar="DIR_OR_ID",
@@ -131,10 +150,24 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--worst",
         type=_count,
-        default=5,
         metavar="N",
-        help="draw the N pictures of the lowest mean IoU (default: 5)",
+        help="draw the N pictures of the lowest mean IoU (default: 5; none with --engine)",
     )
+    parser.add_argument(
+        "--shard",
+        type=shard,
+        metavar="I/N",
+        help="take every N-th picture alone, from the I-th, and write into a folder of its own in "
+        "--output: N machines with I from 1 to N do all, and then --merge adds up",
+    )
+    parser.add_argument(
+        "--merge",
+        type=Path,
+        metavar="DIR",
+        help="evaluate nothing: add up the shards in DIR, which was their --output; the figures "
+        "are those of one run, exactly",
+    )
+    add_engine_options(parser)
     parser.add_argument(
         "--quiet", action="store_true", help="tell results and failures alone: no notes, no bar"
     )
@@ -156,6 +189,11 @@ def _count(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    check_engine_options(arguments, NOT_WITH_ENGINE)
+    if (arguments.data is None) == (arguments.merge is None):
+        raise CommandError("DATA: expected it, or --merge DIR with the shards of an earlier run", 2)
+    if arguments.shard is not None and arguments.against is not None:
+        raise CommandError("--against: not with --shard, as differences do not add up", 2)
     if arguments.slide and arguments.slide[1] > arguments.slide[0]:
         raise CommandError("--slide: expected STRIDE to be at most CROP, or pixels are missed", 2)
     with quiet(arguments.quiet):
@@ -163,58 +201,81 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    _check_output(arguments.output)
-    data = _open(arguments)
+    if arguments.merge is not None:
+        return _merge(arguments)
+    whole = arguments.output
+    if arguments.shard is not None:
+        arguments.output = shard_folder(whole, arguments.shard)
+    check_output(arguments.output)
+    data = open_data(arguments)
     if arguments.model is None:
         note(f"using the embedded model, {EMBEDDED}, trained on drawn scenes only")
-    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
-    prompts = keep_prompts(arguments, model, processor)
-    config = model.config if prompts is None else config_with_classes(model.config, prompts)
-    against, other_processor = _load_other(arguments)
-    options: dict[str, Any] = {
-        "processor": processor,
-        "against": against,
-        "against_processor": other_processor,
-        "prompts": prompts,
-        "batch_size": arguments.batch_size,
-        "slide": tuple(arguments.slide) if arguments.slide else None,
-        "tta": arguments.tta,
-        "ignore_index": arguments.ignore,
-        "reduce_labels": {"auto": None, "on": True, "off": False}[arguments.reduce_labels],
-        "boundary": arguments.boundary,
-        "worst": arguments.worst,
-    }
+    subject = load_subject(arguments)
+    of = {"model": subject.name, "data": str(arguments.data), "data_kind": data.kind}
     start = time.perf_counter()
+    if arguments.engine is not None:
+        total, actors = evaluate_by_engine(arguments, subject)
+        return _tell(arguments.output, total, f"by {actors}", time.perf_counter() - start)
+    against, other_processor = _load_other(arguments)
+    options = options_of(arguments, subject)
+    options |= {"against": against, "against_processor": other_processor}
+    options["worst"] = _WORST if arguments.worst is None else arguments.worst
+    evaluate: Callable[..., Evaluation] = fastseg.evaluate
+    if arguments.shard is not None:
+        first, step = arguments.shard
+        data, evaluate = data.some(range(first - 1, len(data), step)), evaluate_part
     bar = {"unit": "image", "file": sys.stderr, "disable": True if arguments.quiet else None}
     with tqdm(total=len(data), **bar) as progress:
         try:
-            found = fastseg.evaluate(model, data, progress=progress.update, **options)
+            found = evaluate(subject.model, data, progress=progress.update, **options)
         except (OSError, ValueError, TypeError, ImportError) as error:
             raise CommandError(str(error)) from error
     seconds = time.perf_counter() - start
-    name = arguments.model or EMBEDDED_NAME
-    print(f"{_told(arguments, data, name, found)}\n\n{found}\n{_speed(found, seconds)}")
-    try:
-        written = _write(arguments, name, found, choose_classes(config))
-    except OSError as error:
-        raise CommandError(f"--output {arguments.output}: {first_line(error)}") from error
-    print("wrote " + ", ".join(map(str, written)))
+    told = _told(of, found.settings)
+    told += f"; against {arguments.against}" if arguments.against else ""
+    if arguments.against:
+        of["compared_with"] = arguments.against
+    del of["data_kind"]
+    if arguments.shard is not None:
+        of |= {"shard": list(arguments.shard), "data_kind": data.kind} | part_of(found)
+        print(f"{told}\n{found.pictures} pictures of shard {first}/{step}", end="")
+        print(f"; when all are done: fastseg evaluate --merge {whole}")
+    else:
+        print(f"{told}\n\n{found}\n{_speed(found, seconds)}")
+    _write(arguments.output, found, of, choose_classes(subject.config))
     return 0
 
 
-def _open(arguments: argparse.Namespace) -> LabelledPictures:
+def _merge(arguments: argparse.Namespace) -> int:
+    """Add up the shards in a folder, and write beside them what one run would have written."""
+    total = merged(arguments.merge)
+    check_output(arguments.merge)
+    return _tell(arguments.merge, total, "shards added up")
+
+
+def _tell(folder: Path, total: Sum, by: str, seconds: float | None = None) -> int:
+    """Print and write the figures of parts; with `seconds` how long it took."""
     try:
-        data = open_dataset(
-            arguments.data,
-            arguments.split,
-            split_file=arguments.split_file,
-            image_column=arguments.image_column,
-            label_column=arguments.label_column,
-            numbers=arguments.map,
-        )
-    except (OSError, ValueError, ImportError) as error:
+        found = total.evaluation()
+    except ValueError as error:
         raise CommandError(str(error)) from error
-    return data.first(arguments.limit) if arguments.limit else data
+    print(f"{_told(total.of, found.settings)}; {by}\n\n{found}")
+    if seconds is not None:
+        print(f"{found.pictures / seconds:.2f} pictures a second")
+    content = {name: total.of[name] for name in ("model", "data")}
+    _write(folder, found, content)
+    return 0
+
+
+def _write(
+    folder: Path, found: Evaluation, content: dict[str, Any], classes: Classes | None = None
+) -> None:
+    source = Source(Path(content["data"]).absolute())
+    try:
+        written = write_evaluation(folder, found, content, source, classes)
+    except OSError as error:
+        raise CommandError(f"--output {folder}: {first_line(error)}") from error
+    print("wrote " + ", ".join(map(str, written)))
 
 
 def _load_other(arguments: argparse.Namespace) -> tuple[Any, Any]:
@@ -227,9 +288,8 @@ def _load_other(arguments: argparse.Namespace) -> tuple[Any, Any]:
     return load_model(other, arguments.device, arguments.dtype)
 
 
-def _told(arguments: argparse.Namespace, data: LabelledPictures, name: str, found: Any) -> str:
+def _told(of: dict[str, Any], settings: Mapping[str, Any]) -> str:
     """What was evaluated, and how, in a line."""
-    settings = found.settings
     how = "whole pictures"
     if settings["mode"] == "slide":
         how = "windows of {} pixels, {} apart".format(*settings["slide"])
@@ -238,10 +298,8 @@ def _told(arguments: argparse.Namespace, data: LabelledPictures, name: str, foun
     labels = "labels lowered by one" if settings["reduce_labels"] else "labels as they are"
     ignored = settings["ignore_index"]
     where = f"{settings['dtype']} on {settings['device']}"
-    return (
-        f"{arguments.data} ({data.kind}), {name}, {where}: {how}; {labels}, "
-        + ("none ignored" if ignored is None else f"{ignored} ignored")
-        + (f"; against {arguments.against}" if arguments.against else "")
+    return f"{of['data']} ({of['data_kind']}), {of['model']}, {where}: {how}; {labels}, " + (
+        "none ignored" if ignored is None else f"{ignored} ignored"
     )
 
 
@@ -253,34 +311,3 @@ def _speed(found: Any, seconds: float) -> str:
     spent["counting"] = found.seconds["counting"]
     shares = ", ".join(f"{stage} {100 * one / seconds:.1f} %" for stage, one in spent.items())
     return f"{found.pictures / seconds:.2f} pictures a second: {shares}"
-
-
-def _check_output(folder: Path) -> None:
-    """Before hours of work, none of which could be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(f"--output {folder}: {first_line(error)}", 2) from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise CommandError(f"--output {folder}: no permission to write there")
-    for path in (folder / METRICS, folder / CONFUSION):
-        if path.exists() and not is_own(path):
-            raise CommandError(f"{path} is not fastseg's: choose another --output", 2)
-
-
-def _write(arguments: argparse.Namespace, name: str, found: Any, classes: Classes) -> list[Path]:
-    folder, source = arguments.output, Source(arguments.data.absolute())
-    content = {"model": name, "data": str(arguments.data)}
-    if arguments.against:
-        content["compared_with"] = arguments.against
-    write_json(folder / METRICS, content | found.to_dict(), source)
-    write_png(folder / CONFUSION, draw_confusion(found), source)
-    written = [folder / METRICS, folder / CONFUSION]
-    for path in folder.glob(WORST.replace("{:02d}", "*")):
-        if is_own(path):  # of an earlier run, which may have had more
-            path.unlink()
-    for index, picture in enumerate(found.worst):
-        path = folder / WORST.format(index + 1)
-        write_png(path, draw_errors(picture, classes.names, classes.colours), source)
-        written.append(path)
-    return written

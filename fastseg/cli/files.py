@@ -5,37 +5,34 @@ Outputs carry a mark, so that a later run neither takes them for inputs nor repl
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
 import re
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 import fastseg
+from fastseg.images.marked import (
+    SOFTWARE,
+    SOURCE_KEYWORD,
+    mark_of,
+    marks,
+    png_bytes,
+    write_whole,
+)
 
 from .remote import Remote
 
-SOFTWARE = "fastseg"
 LABELS, SCORES, JSON = "_labels.png", "_scores.png", ".json"
 POLYGONS, CUTOUT = "_polygons.geojson", "_cutout.png"
 # By the format of overlays.
 OVERLAYS = {"jpg": "_overlay.jpg", "png": "_overlay.png"}
 
-# The default level takes 4 times as long for a photograph, and saves a twelfth of the file.
-_PNG_LEVEL = 1
-_RUNS = 3  # zlib's Z_RLE: of label maps smaller and quicker than to look for repetitions
 _JPEG_QUALITY = 90
 _LONGEST_JPEG = 65500
-
-_SOURCE_KEYWORD = "fastseg-source"
 
 
 @dataclass(frozen=True)
@@ -53,8 +50,7 @@ class Source:
     def mark(self) -> str:
         """What tells the picture from others: a hash of its path, its URL or its content."""
         path = self.path
-        identity = path.identity if isinstance(path, Remote) else os.fsencode(path)
-        return hashlib.sha256(identity).hexdigest()
+        return mark_of(path.identity if isinstance(path, Remote) else path)
 
 
 @dataclass(frozen=True)
@@ -149,7 +145,7 @@ def read_mark(path: Path) -> str | None:
                 comment = info.get("comment", b"").decode("ascii")
                 info = dict(line.split("=", 1) for line in comment.splitlines())
             software = str(info.get("Software", "")).split(" ")[0]
-            mark = str(info.get(_SOURCE_KEYWORD, ""))
+            mark = str(info.get(SOURCE_KEYWORD, ""))
     except Exception:  # decoders meet files of others with errors of any class
         return None
     return mark if software == SOFTWARE else None
@@ -157,13 +153,8 @@ def read_mark(path: Path) -> str | None:
 
 def write_png(path: Path, image: Image.Image, source: Source, runs: bool = False) -> None:
     """Write a marked PNG, whole or not at all; with `runs` compressed by run lengths."""
-    mark = PngInfo()
-    for keyword, text in _marks(source).items():
-        mark.add_text(keyword, text)
-    options = {"pnginfo": mark, "compress_level": _PNG_LEVEL}
-    if runs:
-        options["compress_type"] = _RUNS
-    _write(path, lambda file: image.save(file, format="PNG", **options))
+    content = png_bytes(image, source.mark, runs)
+    write_whole(path, lambda file: file.write(content))
 
 
 def write_jpeg(path: Path, image: Image.Image, source: Source) -> None:
@@ -177,13 +168,9 @@ def write_jpeg(path: Path, image: Image.Image, source: Source) -> None:
             f"an overlay of {image.width}x{image.height} pixels, where a JPEG has at most "
             f"{_LONGEST_JPEG} a side; --overlay png"
         )
-    comment = "\n".join(f"{keyword}={text}" for keyword, text in _marks(source).items())
+    comment = "\n".join(f"{keyword}={text}" for keyword, text in marks(source.mark).items())
     options = {"quality": _JPEG_QUALITY, "comment": comment}
-    _write(path, lambda file: image.save(file, format="JPEG", **options))
-
-
-def _marks(source: Source) -> dict[str, str]:
-    return {"Software": f"{SOFTWARE} {fastseg.__version__}", _SOURCE_KEYWORD: source.mark}
+    write_whole(path, lambda file: image.save(file, format="JPEG", **options))
 
 
 def write_json(path: Path, content: Mapping[str, object], source: Source) -> None:
@@ -195,7 +182,7 @@ def write_json(path: Path, content: Mapping[str, object], source: Source) -> Non
         **content,
     }
     text = json_bytes(marked, indent=2)
-    _write(path, lambda file: file.write(text))
+    write_whole(path, lambda file: file.write(text))
 
 
 def json_bytes(content: Mapping[str, object], indent: int | None = None) -> bytes:
@@ -203,15 +190,3 @@ def json_bytes(content: Mapping[str, object], indent: int | None = None) -> byte
     text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
     # Bytes of names that are not UTF-8: escapes of them are valid JSON that many readers refuse.
     return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text).encode("utf-8")
-
-
-def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

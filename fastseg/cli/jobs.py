@@ -119,7 +119,7 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--shard",
-        type=_shard,
+        type=shard,
         default=(1, 1),
         metavar="I/N",
         help="take every N-th file alone, from the I-th: N machines with I from 1 to N do all",
@@ -141,7 +141,7 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _shard(text: str) -> tuple[int, int]:
+def shard(text: str) -> tuple[int, int]:
     """Option type: two integers, the first from 1 to the second."""
     parts = text.split("/")
     if len(parts) != 2 or not all(part.isdecimal() for part in parts):

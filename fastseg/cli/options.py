@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 import fastseg
+from fastseg.images.reasons import first_line
+from fastseg.images.storage import is_url
 from fastseg.inference.augmented import Views
 from fastseg.kernels.core.precision import FAST
 from fastseg.models.base import PreTrainedModel
@@ -56,6 +58,11 @@ def device(text: str) -> torch.device:
                 f"{text}: torch cannot compute there: {first_line(error)}"
             ) from error
     return found
+
+
+def place(text: str) -> Path | str:
+    """Option type: a path, or a URL as it stands."""
+    return text if is_url(text) else Path(text)
 
 
 def positive(text: str) -> int:
@@ -180,16 +187,6 @@ def _views(text: str) -> list[str | float]:
 def without_name(error: BaseException, name: str) -> str:
     """What an error says of the file or hub id `name`, which is told already."""
     return str(error).removeprefix(f"{name}: ")
-
-
-def first_line(error: BaseException) -> str:
-    """The reason an error gives, in one line; its class where that says more."""
-    reason = getattr(error, "strerror", None) or str(error)  # without the number and the path
-    reason = reason.strip().split("\n")[0]
-    telling = (OSError, ValueError, TypeError, RuntimeError, SyntaxError, ImportError)
-    if reason and isinstance(error, telling):
-        return reason
-    return ": ".join(filter(None, [type(error).__name__, reason]))
 
 
 def say(message: str) -> None:

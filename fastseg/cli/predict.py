@@ -6,10 +6,8 @@ import argparse
 import contextlib
 import itertools
 import os
-import sys
 import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,21 +15,23 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from fastseg.exporting.runtimes import RUNTIMES
 from fastseg.images.inputs import CHANNELS_LAST
 from fastseg.images.outlines import MISSING
 from fastseg.images.overlay import MAX_INDEXED
+from fastseg.images.packed import RLE, ZLIB
 from fastseg.images.palettes import DATASETS
+from fastseg.inference.prompted import PromptedSteps
 from fastseg.inference.scores import Wanted
 from fastseg.inference.steps import Steps
 from fastseg.kernels.core.precision import FAST
 
 from .classes import LABEL_IDS, choose_classes, find_classes
 from .coco import CocoFile
+from .engine import add_engine_options, check_engine_options
+from .engine_predict import NOT_WITH_ENGINE, predict_by_engine
 from .files import CUTOUT, JSON, LABELS, OVERLAYS, POLYGONS, SCORES, OutputPlan
-from .formats import CONVERT, HEIF_SUFFIXES, INSTALL_HEIF
 from .jobs import Jobs, add_job_options
 from .manifest import Manifest
 from .options import (
@@ -40,10 +40,10 @@ from .options import (
     CommandError,
     add_device_options,
     add_tta_option,
-    first_line,
     fraction,
     load_model,
     note,
+    place,
     positive,
     quiet,
     say,
@@ -52,7 +52,8 @@ from .prompts import add_prompt_options, config_with_classes, keep_prompts
 from .remote import MAX_MIB, REDIRECTS, SECONDS, Copies
 from .results import GREY, PALETTE, ResultWriter
 from .search import ImageFiles
-from .work import PromptedSteps, Stages, Tally, carry_out
+from .searched import check_output, report_search, tell
+from .work import Stages, Tally, carry_out
 
 NO_OVERLAY = "none"
 
@@ -101,10 +102,11 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=place,
         default=Path("output"),
         metavar="DIR",
-        help="folder to write to, made where absent (default: output)",
+        help="folder to write to, made where absent; with --engine a URL that pyarrow reaches too "
+        "(default: output)",
     )
     add_device_options(parser)
     parser.add_argument(
@@ -140,10 +142,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--labels",
-        choices=(PALETTE, GREY),
+        choices=(PALETTE, GREY, ZLIB, RLE),
         default=PALETTE,
         help="form of the label maps: indexed with the classes' colours, or grey; the pixel values "
-        "are the same (default: palette)",
+        "are the same; with --engine zlib and rle too, in the receipts (default: palette)",
     )
     parser.add_argument(
         "--map",
@@ -178,8 +180,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--overlay",
         choices=(*OVERLAYS, NO_OVERLAY),
-        default="jpg",
-        help="format of the overlays: jpg is much quicker to write than png (default: jpg)",
+        help="format of the overlays: jpg is much quicker to write than png (default: jpg; none "
+        "with --engine)",
     )
     parser.add_argument(
         "--no-overlay",
@@ -215,6 +217,7 @@ def add_parser(commands: Any) -> None:
         "lengths for each class",
     )
     add_job_options(parser)
+    add_engine_options(parser)
     parser.add_argument(
         "--max-pixels",
         type=positive,
@@ -230,6 +233,15 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    check_engine_options(arguments, NOT_WITH_ENGINE)
+    if arguments.engine is not None:
+        with quiet(arguments.quiet):
+            return predict_by_engine(arguments)
+    if not isinstance(arguments.output, Path):
+        raise CommandError(f"--output {arguments.output}: a URL only with --engine ray", 2)
+    if arguments.labels in (ZLIB, RLE):
+        raise CommandError(f"--labels {arguments.labels}: only with --engine ray", 2)
+    arguments.overlay = arguments.overlay or "jpg"
     with (
         quiet(arguments.quiet),
         _pixel_limit(arguments.max_pixels),
@@ -266,11 +278,11 @@ def _run(arguments: argparse.Namespace, copies: Copies) -> int:
     if os.path.exists(arguments.output) and not os.path.isdir(arguments.output):
         raise CommandError(f"--output {arguments.output}: not a folder", 2)
 
-    images = ImageFiles(arguments.paths, arguments.output, copies, _tell)
+    images = ImageFiles(arguments.paths, arguments.output, copies, tell)
     found = iter(images)
     some = list(itertools.islice(found, 1))
     if not some:
-        _report(images)
+        report_search(images)
         readable = " that can be read" if images.unreadable else ""
         raise CommandError(f"no images to segment{readable}")
     if arguments.model is None:
@@ -317,7 +329,7 @@ def _run(arguments: argparse.Namespace, copies: Copies) -> int:
         "channels": getattr(model.config, "num_channels", None),
         "raw": not processor.do_rescale,
     }
-    _check_output(arguments.output)
+    check_output(arguments.output)
     manifest = None
     if arguments.manifest is not None:
         manifest = Manifest(arguments.manifest, arguments.resume)
@@ -332,7 +344,7 @@ def _run(arguments: argparse.Namespace, copies: Copies) -> int:
     jobs = Jobs(itertools.chain(some, found), plan, reading, arguments, manifest)
     tally = Tally(manifest, coco)
     speed = carry_out(jobs, Stages(model, steps, writer, exact), tally, arguments, copies)
-    _report(images)
+    report_search(images)
     jobs.report()
     tally.report()
     total = jobs.total + images.unreadable.total()
@@ -347,36 +359,3 @@ def _run(arguments: argparse.Namespace, copies: Copies) -> int:
             say(f"--{option} {getattr(arguments, option)}: {file.error}")
             return 1
     return 1 if tally.done < total or images.missing else 0
-
-
-def _tell(place: str, reason: str) -> None:
-    tqdm.write(f"{place}: {reason}", file=sys.stderr)  # a progress bar stays whole
-
-
-def _report(images: ImageFiles) -> None:
-    if images.own:
-        note(f"{images.own} outputs of earlier runs left out")
-    if images.unreadable:
-        advice = CONVERT
-        if HEIF_SUFFIXES & images.unreadable.keys():
-            advice += f", or {INSTALL_HEIF}"
-        say(f"{_counted(images.unreadable)}: fastseg cannot read these formats; {advice}")
-    if images.skipped:
-        note(
-            f"files of other kinds left out: {_counted(images.skipped)} "
-            "(a file that is named itself is read whatever its kind)"
-        )
-
-
-def _counted(suffixes: Counter[str]) -> str:
-    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
-
-
-def _check_output(folder: Path) -> None:
-    """Before hours of work, none of which could be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(f"--output {folder}: {first_line(error)}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise CommandError(f"--output {folder}: no permission to write there")

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from fastseg.images.overlay import class_shares, label_image, overlay
+from fastseg.images.rasters import visible
 from fastseg.inference.result import Result
 from fastseg.inference.scores import IGNORED
 
@@ -28,7 +29,6 @@ from .files import (
     write_json,
     write_png,
 )
-from .rasters import visible
 
 # Forms of label maps: an indexed image with the classes' colours, and a grey one.
 PALETTE, GREY = "palette", "grey"

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fastseg.images.formats import UNREADABLE, is_searched_for
+
 from .files import LABELS, OVERLAYS, SCORES, is_own, key, place_of, without_suffix
-from .formats import UNREADABLE, is_searched_for
 from .options import first_line
 from .remote import Copies, Remote, is_remote
 

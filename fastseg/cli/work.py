@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import fastseg
-from fastseg.images.inputs import CHANNELS_LAST
 from fastseg.inference.pipeline import STAGES, WRITE, Outcome, Pipeline, Place
+from fastseg.inference.prompted import PromptedSteps
 from fastseg.inference.workers import worker_count
 
 from .coco import CocoFile
@@ -27,20 +26,6 @@ from .manifest import Manifest
 from .options import first_line, note
 from .remote import Copies, Remote
 from .results import ResultWriter
-
-
-class PromptedSteps:
-    """What `Steps` are, of `segment` with prompts: one step."""
-
-    def __init__(self, model: Any, **options: Any) -> None:
-        self._model, self._options = model, options
-
-    def prepare(self, image: Any, name: str) -> Any:
-        return image
-
-    def label_maps(self, images: Sequence[Any]) -> list[tuple[torch.Tensor, None]]:
-        options = {"input_data_format": CHANNELS_LAST, **self._options}
-        return [(labels, None) for labels in fastseg.segment(self._model, images, **options)]
 
 
 class _Given(NamedTuple):

@@ -76,8 +76,14 @@ class LabelledPictures:
 
     def first(self, count: int) -> LabelledPictures:
         """The first `count` of them."""
+        return self.some(range(len(self))[:count])
+
+    def some(self, indices: range) -> LabelledPictures:
+        """Those with these numbers, as of a shard, in the order of the numbers."""
         return LabelledPictures(
-            *(self.kind, self.names[:count], self._sources),
+            self.kind,
+            [self.names[index] for index in indices],
+            lambda index: self._sources(indices[index]),
             classes=self.classes,
             reduce_labels=self.reduce_labels,
             numbers=self._numbers,

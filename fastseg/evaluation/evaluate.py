@@ -92,6 +92,49 @@ def evaluate(
         dataset = open_dataset(dataset, split)
     elif split is not None:
         raise ValueError(f"split: expected None with a dataset that is no folder, got {split!r}")
+    return evaluate_part(
+        model,
+        dataset,
+        is_whole=True,
+        processor=processor,
+        batch_size=batch_size,
+        slide=slide,
+        tta=tta,
+        prompts=prompts,
+        num_labels=num_labels,
+        ignore_index=ignore_index,
+        reduce_labels=reduce_labels,
+        boundary=boundary,
+        against=against,
+        against_processor=against_processor,
+        worst=worst,
+        progress=progress,
+    )
+
+
+def evaluate_part(
+    model: Any,
+    dataset: Any,
+    *,
+    is_whole: bool = False,
+    processor: Any = None,
+    batch_size: int | None = None,
+    slide: Sequence[int | Sequence[int]] | None = None,
+    tta: Sequence[str | float] | None = None,
+    prompts: Sequence[Any] | None = None,
+    num_labels: int | None = None,
+    ignore_index: int | None = 255,
+    reduce_labels: bool | None = None,
+    boundary: bool = False,
+    against: Any = None,
+    against_processor: Any = None,
+    worst: int = 0,
+    progress: Callable[[int], object] | None = None,
+) -> Evaluation:
+    """What `evaluate` gives, of a part of a data set, which may have no picture and no label.
+
+    With `is_whole` neither is right.
+    """
     if isinstance(against, str) and against != PLAIN:
         raise ValueError(f"against: expected a model or {PLAIN!r}, got {against!r}")
     if not isinstance(worst, int) or worst < 0:
@@ -156,13 +199,14 @@ def evaluate(
                     found = PictureResult(of_image, iou, image, truth, labels[0].cpu().numpy())
                     kept = sorted([*kept, found], key=lambda one: one.mean_iou)[:worst]
             count += 1
-            if count == _EARLY and len(names) <= 2:
+            if is_whole and count == _EARLY and len(names) <= 2:
                 check_counted(runs[0].confusion, count, last=False)
         if progress is not None:
             progress(len(batch))
-    if not count:
-        raise ValueError("dataset: expected pictures, got none")
-    check_counted(runs[0].confusion, count, last=True)
+    if is_whole:
+        if not count:
+            raise ValueError("dataset: expected pictures, got none")
+        check_counted(runs[0].confusion, count, last=True)
 
     settings = {
         "mode": "whole" if slide is None else "slide",

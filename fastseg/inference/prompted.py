@@ -77,32 +77,26 @@ def keep_prompt(
     return prompt
 
 
-def segment_by_prompts(
+def keep_prompts(
     model: Any,
-    images: Any,
     prompts: Sequence[Any],
+    processor: Any,
     *,
     num_labels: int | None = None,
     embedding_type: str | None = None,
-    ensemble_rule: str = RULES[0],
-    processor: Any = None,
-    input_data_format: str | None = None,
-    dtype: torch.dtype = torch.int64,
-) -> list[torch.Tensor]:
-    """Label maps of images by prompts: see `segment`."""
+) -> list[SegGptPrompt]:
+    """Prompts, or pairs (image, mask), of which are made prompts of the same classes.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong, or the prompts differ in their kind.
+    """
     _check(model)
-    if ensemble_rule not in RULES:
-        raise ValueError(
-            f"ensemble_rule: expected one of {', '.join(RULES)}, got {ensemble_rule!r}"
-        )
     if isinstance(prompts, SegGptPrompt) or not isinstance(prompts, Sequence) or not prompts:
         raise ValueError(
             "prompts: expected a list of prompts of keep_prompt, or of pairs (image, mask), "
             f"got {prompts!r}"
         )
-    if processor is None:
-        processor = _processor_of(model)
-    elif not isinstance(processor, SegGptImageProcessor):
+    if not isinstance(processor, SegGptImageProcessor):
         got = type(processor).__name__
         raise TypeError(f"processor: expected a SegGptImageProcessor, got {got}")
     for index, one in enumerate(prompts):
@@ -133,6 +127,33 @@ def segment_by_prompts(
         values = [getattr(one, name) for one in kept]
         if len({*values}) > 1:
             raise ValueError(f"prompts: expected the same {name} of all, got {values}")
+    return kept
+
+
+def segment_by_prompts(
+    model: Any,
+    images: Any,
+    prompts: Sequence[Any],
+    *,
+    num_labels: int | None = None,
+    embedding_type: str | None = None,
+    ensemble_rule: str = RULES[0],
+    processor: Any = None,
+    input_data_format: str | None = None,
+    dtype: torch.dtype = torch.int64,
+) -> list[torch.Tensor]:
+    """Label maps of images by prompts: see `segment`."""
+    _check(model)
+    if ensemble_rule not in RULES:
+        raise ValueError(
+            f"ensemble_rule: expected one of {', '.join(RULES)}, got {ensemble_rule!r}"
+        )
+    if processor is None:
+        processor = _processor_of(model)
+    kept = keep_prompts(
+        model, prompts, processor, num_labels=num_labels, embedding_type=embedding_type
+    )
+    num_labels = kept[0].num_labels
     if num_labels is not None:
         Wanted(labels=dtype).check(num_labels + 1)
     labels = []
@@ -148,6 +169,20 @@ def segment_by_prompts(
             found = label_map(colours, size, kept[0].num_labels)
             labels.append(found.byte() if dtype == torch.uint8 else found)
     return labels
+
+
+class PromptedSteps:
+    """What `Steps` are, of `segment` with prompts: one step, with the options of that."""
+
+    def __init__(self, model: Any, **options: Any) -> None:
+        self._model, self._options = model, options
+
+    def prepare(self, image: Any, name: str) -> Any:
+        return image
+
+    def label_maps(self, images: Sequence[Any]) -> list[tuple[torch.Tensor, None]]:
+        options = {"input_data_format": CHANNELS_LAST, **self._options}
+        return [(labels, None) for labels in segment_by_prompts(self._model, images, **options)]
 
 
 def _check(model: Any) -> None:

@@ -206,7 +206,17 @@ def test_no_rows_is_said(page, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/benchmarks.md", "docs/cpu.md", "docs/numerics.md", "docs/seggpt.md"]
+    "name",
+    [
+        *(
+            "README.md",
+            "docs/benchmarks.md",
+            "docs/cpu.md",
+            "docs/distributed.md",
+            "docs/numerics.md",
+        ),
+        "docs/seggpt.md",
+    ],
 )
 def test_committed_tables_are_those_of_the_rows(name):
     rows = [one for path in sorted(RESULTS.glob("*.jsonl")) for one in read_rows(path)]

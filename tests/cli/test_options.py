@@ -115,7 +115,7 @@ def test_pictures_above_the_limit_name_the_option(predict, tmp_path, monkeypatch
 def test_help_tells_all_options(capsys):
     assert main(["predict", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for option in ("--labels {palette,grey}", "--map {labelIds}", "--classes NAMES"):
+    for option in ("--labels {palette,grey,zlib,rle}", "--map {labelIds}", "--classes NAMES"):
         assert option in shown
     for words in ("{ade20k,cityscapes,voc}", "--max-pixels N", "--quiet", "mps and xpu"):
         assert words in shown

@@ -15,7 +15,7 @@ from PIL import Image
 import fastseg
 from fastseg.cli import main
 from fastseg.cli.images import page_numbers, read_pages
-from fastseg.cli.rasters import visible
+from fastseg.images.rasters import visible
 from tests.cli.cli_cases import photo, read_labels, segmented, tree
 
 BANDS = 6

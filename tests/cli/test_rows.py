@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fastseg.cli import images
 from fastseg.cli.options import first_line
 from fastseg.cli.results import ResultWriter
+from fastseg.images import pages
 from fastseg.inference.steps import Steps
 from tests.cli.cli_cases import photo, tree
 
@@ -44,14 +44,14 @@ def three(tmp_path) -> Path:
 def break_(monkeypatch, step: str, error: Exception) -> None:
     """`step` raises `error` where it meets the picture that is to fail."""
     if step == "reading":
-        read = images.upright
+        read = pages.upright
 
         def fail_reading(image, *options):
             if image.size == BROKEN_SIZE:
                 raise error
             return read(image, *options)
 
-        monkeypatch.setattr(images, "upright", fail_reading)
+        monkeypatch.setattr(pages, "upright", fail_reading)
     elif step == "segmenting":
         label_maps = Steps.label_maps
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 import fastseg
 from fastseg.cli.files import read_mark
-from fastseg.cli.formats import IMAGE_SUFFIXES, RAW_SUFFIXES, UNREADABLE
 from fastseg.cli.images import page_numbers, read_pages
+from fastseg.images.formats import IMAGE_SUFFIXES, RAW_SUFFIXES, UNREADABLE
 from tests.cli.cli_cases import photo, tree
 
 ROOT = Path(fastseg.__file__).parents[1]

@@ -8,7 +8,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from fastseg.images.modes import Tell, values_to_8_bits
+from .modes import Tell, values_to_8_bits
 
 NO_PAGE = 0b101  # bits of NewSubfileType: a smaller version of another page, and a mask
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter of BigTIFF

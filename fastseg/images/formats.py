@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from PIL import Image
 
 # Formats that hold photographs and that Pillow reads. Folders are searched for these.
@@ -50,14 +48,8 @@ _NO_PICTURES = [
 ]
 
 
-def why_unreadable(path: Path) -> str:
-    """Why Pillow knows nothing of a file: what it is by its first bytes, or by its suffix.
-
-    Raises:
-        OSError: the file cannot be opened.
-    """
-    with open(path, "rb") as file:
-        start = file.read(64)
+def why_unreadable(start: bytes, suffix: str) -> str:
+    """Why Pillow knows nothing of a file: what it is by its first 64 bytes, or by its suffix."""
     if not start:
         return "an empty file"
     for beginning, what in _NO_PICTURES:
@@ -66,7 +58,6 @@ def why_unreadable(path: Path) -> str:
     for place, beginning, name in _CONTENTS:
         if start[place:].startswith(beginning):
             return cannot_read(name)
-    suffix = path.suffix.lower()
     return cannot_read(UNREADABLE[suffix]) if suffix in UNREADABLE else "no image that Pillow knows"
 
 
