@@ -30,6 +30,7 @@ NOT_RUN = {
     "make ": "sets up an environment of its own; CI runs them",
     "python -m bench": "measures for minutes; tests/bench runs it on less",
     "fastseg bench": "the same",
+    "fastseg predict photos/ --engine ray": "tests/engines runs engines, with their libraries",
     "fastseg tune": "needs a GPU",
     "pytest": "the tests themselves",
     "TRITON_INTERPRET=1 pytest": "the tests themselves",
@@ -47,7 +48,10 @@ NOT_RUN = {
 EMBEDDED = ROOT / "fastseg" / "demo" / "assets" / "scenes-b0"
 _COMMAND = re.compile(r"(?:[A-Z0-9_]+=\S* )*(?:fastseg|python3?|make|pip|git|pytest|cd|docker)\b")
 ADE20K = dataset("ade20k").names
-WITH_CODE = [path for path in DOCUMENTS if Document.read(path).blocks]
+# Engines' own is run by tests/engines, with their libraries.
+WITH_CODE = [
+    path for path in DOCUMENTS if Document.read(path).blocks and path.stem != "distributed"
+]
 
 
 def why_not(text: str) -> str | None:
