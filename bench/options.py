@@ -71,7 +71,7 @@ _DESCRIPTIONS = {
 
 _OTHERS = (
     f"Other benchmarks, each with a --help of its own: {', '.join(filter(None, _DESCRIPTIONS))}, "
-    "predict, host-time, gpu, compiles; tables and plots write documents from the rows."
+    "predict, engines, host-time, gpu, compiles; tables and plots write documents from the rows."
 )
 
 
