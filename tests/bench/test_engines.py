@@ -49,7 +49,7 @@ def test_processes(tmp_path):
     [
         ("ray::MapWorker(MapBatches(Segmenter)).submit", ACTOR),
         ("ray::IDLE", ENGINE),
-        ("/x/raylet/raylet --raylet_socket_name=/tmp/ray/x", ENGINE),
+        ("/x/raylet/raylet --raylet_socket_name=/x/socket", ENGINE),
         ("python -m fastseg predict photos --engine ray", DRIVER),
         ("python -c import fastseg segmenter = fastseg.Segmenter( model)", DRIVER),
     ],
