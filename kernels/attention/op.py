@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from ..blocks.linear import linear
-from ..blocks.onednn import add_residual, dense, dense_residual
+from ..blocks.onednn import add_residual, dense, dense_residual, normalize
 from ..blocks.tokens import mix_channels, unmix_channels
 from ..core.checks import check_matrix, check_parameter, check_wide, common_reason
 from ..core.configurations import look_up
@@ -163,7 +163,7 @@ class SrAttentionWeights(Weights):
 def eager(x: torch.Tensor, height: int, width: int, weights: SrAttentionWeights) -> torch.Tensor:
     """The eager twin; it needs no sums."""
     batch, tokens, channels = x.shape
-    normalized = F.layer_norm(x, (channels,), eps=weights.eps)
+    normalized = normalize(x, weights.eps)
     reduced = normalized
     if weights.sr_ratio > 1:
         assert weights.sr_weight is not None
@@ -176,7 +176,7 @@ def eager(x: torch.Tensor, height: int, width: int, weights: SrAttentionWeights)
             affine = torch.addcmul(weights.norm_bias, normalized, weights.norm_weight)
             reduced = reduce_tokens(mix_channels(affine), height, width, *convolution)
             reduced = unmix_channels(reduced)
-        reduced = F.layer_norm(reduced, (channels,), eps=weights.sr_eps)
+        reduced = normalize(reduced, weights.sr_eps)
     key, value = dense(reduced, weights.key_value_weight).chunk(2, dim=-1)
 
     if weights.num_heads == 1:

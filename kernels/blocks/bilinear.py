@@ -115,6 +115,15 @@ def row_shares(rows: Neighbours, source_size: int) -> torch.Tensor:
     return shares
 
 
+def source_window(begin: int, end: int, size: int, source_size: int) -> tuple[int, int]:
+    """Source positions [first, last) that positions `begin` to `end` of `size` have shares in."""
+    scale = source_size / size
+    margin = source_size * 2.0**-22  # more than positions in float32 are off
+    first = max(math.floor((begin + 0.5) * scale - 0.5 - margin), 0)
+    last = min(math.floor((end - 0.5) * scale - 0.5 + margin) + 2, source_size)
+    return first, last
+
+
 def share_rows(
     grid: torch.Tensor, shares: torch.Tensor, top: int, bottom: int, width: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,11 +139,7 @@ def share_rows(
         shares (bottom - top, n), and the n rows of `grid` that they are of, resized to `width`
         columns, (B, n, width * C).
     """
-    source_size = grid.shape[1]
-    scale = source_size / len(shares)
-    margin = source_size * 2.0**-22  # more than positions in float32 are off
-    first = max(math.floor((top + 0.5) * scale - 0.5 - margin), 0)
-    last = min(math.floor((bottom - 0.5) * scale - 0.5 + margin) + 2, source_size)
+    first, last = source_window(top, bottom, len(shares), grid.shape[1])
     widened = F.interpolate(
         grid[:, first:last].permute(0, 3, 1, 2),
         size=(last - first, width),

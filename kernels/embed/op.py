@@ -110,12 +110,25 @@ def eager(
         feature_map = (feature_map * scale).add_(offset).to(weights.weight.dtype)
     # Left to itself, a convolution of contiguous pixels answers in NCHW and costs a transpose.
     feature_map = feature_map.contiguous(memory_format=torch.channels_last)
-    embedded = F.conv2d(
-        feature_map, weights.weight, weights.bias, stride=weights.stride, padding=weights.padding
-    )
+    embedded = _convolve(feature_map, weights)
     batch, channels, height, width = embedded.shape
     tokens = embedded.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
     return F.layer_norm(tokens, (channels,), weights.norm_weight, weights.norm_bias, weights.eps)
+
+
+def _convolve(feature_map: torch.Tensor, weights: PatchEmbedWeights) -> torch.Tensor:
+    weight, bias = weights.weight, weights.bias
+    stride, padding = weights.stride, weights.padding
+    if (
+        feature_map.dtype == torch.bfloat16
+        and feature_map.is_cpu
+        and not torch.compiler.is_compiling()
+        and weights.output_size(feature_map.shape[3]) == 1
+    ):
+        # To a grid of width 1 torch 2.13 reads memory that nobody has set, where a CPU has AMX.
+        feature_map, weight, bias = feature_map.float(), weight.float(), bias.float()
+        return F.conv2d(feature_map, weight, bias, stride=stride, padding=padding).bfloat16()
+    return F.conv2d(feature_map, weight, bias, stride=stride, padding=padding)
 
 
 def _empty_output(feature_map: torch.Tensor, weights: PatchEmbedWeights) -> torch.Tensor:

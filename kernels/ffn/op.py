@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from ..blocks.activations import ACTIVATIONS
 from ..blocks.bilinear import image_stripes
 from ..blocks.linear import linear
-from ..blocks.onednn import dense, dense_residual
+from ..blocks.onednn import dense, dense_residual, depthwise_activated, normalize
 from ..blocks.primitives import matmul_precision
 from ..core.checks import autocasts, check_matrix, check_parameter, check_wide, common_reason
 from ..core.configurations import Config, look_up, product
@@ -116,7 +116,6 @@ def eager(
     """The eager twin."""
     batch, _, channels = x.shape
     hidden_channels = weights.fc1_weight.shape[0]
-    activate = ACTIVATIONS[weights.activation]
     groups = _channel_groups(x, weights)
     row_bytes = width * hidden_channels * x.element_size()
     if len(groups) > 1:
@@ -133,11 +132,10 @@ def eager(
             above, below = max(top - 1, 0), min(bottom + 1, height)
             source, target = grid[images, above:below], grid[images, top:bottom]
             rows = slice(top - above, bottom - above)
-        normalized = F.layer_norm(source, (channels,), eps=weights.eps)
+        normalized = normalize(source, weights.eps)
         for weight_1, bias_1, taps, tap_bias, weight_2, bias_2 in groups:
-            hidden = dense(normalized, weight_1, bias_1).permute(0, 3, 1, 2)
-            hidden = F.conv2d(hidden, taps, tap_bias, padding=1, groups=len(taps))
-            hidden = activate(hidden[:, :, rows].permute(0, 2, 3, 1))
+            hidden = dense(normalized, weight_1, bias_1)
+            hidden = depthwise_activated(hidden, taps, tap_bias, weights.activation, rows)
             target = dense_residual(hidden, weight_2, bias_2, target)
         if len(stripes) == 1:
             output = target

@@ -1,16 +1,12 @@
-"""What makes a CPU fast, in graphs and outside: whole ops, oneDNN's products, stripes, groups."""
+"""What makes a CPU fast, in graphs and outside: whole ops, stripes, groups of channels."""
 
 from __future__ import annotations
 
 import copy
-import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd import forward_ad
-from torch.utils.flop_counter import FlopCounterMode
 
 import fastseg
 from fastseg.kernels import MixFfnWeights, mix_ffn, upsample_argmax
@@ -21,7 +17,6 @@ from fastseg.kernels.blocks.bilinear import (
     row_shares,
     share_rows,
 )
-from fastseg.kernels.blocks.onednn import dense, dense_residual
 from fastseg.kernels.ffn import op
 from tests.half_precision import half_limit
 from tests.model_cases import SMALL, relative_error, tiny_model
@@ -193,117 +188,6 @@ def test_labels_of_a_compiled_graph(classes, dtype):
     assert result.dtype == dtype
     assert clear.float().mean() > 0.99
     assert torch.equal(result.long()[clear], resized.argmax(1)[clear])
-
-
-# oneDNN's matrix products
-
-
-def linear_case(rows=(3, 5), inputs=24, outputs=20):
-    return torch.randn(*rows, inputs), torch.randn(outputs, inputs), torch.randn(outputs)
-
-
-@pytest.mark.parametrize("rows", [(7,), (2, 5), (2, 3, 4), (0, 5)])
-def test_products(rows):
-    x, weight, bias = linear_case(rows)
-    residual = torch.randn(*rows, 20)
-    kept = residual.clone()
-    expected = F.linear(x.double(), weight.double(), bias.double())
-    torch.testing.assert_close(dense(x, weight, bias).double(), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(
-        dense(x, weight).double(), expected - bias.double(), rtol=1e-5, atol=1e-5
-    )
-    total = dense_residual(x, weight, bias, residual)
-    torch.testing.assert_close(total.double(), expected + kept.double(), rtol=1e-5, atol=1e-5)
-    assert torch.equal(residual, kept)
-
-
-def test_products_of_slices_and_transposes():
-    x, weight, bias = linear_case(inputs=48, outputs=40)
-    residual = torch.randn(5, 3, 20).transpose(0, 1)
-    for rows in (x[..., ::2], x[..., :24], torch.randn(5, 24, 3).permute(2, 0, 1)):
-        for matrix in (weight[:20, :24], weight[::2, ::2], torch.randn(24, 20).t()):
-            for vector in (bias[::2], bias[:20], None):
-                wide = None if vector is None else vector.double()
-                expected = F.linear(rows.double(), matrix.double(), wide)
-                result = dense(rows, matrix, vector).double()
-                torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
-                result = dense_residual(rows, matrix, vector, residual).double()
-                expected = expected + residual.double()
-                torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_products_keep_gradients_tangents_and_transforms():
-    x, weight, bias = linear_case()
-    residual, tangent = torch.randn(3, 5, 20), torch.randn(3, 5, 24)
-    weight.requires_grad_(True)
-    dense_residual(x, weight, bias, residual).sum().backward()
-    torch.testing.assert_close(weight.grad, x.sum((0, 1)).expand(20, -1))
-    weight = weight.detach()
-    with forward_ad.dual_level():
-        dual = dense(forward_ad.make_dual(x, tangent), weight, bias)
-        torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, F.linear(tangent, weight))
-    per_row = torch.func.vmap(dense, in_dims=(0, None, None))(x, weight, bias)
-    torch.testing.assert_close(per_row, F.linear(x, weight, bias))
-    _, result = torch.func.jvp(lambda t: dense(t, weight, bias), (x,), (tangent,))
-    torch.testing.assert_close(result, F.linear(tangent, weight))
-
-
-def test_products_in_other_dtypes_and_under_autocast():
-    x, weight, bias = linear_case()
-    for dtype in (torch.float64, torch.bfloat16, torch.float16):
-        arguments = [tensor.to(dtype) for tensor in (x, weight, bias)]
-        result, expected = dense(*arguments), F.linear(*(tensor.double() for tensor in arguments))
-        assert result.dtype == dtype
-        assert not onednn._runs(*arguments)
-        bound = 1e-15 if dtype == torch.float64 else torch.finfo(dtype).eps
-        assert relative_error(result, expected) <= bound
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert dense(x, weight, bias).dtype == torch.bfloat16
-        total = dense_residual(x, weight, bias, torch.zeros(3, 5, 20))
-    assert total.dtype == torch.float32
-
-
-def test_products_of_fake_tensors():
-    x, weight, bias = linear_case()
-    with FakeTensorMode() as mode, torch.no_grad():
-        x, weight, bias, residual = map(mode.from_tensor, (x, weight, bias, torch.zeros(3, 5, 20)))
-        assert dense(x, weight, bias).shape == (3, 5, 20)
-        assert dense_residual(x, weight, bias, residual).shape == (3, 5, 20)
-
-
-def test_products_are_counted_by_counters_and_left_to_aten_on_request(monkeypatch):
-    x, weight, bias = linear_case()
-    with FlopCounterMode(display=False) as counter:
-        dense(x, weight, bias)
-    assert counter.get_total_flops() == 2 * 15 * 24 * 20
-    called = []
-    monkeypatch.setattr(
-        "fastseg.kernels.blocks.onednn.F.linear", lambda *tensors: called.append(1) or tensors[0]
-    )
-    dense(x, weight, bias)
-    assert bool(called) != onednn._FAST
-    called.clear()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of TF32, which is not touched
-        with torch.backends.mkldnn.flags(enabled=False):
-            dense(x, weight, bias)
-    assert called
-
-
-def test_few_rows_are_left_to_aten(monkeypatch):
-    x, weight, bias = linear_case()
-    monkeypatch.setattr(onednn, "_FEWEST_ROWS", 16)
-    wanted = dense(x, weight, bias)
-    expected = F.linear(x.double(), weight.double(), bias.double())
-    torch.testing.assert_close(wanted.double(), expected, rtol=1e-5, atol=1e-5)
-    called = []
-    monkeypatch.setattr(
-        "fastseg.kernels.blocks.onednn.F.linear", lambda *tensors: called.append(1) or tensors[0]
-    )
-    dense(x, weight, bias)  # 15 rows
-    assert called == [1]
-    dense(torch.cat([x, x]), weight, bias)
-    assert len(called) == (1 if onednn._FAST else 2)
 
 
 # Stripes and groups

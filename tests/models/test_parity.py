@@ -65,9 +65,11 @@ def test_float32(shallow, size, batch):
             assert relative_error(result, reference) <= FP32_BOUND
 
 
-# A CPU without bfloat16 of its own takes most of a minute for the first, and five for larger ones.
+# The ratio of two errors is steady over several images: of one of 64x64 it is 0.9 to 1.25. A CPU
+# without bfloat16 of its own takes most of a minute for the first, and five for larger ones.
 @pytest.mark.parametrize(
-    ("batch", "size"), [pytest.param(*INPUTS[2], marks=pytest.mark.slow), *INPUTS[3:]]
+    ("batch", "size"),
+    [pytest.param(1, (261, 197), marks=pytest.mark.slow), (4, (64, 64)), (4, (33, 97))],
 )
 def test_bfloat16_is_as_close_as_transformers(shallow, size, batch):
     hf_model, model = shallow
