@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from .activations import ACTIVATIONS
+from .row_counts import row_count, with_rows
 
 _NAMES = ("_linear_pointwise", "_convolution_pointwise")
 _FAST = torch.backends.mkldnn.is_available() and all(
@@ -43,19 +44,32 @@ def add_residual(branch: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 def dense(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`F.linear`: (..., K) -> (..., N)."""
-    if _multiplies(x, weight, bias):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
+    if not _multiplies(x, weight, bias):
+        return F.linear(x, weight, bias)
+    multiply = torch.ops.mkldnn._linear_pointwise
+    rows = x.numel() // weight.shape[1]
+    count = row_count(rows, weight.shape, x.dtype)
+    if count == rows:
+        return multiply(x, weight, bias, "none", [], "")
+    padded = with_rows(x.reshape(rows, -1), count)
+    result = multiply(padded, weight, bias, "none", [], "")
+    return result[:rows].view(*x.shape[:-1], len(weight))
 
 
 def dense_residual(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor
 ) -> torch.Tensor:
     """`residual + F.linear(x, weight, bias)`, of the shape of `residual` (..., N)."""
-    if _multiplies(x, weight, bias, residual):
-        binary = torch.ops.mkldnn._linear_pointwise.binary
-        return binary(x, residual, weight, bias, "add")
-    return add_residual(F.linear(x, weight, bias), residual)
+    if not _multiplies(x, weight, bias, residual):
+        return add_residual(F.linear(x, weight, bias), residual)
+    multiply = torch.ops.mkldnn._linear_pointwise.binary
+    rows = x.numel() // weight.shape[1]
+    count = row_count(rows, weight.shape, x.dtype, "residual")
+    if count == rows:
+        return multiply(x, residual, weight, bias, "add")
+    padded, sums = (with_rows(part.reshape(rows, -1), count) for part in (x, residual))
+    result = multiply(padded, sums, weight, bias, "add")
+    return result[:rows].view(residual.shape)
 
 
 def relu_of_sum_(

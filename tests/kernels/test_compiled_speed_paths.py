@@ -34,7 +34,7 @@ def forget_graphs():
 @pytest.fixture(autouse=True)
 def small_inputs_count(monkeypatch):
     """What pays for large inputs alone is tested on small ones."""
-    monkeypatch.setattr(onednn, "_FEWEST_ROWS", 0)
+    monkeypatch.setattr(onednn, "_FEWEST_ROWS", 1)
     monkeypatch.setattr(onednn, "_FEWEST_VALUES", 0)
     monkeypatch.setattr(op, "_LEAST_GROUPED_BYTES", 0)
 

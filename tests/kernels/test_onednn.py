@@ -26,8 +26,8 @@ from tests.model_cases import relative_error
 @pytest.fixture(autouse=True)
 def small_inputs_count(monkeypatch):
     """What pays for large inputs alone is tested on small ones."""
-    monkeypatch.setattr(onednn, "_FEWEST_ROWS", 0)
-    monkeypatch.setattr(onednn, "_FEWEST_ROWS_HALF", 0)
+    monkeypatch.setattr(onednn, "_FEWEST_ROWS", 1)
+    monkeypatch.setattr(onednn, "_FEWEST_ROWS_HALF", 1)
     monkeypatch.setattr(onednn, "_FEWEST_VALUES", 0)
 
 
