@@ -7,7 +7,7 @@ python -m bench seggpt         SegGPT: forwards, label maps by prompts, post-pro
 python -m bench training       training steps: time and memory
 python -m bench predict        folders of photographs by `fastseg predict`
 python -m bench engines        the same by Ray, with one and two actors, and by a plain loop
-python -m bench numerics       errors and label maps against float64
+python -m bench numerics       each precision: mIoU, and errors against float64
 python -m bench host-time      what a call costs before a GPU has anything to do
 python -m bench --compare REV  is the code here slower than a commit?
 python -m bench gpu            all that is to be known of a machine with a GPU

@@ -66,7 +66,8 @@ _DESCRIPTIONS = {
     "seggpt": "Times SegGPT of the published widths, as transformers has it and accelerated.",
     "training": "Times a training step, and takes its memory: other libraries' models as they are "
     "trained, and by fastseg.",
-    "numerics": "Takes how far logits and labels of the embedded model are from float64.",
+    "numerics": "Takes the mIoU of the embedded model in each precision, and how far its logits "
+    "and labels are from float64.",
 }
 
 _OTHERS = (

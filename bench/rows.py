@@ -38,7 +38,7 @@ UNITS = {
     "engine bytes": "bytes",  # of a picture's receipt
     "engine driver": "ms",  # of 1,000 pictures: finding them, reading their receipts
     "engine driver memory": "bytes",  # of a picture
-    "numerics": "share",  # how far from float64; one figure over all images
+    "numerics": "share",  # mIoU, or how far from float64; one figure over all images
 }
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]{8,}\+00:00")
 STEPS = ("pre", "forward", "post")  # parts of "end to end", beside the whole

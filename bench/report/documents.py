@@ -17,6 +17,7 @@ from ..options import RESULTS
 from ..rows import Row, read_rows
 from . import tables
 from .engines import engines
+from .numerics import numerics
 
 # What the README shows.
 _SETTING = ((512, 512), 1)
@@ -54,7 +55,7 @@ TABLES: dict[str, Table] = {
     "predict": tables.predict,
     "engines": engines,
     "host-time": tables.host_time,
-    "numerics": tables.numerics,
+    "numerics": numerics,
     "plots": _on(True, _pictures),
     "gpu": _on(False, tables.forward),
     "gpu-end-to-end": _on(False, tables.end_to_end),

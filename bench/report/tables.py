@@ -29,10 +29,11 @@ def markdown_table(cells: pd.DataFrame, left: int = 1) -> str:
 def markdown(rows: Sequence[Row]) -> str:
     """The tables of all kinds that `rows` have."""
     of_models = (forward, end_to_end, labels, memory, ops, hosts, seggpt, training)
-    kinds = (*of_models, predict, host_time, numerics)
-    from .engines import engines  # which needs what is here
+    kinds = (*of_models, predict, host_time)
+    from .engines import engines  # which needs what is here, as the next
+    from .numerics import numerics
 
-    found = [table(rows) for table in (*kinds, engines)]
+    found = [table(rows) for table in (*kinds, numerics, engines)]
     return "\n\n".join(text for text in found if text != NO_ROWS)
 
 
@@ -260,23 +261,6 @@ def training(rows: Sequence[Row]) -> str:
     text = "Medians of a step: forward, loss, backward and AdamW; memory is that of a step above "
     text += "weights, gradients and AdamW's state, as torch's allocator counts it. "
     return _tables(frame, table, text + _METHOD, left=2)
-
-
-def numerics(rows: Sequence[Row]) -> str:
-    """A line for each dtype and provider: how far from float64."""
-    frame = frame_of(rows, "numerics")
-    if frame.empty:
-        return NO_ROWS
-    keys = ["dtype", "provider", "device"]
-    order = pd.MultiIndex.from_frame(frame[keys].drop_duplicates())
-    figures = frame.pivot(index=keys, columns="part", values="p50").loc[order]
-    parts = {"error": "{:.1e}", "differing": "{:.4%}", "shortfall": "{:.1e}"}
-    cells = pd.DataFrame({part: figures[part].map(text.format) for part, text in parts.items()})
-    cells = cells.rename(columns={"error": "error of the logits", "differing": "other class"})
-    cells = cells.reset_index().replace({row.device: "CPU" for row in rows if row.on_cpu})
-    height, width = frame["size"].iloc[0]
-    text = f"{frames.all_of(frame, 'repeats')} scenes of {height}x{width}. "
-    return f"{markdown_table(cells, left=3)}\n\n{text}{of_rows(frame)}"
 
 
 def seggpt(rows: Sequence[Row]) -> str:

@@ -13,6 +13,7 @@ from bench.machine import ROOT
 from bench.options import RESULTS
 from bench.providers import PROVIDERS
 from bench.report import documents, draw, pictures, tables
+from bench.report.numerics import numerics
 from bench.rows import append_rows, read_rows
 from tests.bench import cases
 from tests.bench.cases import BASE_MS, CPU_SPEED, GPU_NAME, row
@@ -94,8 +95,14 @@ def test_labels_memory_and_numerics():
     what = {"kind": "numerics", "case": "scenes-b0", "unit": "share", "baseline": "float64"}
     figures = {"error": 2.5e-7, "differing": 1e-6, "shortfall": 0.0}
     found = [row(v, "fastseg eager", part=part, **what) for part, v in figures.items()]
-    text = tables.numerics(found)
-    assert body(text) == [["float32", "fastseg eager", "CPU", "2.5e-07", "0.0001%", "0.0e+00"]]
+    line = ["float32", "fastseg eager", "CPU", "-", "0.0001%", "2.5e-07", "0.0e+00"]
+    assert body(numerics(found)) == [line]  # of rows from before there was a mIoU
+    found.append(row(0.91904, "fastseg eager", part="mIoU", **what))
+    exact = [row(v, dtype="float64", part=part, **what) for part, v in figures.items()]
+    text = numerics([*found, *exact, row(0.92, dtype="float64", part="mIoU", **what)])
+    first, second = body(text)
+    assert first[:4] == ["float64", "transformers eager", "CPU", "92.00%"]
+    assert second == [*line[:3], "91.90%", *line[4:]]
     assert "11 scenes of 512x512." in text
 
 

@@ -1,4 +1,4 @@
-"""`python -m bench` and its gates, `hosts` and `numerics`. No test depends on a time taken."""
+"""`python -m bench` and its gates, and `hosts`. No test depends on a time taken."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 import fastseg
 from bench import gates, options, setting, work
-from bench.measure import hosts, labels, memory, numerics, run
+from bench.measure import hosts, labels, memory, run
 from bench.providers import PROVIDERS
 from bench.rows import STEPS, read_rows
 from bench.setting import Setting
@@ -178,7 +178,7 @@ def test_memory_of_a_wrong_model_is_no_figure(path, capsys, monkeypatch):
     assert f"parity gate is red: {BASELINE}: relative RMS error" in capsys.readouterr().out
 
 
-# Hosts and numerics
+# Hosts
 
 
 @pytest.mark.parametrize(
@@ -230,24 +230,6 @@ def test_one_host_from_the_command_line(path):
     for row in found:
         assert (row.kind, row.host, row.mode) == ("host", "NVlabs structure", "eager")
         assert row.parity_error <= row.parity_gate == 2e-6
-
-
-def test_figures_of_numerics(monkeypatch):
-    monkeypatch.setattr(numerics, "SIZE", (4, 4))
-    reference = torch.zeros(1, 2, 4, 4, dtype=torch.float64)
-    reference[:, 0] = 2.0
-    logits, names = reference.float().clone(), torch.zeros(1, 4, 4, dtype=torch.int64)
-    logits[0, 1, 0, 0], names[0, 0, 1] = 4.0, 1
-    exact = numerics.compare(reference.float(), torch.zeros_like(names), reference)
-    one = numerics.compare(logits, names, reference)
-    assert numerics.summary([exact]) == {"error": 0, "differing": 0, "shortfall": 0}
-    # One of 16 logits, all 2, is wrong by 4; one of 16 pixels has the class whose logit is 0.
-    assert numerics.summary([one]) == {"error": 0.5, "differing": 1 / 16, "shortfall": 1.0}
-    assert numerics.summary([exact, one]) == {
-        "error": pytest.approx(0.5**1.5),
-        "differing": 1 / 32,
-        "shortfall": 1.0,
-    }
 
 
 def test_the_help_names_all_commands(capsys):
