@@ -24,6 +24,7 @@ from ..core.checks import KERNEL_DTYPES
 from ..core.configurations import Config, look_up, product
 from ..core.launch import ceil_div, launch
 from ..core.registry import Op, register
+from .borders import blend_borders, mixed_cells
 from .kernels import upsample_argmax_gather_kernel, upsample_argmax_kernel
 
 _MAX_UINT8_CLASSES = 256
@@ -31,9 +32,10 @@ _MAX_COLUMNS = 8  # pixels of a cell's row that one lane takes
 # From this share of cells on a border on it is as quick to blend all pixels: it was 0.5 to 0.85 for
 # 6 to 150 classes at 512x512 and 1162x2065 (one core of an AMD EPYC).
 _MOST_MIXED = 0.6
+# With more classes few of them are blended in a cell (borders.py): it pays up to here.
+_MANY_CLASSES, _MOST_MIXED_OF_MANY = 32, 0.9
 # Up to here one piece is the quickest: 1.8 ms for 2 classes at 512x512, against 2.9 in stripes.
 _FEW_CLASSES = 5
-_LOGITS_PER_CHUNK = 1 << 19
 
 
 def eager(logits: torch.Tensor, height: int, width: int, dtype: torch.dtype) -> torch.Tensor:
@@ -60,12 +62,12 @@ def eager(logits: torch.Tensor, height: int, width: int, dtype: torch.dtype) -> 
         return _all_pixels(grid, rows, width, dtype)
 
     labels = grid.max(dim=-1).indices
-    mixed = _mixed_cells(labels)
+    mixed = mixed_cells(labels)
     share = mixed.count_nonzero().item() / max(mixed.numel(), 1)
-    if share > _MOST_MIXED:
+    if share > (_MOST_MIXED if classes <= _MANY_CLASSES else _MOST_MIXED_OF_MANY):
         return _all_pixels(grid, rows, width, dtype)
     columns = bilinear_neighbours(width, grid.shape[2], grid.device, grid.dtype)
-    return _border_pixels(grid, labels.to(dtype), mixed, rows, columns)
+    return blend_borders(grid, labels.to(dtype), mixed, rows, columns)
 
 
 def _all_pixels(
@@ -81,60 +83,6 @@ def _all_pixels(
         stripe = upsample_rows(grid, rows, top, bottom, width)
         labels[:, top:bottom] = stripe.max(dim=-1).indices
     return labels
-
-
-def _mixed_cells(labels: torch.Tensor) -> torch.Tensor:
-    """Mask of the labels (B, h, w) that differ from a neighbour right, below or diagonal."""
-    right = torch.cat([labels[:, :, 1:], labels[:, :, -1:]], dim=2)
-    below = torch.cat([labels[:, 1:], labels[:, -1:]], dim=1)
-    differs_right = labels != right
-    differs_right_below = torch.cat([differs_right[:, 1:], differs_right[:, -1:]], dim=1)
-    return differs_right | differs_right_below | (labels != below)
-
-
-def _border_pixels(
-    grid: torch.Tensor,
-    labels: torch.Tensor,
-    mixed: torch.Tensor,
-    rows: Neighbours,
-    columns: Neighbours,
-) -> torch.Tensor:
-    """Spread `labels` over their cells, and blend all classes in the mixed cells alone.
-
-    A row of a cell is blended at its two ends, and between these for the columns of the cell: half
-    the time of blending pixel by pixel, from four positions each.
-    """
-    _, grid_height, grid_width, classes = grid.shape
-    height, width = len(rows.lower), len(columns.lower)
-    fine = labels.index_select(2, columns.lower).index_select(1, rows.lower)
-    # The columns of each cell in runs of `most`; that of a margin has half as many again.
-    most = ceil_div(width, grid_width)
-    counts = torch.bincount(columns.lower, minlength=grid_width)
-    runs = torch.div(counts + most - 1, most, rounding_mode="floor")
-    cells = torch.repeat_interleave(runs)  # of each run
-    before = most * (torch.arange(len(cells)) - (runs.cumsum(0) - runs)[cells])
-    steps = torch.arange(most)
-    # A shorter run has its first column again, which gets the same label twice.
-    steps = steps.where(steps < (counts[cells] - before)[:, None], 0)
-    places = ((counts.cumsum(0) - counts)[cells] + before)[:, None] + steps
-    mixed = mixed.index_select(2, cells)
-    image, y, x = mixed.index_select(1, rows.lower).nonzero(as_tuple=True)
-    logits, flat = grid.view(-1, classes), fine.view(-1)
-    chunk = max(1, _LOGITS_PER_CHUNK // (most * classes))
-    for start in range(0, len(x), chunk):
-        row, run, first = (index[start : start + chunk] for index in (y, x, image))
-        place, cell = places[run], cells[run]
-        upper = (first * grid_height + rows.lower[row]) * grid_width
-        lower = (first * grid_height + rows.upper[row]) * grid_width
-        down, across = rows.weight[row, None], columns.weight[place, None]
-        left, right = (
-            torch.lerp(logits[upper + side], logits[lower + side], down)
-            for side in (cell, columns.upper[place[:, 0]])
-        )
-        blended = torch.lerp(left[:, None], right[:, None], across)
-        pixels = ((first * height + row) * width)[:, None] + place
-        flat[pixels] = blended.max(dim=-1).indices.to(fine.dtype)
-    return fine
 
 
 def _cells_reason(grid: Sequence[int], size: Sequence[int]) -> str | None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fastseg.kernels import upsample_argmax
-from fastseg.kernels.labels import op
+from fastseg.kernels.labels import borders
 
 GRIDS = [(1, 1), (1, 7), (16, 16), (33, 9)]
 
@@ -110,8 +110,24 @@ def record_blends(monkeypatch) -> list[int]:
     return blended
 
 
+def test_of_many_classes_rivals_alone_are_blended(monkeypatch):
+    """Two half planes, and noise that cannot win; a class that is not a number wins everywhere."""
+    logits = 0.1 * torch.randn(1, 150, 10, 10)
+    logits[:, 3, :, :5] = 5
+    logits[:, 7, :, 5:] = 5
+    widths = []
+    ranked = borders._ranked
+    monkeypatch.setattr(borders, "_ranked", lambda r: widths.append(r.sum(1).max()) or ranked(r))
+    check(logits, (40, 44), tie=1e-5)
+    assert widths == [2]
+    logits[0, 60, 2, 5] = torch.nan
+    labels = upsample_argmax(logits, (40, 44))
+    resized = F.interpolate(logits, size=(40, 44), mode="bilinear", align_corners=False)
+    assert torch.equal(labels == 60, resized[:, 60].isnan())
+
+
 def test_chunks_and_stripes(monkeypatch):
-    monkeypatch.setattr(op, "_LOGITS_PER_CHUNK", 999)
+    monkeypatch.setattr(borders, "_LOGITS_PER_CHUNK", 999)
     monkeypatch.setattr("fastseg.kernels.blocks.bilinear.STRIPE_BYTES", 100)
     blended, resized = record_blends(monkeypatch), []
     interpolate = F.interpolate
