@@ -18,6 +18,7 @@ from ..rows import Row, read_rows
 from . import tables
 from .engines import engines
 from .numerics import numerics
+from .threads import by_threads
 
 # What the README shows.
 _SETTING = ((512, 512), 1)
@@ -39,12 +40,14 @@ def _on(cpu: bool, table: Table) -> Table:
 
 
 def _short(row: Row) -> bool:
-    return row.case in _VARIANTS and (row.size, row.batch) == _SETTING
+    is_shown = row.case in _VARIANTS and (row.size, row.batch) == _SETTING
+    return is_shown and row.threads != 1  # which "cpu-threads" has
 
 
 # By the name in the markers: from rows to what stands between them.
 TABLES: dict[str, Table] = {
     "cpu": _on(True, lambda rows: tables.by_dtype(list(filter(_short, rows)))),
+    "cpu-threads": by_threads,
     "forward": _on(True, tables.forward),
     "end-to-end": _on(True, tables.end_to_end),
     "labels": _on(True, tables.labels),

@@ -32,8 +32,9 @@ def markdown(rows: Sequence[Row]) -> str:
     kinds = (*of_models, predict, host_time)
     from .engines import engines  # which needs what is here, as the next
     from .numerics import numerics
+    from .threads import by_threads
 
-    found = [table(rows) for table in (*kinds, numerics, engines)]
+    found = [table(rows) for table in (*kinds, by_threads, numerics, engines)]
     return "\n\n".join(text for text in found if text != NO_ROWS)
 
 

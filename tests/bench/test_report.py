@@ -14,6 +14,7 @@ from bench.options import RESULTS
 from bench.providers import PROVIDERS
 from bench.report import documents, draw, pictures, tables
 from bench.report.numerics import numerics
+from bench.report.threads import by_threads
 from bench.rows import append_rows, read_rows
 from tests.bench import cases
 from tests.bench.cases import BASE_MS, CPU_SPEED, GPU_NAME, row
@@ -104,6 +105,31 @@ def test_labels_memory_and_numerics():
     assert first[:4] == ["float64", "transformers eager", "CPU", "92.00%"]
     assert second == [*line[:3], "91.90%", *line[4:]]
     assert "11 scenes of 512x512." in text
+
+
+def test_threads_beside_openvino_on_the_same_weights():
+    theirs = {"float32": "fastseg OpenVINO fp32", "bfloat16": "fastseg OpenVINO default"}
+    rows = [row(1.0, "fastseg eager", batch=8), row(2.0, "fastseg compiled")]
+    for threads, slower in ((1, 2.0), (2, 1.0)):
+        for case, ours, openvino in (("b0", 60.0, 50.0), ("b2", 250.0, 300.0)):
+            of_case = {"case": case, "threads": threads}
+            rows.append(row(8 * ours * slower, **of_case))
+            rows.append(row(ours * slower, "fastseg eager", **of_case))
+            rows.append(row(openvino * slower, theirs["float32"], **of_case))
+            rows.append(row(openvino * slower / 2, theirs["bfloat16"], **of_case))
+            rows.append(row(8 * ours, dtype="bfloat16", **of_case))
+            rows.append(row(ours, "fastseg eager", dtype="bfloat16", **of_case))
+    assert body(by_threads(rows)) == [
+        ["1", "float32", "fastseg", "120", "500", "1.00x"],
+        ["1", "float32", "fastseg in OpenVINO", "100", "600", "1.00x"],
+        ["1", "bfloat16", "fastseg", "60.0", "250", "1.00x"],
+        ["1", "bfloat16", "fastseg in OpenVINO", "50.0", "300", "1.00x"],
+        ["2", "float32", "fastseg", "60.0", "250", "1.00x"],
+        ["2", "float32", "fastseg in OpenVINO", "50.0", "300", "1.00x"],
+        ["2", "bfloat16", "fastseg", "60.0", "250", "2.00x"],
+        ["2", "bfloat16", "fastseg in OpenVINO", "25.0", "150", "1.00x"],
+    ]
+    assert by_threads(rows[:2]) == tables.NO_ROWS
 
 
 def test_hosts():
