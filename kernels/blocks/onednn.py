@@ -17,10 +17,13 @@ from .activations import ACTIVATIONS
 from .row_counts import row_count, with_rows
 
 _NAMES = ("_linear_pointwise", "_convolution_pointwise")
-_FAST = torch.backends.mkldnn.is_available() and all(
-    hasattr(torch.ops.mkldnn, name) for name in _NAMES
+_CAPABILITY = torch.backends.cpu.get_cpu_capability()
+_AVX512 = _CAPABILITY.startswith("AVX512")
+_FAST = (
+    torch.backends.mkldnn.is_available()
+    and all(hasattr(torch.ops.mkldnn, name) for name in _NAMES)
+    and _CAPABILITY.startswith("AVX")  # on other processors nothing was measured
 )
-_AVX512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 # Of a weight. With AVX2 alone MKL is as fast or faster (up to 1.2 times on one core of one EPYC,
 # 0.8 to 1 on another); but it copies the weight at each call, and 67 million values are too many.
 _FEWEST_VALUES = 0 if _AVX512 else 1 << 25
