@@ -20,6 +20,8 @@ _THEIRS = {"float32": "fastseg OpenVINO fp32", "bfloat16": "fastseg OpenVINO def
 def by_threads(rows: Sequence[Row]) -> str:
     """Two lines for each number of threads and dtype, a column a variant."""
     rows = [row for row in rows if row.on_cpu and (row.size, row.batch) == _SETTING]
+    last = max(((row.date, row.cpu) for row in rows), default=("", ""))
+    rows = [row for row in rows if row.cpu == last[1]]
     lines, shown = [], []
     for threads in sorted({row.threads for row in rows}):
         frame = frame_of([row for row in rows if row.threads == threads], "forward")

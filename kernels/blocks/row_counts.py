@@ -1,15 +1,16 @@
 """How many rows to give a product of oneDNN, which compiles its code for each number of them.
 
-That takes 0.1 to 0.5 ms, of which an image of a new size would pay for some fifty, and 0.5 MB
-each. So rows of a number that has not been of late are padded to one of four between two powers of
-two, which other sizes share; what comes back gets code of its own. Rows do not know each other: of
-576 products at random numbers of rows, padded and not, 575 gave the same bits.
+On a Xeon with AMX that takes 0.4 ms in float32 and 1.5 in bfloat16, and 0.6 MB, of which an image
+of a new size would pay for some fifty. So rows of a number that has not been of late are padded to
+one of four between two powers of two, which other sizes share; what comes back gets code of its
+own. Rows do not know each other: of 576 products at random numbers of rows, padded and not, 575
+gave the same bits.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Hashable
 
 import torch
@@ -22,17 +23,16 @@ class _Product:
     """The numbers of rows that a product had of late in a thread, and what became of the last."""
 
     def __init__(self) -> None:
-        self.recent: OrderedDict[int, None] = OrderedDict()
+        self.recent: deque[int] = deque(maxlen=_REMEMBERED)
         self.rows = self.count = 0
 
     def count_for(self, rows: int) -> int:
         if rows != self.rows:  # not the next layer of the same image
             came_back = rows in self.recent
             self.rows, self.count = rows, rows if came_back else rounded_up(rows)
-            self.recent[rows] = None
-            self.recent.move_to_end(rows)
-            if len(self.recent) > _REMEMBERED:
-                self.recent.popitem(last=False)
+            if came_back:
+                self.recent.remove(rows)
+            self.recent.append(rows)
         return self.count
 
 

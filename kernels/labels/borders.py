@@ -16,7 +16,7 @@ from ..core.launch import ceil_div
 
 _LOGITS_PER_CHUNK = 1 << 19
 # Up to which all classes are blended: to look for rivals would not pay.
-_FEW_CLASSES = 32
+FEW_CLASSES = 32
 # Cells with more rivals are blended by themselves, lest the others have as many.
 _FEW_RIVALS = 8
 
@@ -53,7 +53,7 @@ def blend_borders(
     numbers = torch.full_like(mixed, -1, dtype=torch.int64)
     of_run, places = _runs(columns, width)
     groups: list[tuple[torch.Tensor, torch.Tensor | None]]
-    if classes <= _FEW_CLASSES:
+    if classes <= FEW_CLASSES:
         groups = [(torch.ones_like(image, dtype=torch.bool), None)]
     else:
         chunk = max(1, _LOGITS_PER_CHUNK // classes)
@@ -101,7 +101,7 @@ def _rivals(logits: torch.Tensor, labels: torch.Tensor, corners: torch.Tensor) -
     bar = torch.maximum(of_winners.amin(1).amax(0), of_winners.mean(0).amin(0))[:, None]
     highest, *others = (logits.index_select(0, corner) for corner in corners)
     for other in others:
-        highest = torch.maximum(highest, other, out=highest)
+        highest = torch.maximum(highest, other)
     # Blending rounds: a class that is as good as equal stays in. So does all that has a NaN.
     return ~(highest < bar - of_winners.abs().amax((0, 1))[:, None] * 2.0**-20)
 

@@ -24,7 +24,7 @@ from ..core.checks import KERNEL_DTYPES
 from ..core.configurations import Config, look_up, product
 from ..core.launch import ceil_div, launch
 from ..core.registry import Op, register
-from .borders import blend_borders, mixed_cells
+from .borders import FEW_CLASSES, blend_borders, mixed_cells
 from .kernels import upsample_argmax_gather_kernel, upsample_argmax_kernel
 
 _MAX_UINT8_CLASSES = 256
@@ -33,7 +33,7 @@ _MAX_COLUMNS = 8  # pixels of a cell's row that one lane takes
 # 6 to 150 classes at 512x512 and 1162x2065 (one core of an AMD EPYC).
 _MOST_MIXED = 0.6
 # With more classes few of them are blended in a cell (borders.py): it pays up to here.
-_MANY_CLASSES, _MOST_MIXED_OF_MANY = 32, 0.9
+_MOST_MIXED_OF_MANY = 0.9
 # Up to here one piece is the quickest: 1.8 ms for 2 classes at 512x512, against 2.9 in stripes.
 _FEW_CLASSES = 5
 
@@ -64,7 +64,7 @@ def eager(logits: torch.Tensor, height: int, width: int, dtype: torch.dtype) -> 
     labels = grid.max(dim=-1).indices
     mixed = mixed_cells(labels)
     share = mixed.count_nonzero().item() / max(mixed.numel(), 1)
-    if share > (_MOST_MIXED if classes <= _MANY_CLASSES else _MOST_MIXED_OF_MANY):
+    if share > (_MOST_MIXED if classes <= FEW_CLASSES else _MOST_MIXED_OF_MANY):
         return _all_pixels(grid, rows, width, dtype)
     columns = bilinear_neighbours(width, grid.shape[2], grid.device, grid.dtype)
     return blend_borders(grid, labels.to(dtype), mixed, rows, columns)

@@ -1,4 +1,4 @@
-"""Half precision on a CPU against formulas in float64, over a grid of shapes.
+"""Ops of a model in half precision on a CPU against formulas in float64, over a grid of shapes.
 
 `python -m tests.kernels.cpu_formulas DTYPE` prints the shapes that fail; tests run it where oneDNN
 takes fewer instructions than the CPU has.

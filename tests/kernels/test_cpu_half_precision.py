@@ -1,4 +1,4 @@
-"""Half precision on a CPU: every op over a grid of shapes, also with fewer instructions."""
+"""Half precision on a CPU: a model's ops over a grid of shapes, also with fewer instructions."""
 
 from __future__ import annotations
 

@@ -126,6 +126,16 @@ def test_of_many_classes_rivals_alone_are_blended(monkeypatch):
     assert torch.equal(labels == 60, resized[:, 60].isnan())
 
 
+@pytest.mark.parametrize("classes", [9, 150])
+def test_logits_with_gradients_have_labels(classes):
+    logits = torch.zeros(1, classes, 10, 10)
+    logits[:, 3, :, :5] = 5
+    logits[:, 7, :, 5:] = 5
+    logits += 0.1 * torch.randn(1, classes, 10, 10)
+    expected = F.interpolate(logits.double(), size=(40, 40), mode="bilinear", align_corners=False)
+    assert torch.equal(upsample_argmax(logits.requires_grad_(), (40, 40)), expected.argmax(1))
+
+
 def test_chunks_and_stripes(monkeypatch):
     monkeypatch.setattr(borders, "_LOGITS_PER_CHUNK", 999)
     monkeypatch.setattr("fastseg.kernels.blocks.bilinear.STRIPE_BYTES", 100)
