@@ -12,7 +12,6 @@ import copy
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -182,27 +181,40 @@ def _label_maps(run: Run, what: dict[str, Any], layers: int) -> None:
     if model.dtype != torch.float32:
         single = copy.deepcopy(model).float()
         reference = paint(single, wide(prepared(), torch.float32))
-    gate = colours_gate(reference[0, :, side:], processor, gates.NETWORK_LABELS_BOUND)
-    if model.dtype != torch.float32:
-        gate = replace(gate, bound=gates.HALF_BOUND * gate.error(first))
+    theirs, exact = (colour_distances(one[0, :, side:], processor) for one in (painted, reference))
+    bound = max(gates.NETWORK_LABELS_BOUND, gates.HALF_BOUND * margin_error(theirs, exact))
+    gate = colours_gate(exact, bound)
     _time(run, what, functions, gate, first)
 
 
-def colours_gate(painted: torch.Tensor, processor: Any, bound: float) -> Gate:
-    """For label maps of one class, by what transformers' model paints in float32: (3, H, W).
-
-    Only where both colours are as near may a pixel be decided otherwise.
-    """
+def colour_distances(painted: torch.Tensor, processor: Any) -> torch.Tensor:
+    """Squared, of what is painted (3, H, W) from both colours of one class, of 255 squared."""
     mean, std = (
         torch.tensor(one)[:, None, None] for one in (processor.image_mean, processor.image_std)
     )
     colours = (255 * (painted.cpu().double() * std + mean)).clip(0, 255)
     palette = torch.tensor(processor.get_palette(1)).double()
-    distances = (colours - palette[:, :, None, None]).square().sum(1)
+    return (colours - palette[:, :, None, None]).square().sum(1) / 255**2
+
+
+def margin_error(distances: torch.Tensor, reference: torch.Tensor) -> float:
+    """How far off, at most, is by how much one colour is nearer than the other.
+
+    Whoever decides by `distances` chooses no colour that is farther off in `reference` by more.
+    """
+    margin, expected = (one[0] - one[1] for one in (distances, reference))
+    return (margin - expected).abs().max().item()
+
+
+def colours_gate(distances: torch.Tensor, bound: float) -> Gate:
+    """For label maps of one class, by the `colour_distances` of transformers' model in float32.
+
+    Only where both colours are as near may a pixel be decided otherwise.
+    """
 
     def error(labels: torch.Tensor) -> float:
         chosen = distances.gather(0, labels.cpu()[None].long())[0]
-        return (chosen - distances.amin(0)).max().item() / 255**2
+        return (chosen - distances.amin(0)).max().item()
 
     measure = "squared distance of the chosen colour above that of the nearest, of 255 squared"
     return Gate(measure, bound, error)

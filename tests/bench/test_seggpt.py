@@ -82,6 +82,19 @@ def test_what_is_wrong_gets_no_figure(small, monkeypatch):
     assert {one.provider for one in read_rows(small)} == {seggpt.BASELINE}
 
 
+@pytest.mark.slow
+def test_a_wrong_prompt_gets_no_figure_in_half_precision(small, monkeypatch):
+    keep = fastseg.keep_prompt
+    monkeypatch.setattr(
+        fastseg,
+        "keep_prompt",
+        lambda model, image, mask, **rest: keep(model, image, 1 - mask, **rest),
+    )
+    command = ["--cases", "kept-prompt", "--layers", "4", "--dtypes", "bfloat16", *ONE]
+    assert run.main([*command, "--output", str(small)], "seggpt") == 1
+    assert {one.provider for one in read_rows(small)} == {seggpt.BASELINE}
+
+
 @pytest.mark.parametrize("layers", [4, 24])
 def test_counts_of_a_forward(layers):
     """Twice the multiply-adds that torch counts of the plain path; on an H200 2.0 ms at least."""

@@ -259,7 +259,7 @@ def test_ctrl_c_ends_it_in_each_stage(stage, interruptible):
 
 
 def test_one_who_stops_early_waits_for_no_more_than_what_has_begun():
-    begun, written = [], []
+    begun, written, when_stopped = [], [], []
 
     def write(item, given, found):
         begun.append(item)
@@ -267,12 +267,14 @@ def test_one_who_stops_early_waits_for_no_more_than_what_has_begun():
         written.append(item)
 
     with make(write=write, workers=2) as pipeline:
+        pipeline._stack.callback(lambda: when_stopped.append(len(begun)))
+        pipeline._stack.callback(pipeline._stop)  # before the line above
         for outcome in pipeline.run(itertools.count()):
             if outcome.item == 5:
                 break
-        count = len(begun)
     assert not threads()
-    assert 6 <= len(written) <= count + 2  # two that had a place, and had not begun
+    assert sorted(begun) == sorted(written)
+    assert 6 <= len(written) <= when_stopped[0] + pipeline._threads  # each had one in its hands
     count = len(written)
     time.sleep(0.05)
     assert len(written) == count
