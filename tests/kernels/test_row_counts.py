@@ -21,9 +21,9 @@ def nothing_seen(monkeypatch):
 def test_few_numbers_serve_all():
     numbers = [row_counts.rounded_up(rows) for rows in range(1, 20_000)]
     assert all(number >= rows for rows, number in enumerate(numbers, 1))
-    assert max(number / rows for rows, number in enumerate(numbers, 1) if rows >= 16) < 1.25
-    assert len(set(numbers)) < 50
-    assert numbers[15:32] == [16, *[20] * 4, *[24] * 4, *[28] * 4, *[32] * 4]
+    assert max(number / rows for rows, number in enumerate(numbers, 1) if rows >= 64) < 4 / 3
+    assert len(set(numbers)) < 30
+    assert numbers[63:128] == [64, *[80] * 16, *[96] * 16, *[128] * 32]
 
 
 def test_what_comes_back_is_computed_as_it_is():
@@ -31,7 +31,7 @@ def test_what_comes_back_is_computed_as_it_is():
         return [row_counts.row_count(rows, "product") for rows in sizes]
 
     assert counts(1000, 1000, 900) == [1024, 1024, 1024], "an image's layers are one call"
-    assert counts(1000, 1000, 900, 33) == [1000, 1000, 900, 40]
+    assert counts(1000, 1000, 900, 33) == [1000, 1000, 900, 64]
     assert row_counts.row_count(1000, "another") == 1024
     assert counts(*range(2001, 2001 + row_counts._REMEMBERED), 1000)[-1] == 1024, "long ago"
     assert counts(512, 4096) == [512, 4096]
