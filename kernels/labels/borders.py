@@ -54,14 +54,19 @@ def blend_borders(
     of_run, places = _runs(columns, width)
     groups: list[tuple[torch.Tensor, torch.Tensor | None]]
     if classes <= FEW_CLASSES:
-        groups = [(torch.ones_like(image, dtype=torch.bool), None)]
+        groups = [(torch.arange(len(image)), None)]
     else:
         chunk = max(1, _LOGITS_PER_CHUNK // classes)
         rivals = torch.cat(
             [_rivals(logits, labels.view(-1), part) for part in corners.split(chunk, dim=1)]
         )
-        few = rivals.sum(1) <= _FEW_RIVALS
-        groups = [(cells, _ranked(rivals[cells])) for cells in (few, ~few) if cells.any()]
+        counts = rivals.sum(1, dtype=torch.int32)  # 0.4 of the time of int64
+        few = counts <= _FEW_RIVALS
+        groups = [
+            (cells, _ranked(rivals.index_select(0, cells), counts.index_select(0, cells)))
+            for cells in (kind.nonzero(as_tuple=True)[0] for kind in (few, ~few))
+            if len(cells)
+        ]
     for cells, ranked in groups:
         values = [_values(logits, corner[cells], ranked) for corner in corners]
         at = (image[cells], y[cells], x[cells])
@@ -106,12 +111,16 @@ def _rivals(logits: torch.Tensor, labels: torch.Tensor, corners: torch.Tensor) -
     return ~(highest < bar - of_winners.abs().amax((0, 1))[:, None] * 2.0**-20)
 
 
-def _ranked(rivals: torch.Tensor) -> torch.Tensor:
-    """Each cell's rivals in ascending order (cells, most of them); places left over repeat one."""
+def _ranked(rivals: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Each cell's rivals in ascending order (cells, most of them); places left over repeat one.
+
+    Args:
+        counts: of the rivals of each cell.
+    """
     cell, which = rivals.nonzero(as_tuple=True)
-    counts = rivals.sum(1)
-    rank = torch.arange(len(cell)) - (counts.cumsum(0) - counts)[cell]
-    ranked = which[counts.cumsum(0) - 1][:, None].repeat(1, int(counts.max()))
+    ends = counts.cumsum(0)
+    rank = torch.arange(len(cell)) - (ends - counts)[cell]
+    ranked = which[ends - 1][:, None].repeat(1, int(counts.max()))
     ranked[cell, rank] = which
     return ranked
 

@@ -43,10 +43,11 @@ def eager(logits: torch.Tensor, height: int, width: int, dtype: torch.dtype) -> 
     batch, classes, grid_height, grid_width = logits.shape
     if classes == 1:
         return torch.zeros(batch, height, width, dtype=dtype, device=logits.device)
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
+    is_half = logits.dtype in (torch.float16, torch.bfloat16)
+    wide = logits.float() if is_half else logits
     # A class masked by -inf would turn to NaN where it is blended.
-    logits = logits.clamp(min=torch.finfo(logits.dtype).min / 4)
+    least = torch.finfo(wide.dtype).min / 4
+    logits = wide.clamp_(min=least) if is_half else wide.clamp(min=least)
     few = classes <= _FEW_CLASSES
     # A graph that does not take the op whole has one form, for any size.
     if few or torch.compiler.is_compiling() or height * width < 4 * grid_height * grid_width:
