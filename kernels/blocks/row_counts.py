@@ -68,5 +68,5 @@ def with_rows(x: torch.Tensor, count: int) -> torch.Tensor:
     """(rows, K) as (count, K): more rows are zeros."""
     padded = x.new_empty(count, x.shape[1])
     padded[: len(x)] = x
-    padded[len(x) :] = 0
+    padded[len(x) :].zero_()
     return padded
