@@ -1,10 +1,10 @@
 """How many rows to give a product of oneDNN, which compiles its code for each number of them.
 
-On a Xeon with AMX that takes 0.4 ms in float32 and 1.5 in bfloat16, and 0.6 MB, of which an image
-of a new size would pay for some fifty. So rows of a number that has not been of late are padded to
-one of three from a power of two to the next, which other sizes share (with four it took as long,
-and more memory); what comes back gets code of its own. Rows do not know each other: of 576 products
-at random numbers of rows, padded and not, 575 gave the same bits.
+On a Xeon with AMX that takes 0.35 ms in float32 and 0.6 in bfloat16, as oneDNN tells, and 0.6 MB.
+An image of a new size would pay for some fifty. So rows of a number that has not been of late are
+padded to one of three from a power of two to the next, which other sizes share (with four it took
+as long, and more memory); what comes back gets code of its own. Rows do not know each other: of 576
+products at random numbers of rows, padded and not, 575 gave the same bits.
 """
 
 from __future__ import annotations
