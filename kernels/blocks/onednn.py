@@ -24,6 +24,8 @@ _FAST = (
     and all(hasattr(torch.ops.mkldnn, name) for name in _NAMES)
     and _CAPABILITY.startswith("AVX")  # on other processors nothing was measured
 )
+# ONEDNN_MAX_CPU_ISA can leave it less than the CPU has: in bfloat16 it then raises.
+_BFLOAT16 = _FAST and _AVX512 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 # Of a weight. With AVX2 alone MKL is as fast or faster (up to 1.2 times on one core of one EPYC,
 # 0.8 to 1 on another); but it copies the weight at each call, and 67 million values are too many.
 _FEWEST_VALUES = 0 if _AVX512 else 1 << 25
@@ -188,7 +190,7 @@ def plain_on_cpu(*tensors: torch.Tensor | None) -> bool:
         if with_gradients and tensor.requires_grad:
             return False
     return (
-        (dtype == torch.float32 or (dtype == torch.bfloat16 and _AVX512))
+        (dtype == torch.float32 or (dtype == torch.bfloat16 and _BFLOAT16))
         and not torch.is_autocast_enabled("cpu")
         and forward_ad._current_level < 0
         and torch._C._functorch.maybe_current_level() is None
